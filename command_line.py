@@ -1,0 +1,85 @@
+"""What every script of the suite does the same way: help pages, progress bars, errors and exit statuses.
+
+Exit statuses: 0 done, 1 the machine failed (disk full), 2 wrong input (one line on stderr names the file and
+the remedy), 130 Ctrl-C, 143 SIGTERM.
+"""
+import argparse
+import errno
+import os
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+VERSION = "1.0.0"
+
+
+class UserError(Exception):
+    """Wrong input. The message is one line that names the file or option and says what to do about it."""
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the line breaks of the script's docstring and appends each option's default."""
+
+    def _get_help_string(self, action):
+        if action.default is None or action.default is False or not action.option_strings:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def make_parser(docstring):
+    """Return an ArgumentParser whose help page is the script's docstring and which knows --version."""
+    parser = argparse.ArgumentParser(description=docstring.strip(), formatter_class=HelpFormatter, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
+    return parser
+
+
+def positive_int(text):
+    """argparse type: a whole number of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def true_or_false(text):
+    """argparse type: the words true and false, in any case."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() == "true"
+
+
+def progress_bar(iterable=None, **options):
+    """Return a tqdm bar on stderr; silent where stderr is not a terminal, without colour and with plain characters
+    where NO_COLOR is set."""
+    options.setdefault("dynamic_ncols", True)
+    options.setdefault("smoothing", 0.1)
+    return tqdm(iterable, disable=None, ascii=True if os.environ.get("NO_COLOR") else None, **options)
+
+
+def printable(text):
+    """Return the text on one line with control characters escaped, so that a file's name cannot garble a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in str(text))
+
+
+def run_script(main, argv=None):
+    """Run main(argv) and end the process with its exit status; turn known errors into one line on stderr."""
+    name = Path(sys.argv[0]).name
+    try:
+        status = main(argv)
+    except UserError as error:
+        print(f"{name}: error: {printable(error)}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print(f"\n{name}: stopped by Ctrl-C", file=sys.stderr)
+        status = 130
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"{name}: error: no space left on the disk of {printable(error.filename or 'the target folder')}; "
+              "all that was complete is intact: free some space and run the same command again", file=sys.stderr)
+        status = 1
+    sys.exit(status or 0)
