@@ -1,0 +1,342 @@
+"""The named networks, their weights and their checkpoints.
+
+    python model_architectures.py list                   the networks and what each of them trains
+"""
+import hashlib
+import importlib.util
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+from urllib.error import URLError
+
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional
+
+from command_line import UserError, make_parser, run_script
+from dataset import TRAITS
+
+IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CHECKPOINT_FORMAT = 1
+LARGEST_HIDDEN_LAYER = 16_384
+MOST_HEADS = 64
+
+
+class Architecture(NamedTuple):
+    """What a network's name stands for."""
+    backbone: str        # a ResNet of torchvision, or face_resnet29
+    trained: tuple       # the backbone's stages that are trained, from the input to the output; all others are frozen
+    hidden: tuple        # sizes of the head's hidden layers: keys of the configuration, or fixed numbers
+    dropout: tuple = ()  # fixed dropout after each hidden layer; empty: the configuration's `dropout` after each
+
+
+ARCHITECTURES = {
+    "ResNet18_v1.0": Architecture("resnet18", (), ("l1", "l2")),
+    "ResNet18_v2.0": Architecture("resnet18", ("layer4",), ("l1", "l2")),
+    "ResNet18_v3.0": Architecture("resnet18", ("layer1", "layer2", "layer3", "layer4"), ("l1", "l2")),
+    "ResNet34_v1.0": Architecture("resnet34", (), ("l1", "l2")),
+    "ResNet34_v2.0": Architecture("resnet34", (), ()),
+    "ResNet50_v1.0": Architecture("resnet50", (), ("l1", "l2")),
+    "ResNet101_v1.0": Architecture("resnet101", (), ("l1", "l2", "l3")),
+    "ResNet101_v2.0": Architecture("resnet101", (), (512, 256, 64), (0.5, 0.3, 0.1)),
+    "ResNet152_v1.0": Architecture("resnet152", (), ("l1", "l2")),
+}
+
+
+def architecture_named(name):
+    """Return the Architecture of that name. Raises UserError that lists the known names."""
+    if name not in ARCHITECTURES:
+        raise UserError(f"unknown model {name!r}; known are {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[name]
+
+
+def config_keys(name):
+    """Return the keys of the configuration that shape this network: some of l1, l2, l3, dropout, and heads."""
+    architecture = architecture_named(name)
+    sizes = tuple(size for size in architecture.hidden if isinstance(size, str))
+    return sizes + (() if architecture.dropout or not architecture.hidden else ("dropout",)) + ("heads",)
+
+
+# ---------------------------------------------------------------- the network
+
+class PersonalityNetwork(nn.Module):
+    """A backbone, frozen wholly or in part, and one or several heads whose scores are averaged.
+
+    Takes uint8 RGB chips B x 3 x H x W and gives float32 scores B x 5 in [0, 1] in the order of TRAITS. Scaling and
+    normalisation happen inside, on the device of the weights.
+    """
+
+    def __init__(self, backbone, trained, heads, input_size, mean, deviation):
+        super().__init__()
+        self.backbone = backbone
+        self.trained = tuple(trained)
+        self.heads = heads
+        self.input_size = input_size
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor(deviation).view(1, 3, 1, 1), persistent=False)
+        self.backbone.requires_grad_(False)
+        for stage in self.trained:
+            self.backbone.get_submodule(stage).requires_grad_(True)
+
+    @property
+    def frozen(self):
+        """True where no part of the backbone is trained, so that its features can be cached."""
+        return not self.trained
+
+    def train(self, mode=True):
+        """Put the heads and the trained stages into training mode; frozen stages stay in evaluation mode, so that
+        their batch normalisation keeps the statistics they came with."""
+        super().train(mode)
+        self.backbone.eval()
+        if mode:
+            for stage in self.trained:
+                self.backbone.get_submodule(stage).train()
+        return self
+
+    def features(self, chips):
+        """Return the backbone's features, B x F, of uint8 chips B x 3 x H x W."""
+        pictures = chips.to(self.mean.dtype) / 255
+        if pictures.shape[-1] != self.input_size or pictures.shape[-2] != self.input_size:
+            pictures = functional.interpolate(pictures, (self.input_size, self.input_size), mode="bilinear", antialias=True,
+                                              align_corners=False)
+        pictures = ((pictures - self.mean) / self.deviation).contiguous(memory_format=torch.channels_last)
+        return self.backbone(pictures)
+
+    def scores_of_heads(self, features):
+        """Return the scores of every head, K x B x 5 in [0, 1], of features B x F."""
+        return torch.stack([torch.sigmoid(head(features).float()) for head in self.heads])
+
+    def scores(self, features):
+        """Return the mean scores of the heads, B x 5 in [0, 1], of features B x F."""
+        return self.scores_of_heads(features).mean(0)
+
+    def forward(self, chips):
+        return self.scores(self.features(chips))
+
+
+def make_head(width, hidden, dropout):
+    """Return the layers width - hidden - 5, with ReLU and dropout after each hidden one (the sigmoid comes after)."""
+    layers = []
+    for size, rate in zip(hidden, dropout):
+        layers += [nn.Linear(width, size), nn.ReLU(), nn.Dropout(rate)]
+        width = size
+    return nn.Sequential(*layers, nn.Linear(width, len(TRAITS)))
+
+
+def _number(config, key, kind, low, high):
+    if key not in config:
+        raise UserError(f"the configuration has no {key}; it needs a {kind.__name__} from {low} to {high}")
+    value = config[key]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high or value != kind(value):
+        raise UserError(f"the configuration's {key} is {value!r}; it must be a {kind.__name__} from {low} to {high}")
+    return kind(value)
+
+
+def build_network(name, config, weights=None):
+    """Return the PersonalityNetwork of that name.
+
+    config: dict with the keys that config_keys(name) lists. weights: what the backbone starts from: "imagenet", "none"
+    (random numbers), a path to a state dict, or None, which leaves random numbers to be overwritten by a checkpoint.
+    Raises UserError for an unknown name, a missing or absurd number, or weights that do not fit.
+    """
+    architecture = architecture_named(name)
+    hidden = [_number(config, size, int, 1, LARGEST_HIDDEN_LAYER) if isinstance(size, str) else size
+              for size in architecture.hidden]
+    dropout = architecture.dropout or [_number(config, "dropout", float, 0, 0.95) for _ in hidden]
+    number_of_heads = _number(config, "heads", int, 1, MOST_HEADS)
+    backbone = torchvision.models.get_model(architecture.backbone, weights=None)
+    width = backbone.fc.in_features
+    backbone.fc = nn.Identity()
+    if weights is not None:
+        load_backbone_weights(backbone, architecture.backbone, weights)
+    heads = nn.ModuleList([make_head(width, hidden, dropout) for _ in range(number_of_heads)])
+    network = PersonalityNetwork(backbone, architecture.trained, heads, 224, IMAGENET_MEAN, IMAGENET_DEVIATION)
+    return network.to(memory_format=torch.channels_last)
+
+
+def load_backbone_weights(backbone, backbone_name, weights):
+    """Fill the backbone with the weights that --weights names. Raises UserError where they cannot be had or do not fit."""
+    if weights == "none":
+        return
+    if weights == "imagenet":
+        state = _imagenet_weights(backbone_name)
+    else:
+        state = load_file(weights, "a state dict saved by torch.save")
+    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
+        raise UserError(f"{weights}: is no state dict (a dictionary of names and tensors)")
+    # The classifier of torchvision's own files is not part of the backbone.
+    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    check_state(backbone, state, weights)
+    backbone.load_state_dict(state)
+
+
+def _imagenet_weights(backbone_name):
+    weights = torchvision.models.get_model_weights(backbone_name)["IMAGENET1K_V1"]
+    try:
+        return weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
+    except (URLError, OSError, RuntimeError) as error:
+        raise UserError(f"--weights imagenet: {weights.url} cannot be downloaded ({error}); give --weights with the path of "
+                        "a downloaded file, or --weights none to start from random numbers") from None
+
+
+def check_state(module, state, source):
+    """Raise UserError, naming the first key, where a state dict does not fit the module in names and shapes."""
+    expected = module.state_dict()
+    missing, foreign = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    if missing or foreign:
+        what = f"the key {missing[0]} is missing" if missing else f"the key {foreign[0]} is foreign"
+        raise UserError(f"{source}: does not fit this network: {what} ({len(missing)} missing, {len(foreign)} foreign)")
+    for key, value in expected.items():
+        if not torch.is_tensor(state[key]) or state[key].shape != value.shape:
+            shape = tuple(state[key].shape) if torch.is_tensor(state[key]) else type(state[key]).__name__
+            raise UserError(f"{source}: does not fit this network: {key} is {shape}, not {tuple(value.shape)}")
+
+
+def backbone_key(network, name):
+    """Return text that names all that a frozen backbone's features depend on besides the chips."""
+    digest = hashlib.sha256()
+    for key, value in network.backbone.state_dict().items():
+        digest.update(key.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return f"{architecture_named(name).backbone} input {network.input_size} weights {digest.hexdigest()}"
+
+
+def parameter_groups(network, lr, weight_decay, backbone_lr_factor, layer_decay):
+    """Return the optimiser's parameter groups: the heads with lr, the trained stages with smaller learning rates.
+
+    The last stage learns with lr x backbone_lr_factor, each stage before it with layer_decay times the next one's rate.
+    Biases and normalisation layers (one-dimensional) are not decayed.
+    """
+    parts = [("heads", network.heads, lr)]
+    for distance, stage in enumerate(reversed(network.trained)):
+        parts.append((stage, network.backbone.get_submodule(stage), lr * backbone_lr_factor * layer_decay ** distance))
+    groups = []
+    for part, module, rate in parts:
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        for decay, some in ((weight_decay, [p for p in parameters if p.ndim > 1]), (0.0, [p for p in parameters if p.ndim < 2])):
+            if some:
+                groups.append({"params": some, "lr": rate, "weight_decay": decay, "name": part})
+    return groups
+
+
+# ---------------------------------------------------------------- checkpoints
+
+def load_file(path, expected):
+    """Return what torch.save wrote to a file: tensors and plain data only. Raises UserError for anything else; no code in
+    the file is run."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; it should be {expected}")
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path}: is damaged or not {expected}; make or download it again")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    # What torch raises depends on where in the file the damage is.
+    except (RuntimeError, pickle.UnpicklingError, ValueError, KeyError, EOFError, TypeError, AttributeError, IndexError,
+            OverflowError, MemoryError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: is damaged or not {expected} ({reason}); make or download it again") from None
+
+
+def save_checkpoint(path, content):
+    """Write a checkpoint aside and rename it, so that the file under its name is always whole."""
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.partial")
+    with open(aside, "wb") as file:
+        torch.save({"format": CHECKPOINT_FORMAT, **content}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def load_checkpoint(path):
+    """Return a checkpoint's content after checking that it is one of this suite's. Raises UserError where it is not."""
+    content = load_file(path, "a checkpoint of train.py")
+    needed = {"format", "architecture", "config", "traits", "preprocessing", "network"}
+    if not isinstance(content, dict) or not needed <= content.keys():
+        raise UserError(f"{path}: is no checkpoint of this suite (it lacks {', '.join(sorted(needed - set(content)))})"
+                        if isinstance(content, dict) else f"{path}: is no checkpoint of this suite")
+    if content["format"] != CHECKPOINT_FORMAT:
+        raise UserError(f"{path}: was written in format {content['format']!r}, this version reads {CHECKPOINT_FORMAT}")
+    if tuple(content["traits"]) != TRAITS:
+        raise UserError(f"{path}: its scores are {content['traits']}, not {', '.join(TRAITS)}")
+    if not isinstance(content["config"], dict) or not isinstance(content["preprocessing"], dict) \
+            or not isinstance(content["network"], dict):
+        raise UserError(f"{path}: is damaged; use another checkpoint")
+    return content
+
+
+def network_from_checkpoint(content, path):
+    """Return the PersonalityNetwork that a checkpoint holds, in evaluation mode."""
+    network = build_network(content["architecture"], content["config"])
+    check_state(network, content["network"], path)
+    network.load_state_dict(content["network"])
+    return network.eval()
+
+
+def find_checkpoint(experiment_dir):
+    """Return the path of the checkpoint to use: the best one, else the last. Raises UserError where there is none."""
+    experiment_dir = Path(experiment_dir)
+    for name in ("checkpoint_best.pt", "checkpoint_last.pt"):
+        if (experiment_dir / name).exists():
+            return experiment_dir / name
+    others = sorted(path.parent.name for path in experiment_dir.parent.glob("*/checkpoint_*.pt"))
+    known = f"trained are {', '.join(dict.fromkeys(others))}" if others else "train one with train.py"
+    raise UserError(f"{experiment_dir}: holds no checkpoint; {known}")
+
+
+# ---------------------------------------------------------------- devices
+
+def pick_device():
+    """Return the first of CUDA, Apple's MPS and the CPU that is there."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def autocast_dtype(precision, device):
+    """Return the type for mixed precision, or None for float32. precision: auto, bfloat16 or float32.
+
+    auto takes bfloat16 where the device computes in it natively (Ampere and later, CPUs with AVX512-BF16 or AMX).
+    """
+    if precision == "float32":
+        return None
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native or precision == "bfloat16" else None
+
+
+def git_commit():
+    """Return the commit of the suite's checkout, or None outside one."""
+    try:
+        result = subprocess.run(["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"], capture_output=True,
+                                text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None
+
+
+# ---------------------------------------------------------------- command line
+
+def parse_args(argv=None):
+    parser = make_parser(__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="print the networks")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    parse_args(argv)
+    for name, architecture in ARCHITECTURES.items():
+        head = "-".join(str(size) for size in (*architecture.hidden, len(TRAITS)))
+        print(f"{name:<20} {architecture.backbone:<15} trains {'+'.join(architecture.trained) or 'the head only':<32} head {head}")
+
+
+if __name__ == "__main__":
+    run_script(main)
