@@ -1,0 +1,40 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both need only Python 3.10 or newer (with venv) and make.
+# Another interpreter: make test PYTHON=python3.12          Part of the tests: make test PYTEST_ARGS="-k frames"
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+INSTALLED = .venv/installed-requirements.txt
+
+.PHONY: help install demo test clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo     the whole way from clips to a measured model, on made-up clips, in demo/"
+	@echo "make test     the test suite"
+	@echo "make install  only what both need first: the environment .venv"
+	@echo "make clean    delete what the demo and the tests made; .venv stays (rm -rf .venv for that)"
+
+# The list of what is installed is written last. Without it .venv is half-made (or its update was interrupted) and is
+# made anew; with another list than today's the packages are brought up to date in place.
+install:
+	@if cat requirements.txt requirements-dev.txt | cmp -s - $(INSTALLED) && .venv/bin/python -c ""; then exit 0; fi; \
+	set -e; \
+	if ! command -v "$(PYTHON)" > /dev/null; then \
+		echo "make: no $(PYTHON) found: install Python 3.10 or newer, or name yours: make PYTHON=/path/to/python" >&2; exit 2; fi; \
+	if ! "$(PYTHON)" -c "import sys; sys.exit(sys.version_info < (3, 10))"; then \
+		echo "make: $(PYTHON) is older than Python 3.10: name a newer one: make PYTHON=python3.12" >&2; exit 2; fi; \
+	if [ -e $(INSTALLED) ] && .venv/bin/python -c ""; then rm $(INSTALLED); else "$(PYTHON)" -m venv --clear .venv; fi; \
+	echo "Installing into .venv (PyTorch is large: this takes some minutes)"; \
+	.venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt -r requirements-dev.txt; \
+	cat requirements.txt requirements-dev.txt > $(INSTALLED).part; \
+	mv $(INSTALLED).part $(INSTALLED)
+
+demo: install
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" sh demo/run.sh
+
+test: install
+	@.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+clean:
+	rm -rf demo/data demo/runs .pytest_cache
+	find . -name __pycache__ -not -path "./.venv/*" -prune -exec rm -rf {} +

@@ -1,0 +1,86 @@
+"""What the tests share: running the real scripts, the real clips where they are, a small demo data set.
+
+    make test                              everything
+    make test PYTEST_ARGS="-k frames"      a part
+    make test PYTEST_ARGS=--long           with the long fuzz runs
+"""
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Before anything imports torch: the tests start several processes at once, which share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="run the fuzz tests in full length (an hour or more)")
+
+
+@pytest.fixture
+def long_run(request):
+    """True where pytest got --long: fuzz tests then try as many files as was promised, else a few of them."""
+    return request.config.getoption("--long")
+
+
+@pytest.fixture(scope="session")
+def chalearn_dir():
+    """Folder with the real ChaLearn clips and labels; the test skips where there is none."""
+    folder = Path(os.environ.get("CHALEARN_DIR") or REPOSITORY.parent / "shared" / "chalearn").resolve()
+    if not (folder / "annotation_training.pkl").is_file():
+        pytest.skip(f"no ChaLearn data in {folder} (set CHALEARN_DIR)")
+    return folder
+
+
+def run_script_in(folder, script, *arguments, env=None, timeout=120, check=True, stdin=None):
+    """Run a script of this repository with this Python and return its CompletedProcess (text).
+
+    folder: working directory. script: path from the repository's top. arguments: anything str() makes an argument of.
+    env: variables added to this process's; the value None takes one away. check: a status other than 0 fails the test.
+    After timeout seconds the script and all it started are killed and the test fails.
+    """
+    variables = {**os.environ, **(env or {})}
+    variables = {name: str(value) for name, value in variables.items() if value is not None}
+    command = [sys.executable, str(REPOSITORY / script), *map(str, arguments)]
+    process = subprocess.Popen(command, cwd=folder, env=variables, text=True, encoding="utf-8", errors="backslashreplace",
+                               stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        output, errors = process.communicate(stdin, timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, errors = process.communicate()
+        pytest.fail(f"{command} took more than {timeout} s\n{output}\n{errors}")
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    if check and process.returncode != 0:
+        pytest.fail(f"{command} ended with status {process.returncode}\n{output}\n{errors}")
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
+@pytest.fixture
+def run_script(tmp_path):
+    """run_script(script, *arguments, cwd=tmp_path, env=None, timeout=120, check=True, stdin=None): run_script_in."""
+    def run(script, *arguments, cwd=tmp_path, **options):
+        return run_script_in(cwd, script, *arguments, **options)
+    return run
+
+
+@pytest.fixture(scope="session")
+def demo_data(tmp_path_factory):
+    """Data folder with the demo's clips, three frames of each, and the faces in them; made once. Do not write into it."""
+    folder = tmp_path_factory.mktemp("demo") / "data"
+    run_script_in(folder.parent, "demo/make_demo_data.py", folder,
+                  "--clips-train", 16, "--clips-valid", 6, "--clips-test", 6)
+    for split in ("train", "valid", "test"):
+        run_script_in(folder.parent, "pre-processing/extract_frames_from_videos.py",
+                      folder / split / "videos", folder / split / "frames", 3)
+        run_script_in(folder.parent, "pre-processing/extract_faces_from_frames.py",
+                      folder / split / "frames", folder / split / "faces")
+    return folder
