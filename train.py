@@ -78,8 +78,9 @@ LOSSES = {"mse": functional.mse_loss, "l1": functional.l1_loss,
 
 # ---------------------------------------------------------------- data
 
-def load_training_and_validation(data_dir, final_run, val_split="official", speaker_regex=SPEAKER_REGEX, seed=0):
-    """Return (training Split, validation Split or None in the final run). Prints what they hold.
+def load_training_and_validation(data_dir, final_run, val_split="official", speaker_regex=SPEAKER_REGEX, seed=0,
+                                 quiet=False):
+    """Return (training Split, validation Split or None in the final run). Prints what they hold, unless quiet.
 
     val_split "official" validates on the validation clips; "speaker" joins both and sets aside about a fifth of the clips,
     of speakers that training does not hold.
@@ -94,7 +95,7 @@ def load_training_and_validation(data_dir, final_run, val_split="official", spea
         training, validation = split_by_speaker(training, 0.2, seed)
     if validation is not None:
         check_same_crop(training, validation)
-    if is_main_process():
+    if is_main_process() and not quiet:
         for split in (training, validation):
             if split is not None:
                 print(describe(split), flush=True)
@@ -189,10 +190,10 @@ def fit(network, name, training, validation, settings, num_epochs, batch_size, s
     """Train a network and return its history, a list of one dict an epoch.
 
     training, validation (or None): Splits. state: what on_save was given by an interrupted run, to go on from there.
-    on_epoch(record, network): called after every epoch; record has epoch, loss_train, seconds, samples_per_second, the
-    learning rates, and with validation loss_valid, accuracy_<trait>, pearson_<trait>; network is what would be used (the
-    moving average where there is one). on_save(state, network): called at least every SECONDS_BETWEEN_CHECKPOINTS between
-    steps, at the end, and before Stopped is raised because stop_requested() said so.
+    on_epoch(record): called after every epoch; record has epoch, loss_train, seconds, samples_per_second, the learning
+    rates, and with validation loss_valid, accuracy_<trait>, pearson_<trait>. on_save(state, network): called at least every
+    SECONDS_BETWEEN_CHECKPOINTS between steps, at the end, and before Stopped is raised because stop_requested() said so;
+    network is what would be used (the moving average where there is one).
     """
     rank = distributed.get_rank() if distributed.is_initialized() else 0
     world_size = distributed.get_world_size() if distributed.is_initialized() else 1
@@ -287,12 +288,12 @@ def fit(network, name, training, validation, settings, num_epochs, batch_size, s
                         "network": {key: value.detach().cpu().clone() for key, value in used.state_dict().items()}}
         history.append(record)
         first_step, loss_sum = 0, 0.0
-        if rank == 0 and on_epoch:
-            on_epoch(record, used)
         stop = _any_process(stop_requested(), device) and epoch + 1 < num_epochs
         if stop or epoch + 1 == num_epochs or time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
             save(epoch + 1, 0)
             saved_at = time.monotonic()
+        if rank == 0 and on_epoch:
+            on_epoch(record)
         if stop:
             raise Stopped
     return history
@@ -533,14 +534,17 @@ def main(argv=None):
 
     writer = None
     if is_main_process():
-        writer = SummaryWriter(folder, purge_step=state["epoch"] + 1 if state else None)
+        # A kill may have come between a checkpoint and its log: the last epoch is logged anew.
+        writer = SummaryWriter(folder, purge_step=state["epoch"] if state else None)
+        if state and state["history"]:
+            log_epoch(writer, state["history"][-1])
         if not state:
             command = shlex.join(["python", Path(sys.argv[0]).name, *(sys.argv[1:] if argv is None else argv)])
             writer.add_text("command", f"`{command}`\n\n```\n{json.dumps(used, indent=2)}\n```")
             log_pictures(writer, training, network, settings, args.seed)
     history = list(state["history"]) if state else []
 
-    def on_epoch(record, _):
+    def on_epoch(record):
         history.append(record)
         pandas.DataFrame(history).to_csv(folder / "training.csv", index=False)
         log_epoch(writer, record)
