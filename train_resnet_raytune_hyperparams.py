@@ -22,7 +22,11 @@ from pathlib import Path
 # Ray's own event files would carry other tags than those of train.py, and its usage report would leave the machine.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+if "RAY_ADDRESS" not in os.environ and not any(word.startswith("--ray-address") for word in sys.argv):
+    # Ray alone on this machine then listens on 127.0.0.1 only, on Linux as it does elsewhere; read when it is imported.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 import pandas  # noqa: E402
 import ray  # noqa: E402
@@ -183,8 +187,7 @@ def start_ray(address, source_dir):
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env={
             "working_dir": str(source_dir), "excludes": ["/data", "/runs", "/demo", "/.venv", "/.git", "*.npy", "*.pt"]})
     else:
-        ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False,
-                 logging_level="ERROR")
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 
 
 def prepare_folder(folder, used, args):
@@ -265,7 +268,6 @@ def main(argv=None):
     trainable = tune.with_resources(tune.with_parameters(run_trial, options=options), {"cpu": cpus, "gpu": gpus})
     grace_period = min(args.num_epochs, args.grace_period or max(1, args.num_epochs // 4))
     if resume:
-        # Ray keeps no callback of an interrupted search, so the bar is silent then; the trials' own lines go on.
         tuner = tune.Tuner.restore(str(folder / "search"), trainable, resume_unfinished=True, param_space=space)
     else:
         tuner = tune.Tuner(
