@@ -20,12 +20,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas
 import torch
 from filelock import FileLock
 from torch.utils.data import DataLoader, Dataset
-from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
 from command_line import UserError, make_parser, printable, progress_bar, run_script
@@ -55,7 +55,7 @@ def clip_name(text):
 # size the file asks for) is refused before a single one is carried out.
 _PICKLE_OPCODES = frozenset("""PROTO FRAME STOP MARK POP POP_MARK EMPTY_DICT DICT SETITEM SETITEMS PUT BINPUT LONG_BINPUT
     MEMOIZE GET BINGET LONG_BINGET STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINBYTES
-    SHORT_BINBYTES FLOAT BINFLOAT INT BININT BININT1 BININT2 LONG LONG1 NONE EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
+    SHORT_BINBYTES FLOAT BINFLOAT INT BININT BININT1 BININT2 LONG LONG1 NONE NEWTRUE NEWFALSE EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
     GLOBAL STACK_GLOBAL REDUCE BUILD""".split())
 
 
@@ -78,6 +78,13 @@ def _float_scalar(dtype, data):
     return struct.unpack(dtype.format, data.encode("latin1") if isinstance(data, str) else data)[0]
 
 
+def _latin1(text, encoding):
+    """Stands in for codecs.encode, by which Python 3 writes bytes in old pickles."""
+    if encoding != "latin1" or not isinstance(text, str):
+        raise pickle.UnpicklingError(f"text in the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
 class _LabelUnpickler(pickle._Unpickler):  # the one in Python: the C one allocates memory for any memo index it reads
     """Admits dictionaries, strings, numbers and numpy float scalars; names whatever else a file asks for."""
 
@@ -86,6 +93,8 @@ class _LabelUnpickler(pickle._Unpickler):  # the one in Python: the C one alloca
             return _Float
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "scalar":
             return _float_scalar
+        if (module, name) == ("_codecs", "encode"):
+            return _latin1
         raise pickle.UnpicklingError(f"the file asks for {module}.{name}, which labels do not need")
 
 
@@ -363,12 +372,17 @@ def read_chip(path, size):
     try:
         with open(path, "rb") as file:
             data = file.read()
-        chip = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
-    except (RuntimeError, ValueError, OSError) as error:
+        # A JPEG ends with this mark; OpenCV fills up what is missing of a truncated one with grey and says nothing.
+        if b"\xff\xd9" not in data[-64:]:
+            raise ValueError("it is no whole JPEG")
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        if picture is None:
+            raise ValueError("it is no JPEG that OpenCV can decode")
+    except (cv2.error, ValueError, OSError) as error:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); delete it and make the faces again") from None
-    if chip.shape != (3, size, size):
-        chip = v2.functional.resize(chip, [size, size], antialias=True)
-    return chip
+    if picture.shape[:2] != (size, size):
+        picture = cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA)
+    return torch.from_numpy(picture).permute(2, 0, 1)
 
 
 def augmentation(strength):

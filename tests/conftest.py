@@ -84,3 +84,40 @@ def demo_data(tmp_path_factory):
         run_script_in(folder.parent, "pre-processing/extract_faces_from_frames.py",
                       folder / split / "frames", folder / split / "faces")
     return folder
+
+
+def write_chips(folder, clips_of_split, faces_a_clip=2, seed=0):
+    """Write a data folder of made-up 224 px chips and labels, without videos: each score steers the brightness of one
+    band of the picture, so there is something to learn within seconds. clips_of_split: {split: number of clips}."""
+    import cv2
+    import numpy as np
+    import pandas
+
+    from dataset import TRAITS
+
+    generator = np.random.default_rng(seed)
+    number = 0
+    for split, clips in clips_of_split.items():
+        faces = folder / split / "faces"
+        faces.mkdir(parents=True)
+        rows = []
+        for _ in range(clips):
+            clip, scores = f"speaker{number % 17:04d}.{number:03d}", generator.uniform(0.1, 0.9, 5)
+            number += 1
+            rows.append((clip, *scores))
+            for frame in range(faces_a_clip):
+                picture = generator.integers(0, 60, (224, 224, 3)).astype(float)
+                for band, score in enumerate(scores):
+                    picture[band * 45:band * 45 + 40] += 190 * score
+                cv2.imwrite(str(faces / f"{clip}__frame_{frame}_aligned.jpg"), picture.clip(0, 255).astype(np.uint8))
+        table = pandas.DataFrame(rows, columns=["clip", *TRAITS])
+        table["clip"] += ".mp4"
+        table.to_csv(folder / split / "labels.csv", index=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chip_data(tmp_path_factory):
+    """Data folder of made-up chips: 48 training, 16 validation and 16 test clips with two faces each. Do not write into
+    it."""
+    return write_chips(tmp_path_factory.mktemp("chips") / "data", {"train": 48, "valid": 16, "test": 16})
