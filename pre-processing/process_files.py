@@ -489,7 +489,7 @@ def _results_from_ray(function, items, address, stall_seconds):
                 if known is not None:
                     done[given] = (path, *known, 0)
                 else:
-                    busy[work.remote(path)] = (given, path)
+                    busy[work.remote(os.path.abspath(path))] = (given, path)
                 given += 1
             while taken in done:
                 yield done.pop(taken)
