@@ -37,10 +37,12 @@ NO_FACE = "no face found"
 SIZE = 224
 PADDING = 0.25
 
-# Longest side in pixels of the pictures searched one after the other, and the score above which a face found there ends
-# the search. dlib's smallest face is 80 pixels wide: at a coarse scale a smaller one gets a low score and a box that is
-# too large, so low scores are settled at a finer scale.
-COARSE_SEARCHES = ((320, 0.3), (640, 0.15))
+# Longest side in pixels of the pictures searched one after the other, whether in colour, and the score from which a face
+# found there ends the search. dlib's smallest face is 80 pixels wide: at a coarse scale a smaller one gets a low score
+# and a box that is too large, so low scores are settled at a finer scale. Grey takes two thirds of the time of colour.
+# Chosen on 300 frames of 20 clips: every frame with a face for the detector at full size with one upsampling has the
+# same largest face here.
+COARSE_SEARCHES = ((320, False, 0.35), (480, False, 0.2), (640, True, 0.05))
 # The last search is at full size with one upsampling, as far as that is not over this longest side.
 FINEST_SIDE = 4096
 
@@ -94,19 +96,20 @@ def find_faces(picture, models, find_all=False):
     with a clear face: smaller faces beside it may be left out, unless find_all asks for the finest scale at once.
     """
     longest = max(picture.shape[:2])
-    searches = [] if find_all else [(side, 0, score) for side, score in COARSE_SEARCHES if 2 * side <= 2 * longest]
-    searches.append((min(longest, FINEST_SIDE), int(2 * longest <= FINEST_SIDE), 0.0))
-    for side, upsampling, score in searches:
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    searches = [] if find_all else [search for search in COARSE_SEARCHES if search[0] <= longest]
+    searches.append((min(longest, FINEST_SIDE), True, 0.0))
+    for side, in_colour, least_score in searches:
         process_files.progress()
+        searched = picture if in_colour else grey
         scale = longest / side
-        if side == longest:
-            searched = picture
-        else:
+        if scale > 1:
             size = [max(1, round(length / scale)) for length in picture.shape[1::-1]]
-            searched = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+            searched = cv2.resize(searched, size, interpolation=cv2.INTER_AREA)
+        upsampling = int(least_score == 0 and 2 * side <= FINEST_SIDE)
         boxes, scores, _ = models.detector.run(searched, upsampling, 0.0)
-        if boxes and max(scores) >= score:
-            rectangles = [dlib.rectangle(*(round(value * scale) for value in (box.left(), box.top(), box.right(), box.bottom())))
+        if boxes and max(scores) >= least_score:
+            rectangles = [dlib.rectangle(*(round(edge * scale) for edge in (box.left(), box.top(), box.right(), box.bottom())))
                           for box in boxes]
             return sorted(rectangles, key=lambda rectangle: -rectangle.area())
     return []

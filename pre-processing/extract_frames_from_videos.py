@@ -51,15 +51,15 @@ class Packets:
 
     times: int64, presentation time stamps; sizes: int64, bytes; clean: bool, True where a decoder can start and knows
     all it needs; indices: int64, display index of the packet's picture, -1 for a packet that is not shown; timed: bool,
-    False where time stamps cannot tell pictures apart and pictures must be counted; shown: int, number of pictures;
-    problem: None, or a sentence if the file ends early.
+    False where time stamps cannot tell pictures apart and pictures must be counted; drawable: indices of the pictures to
+    draw from; problem: None, or a sentence if the file ends early.
     """
     times: np.ndarray
     sizes: np.ndarray
     clean: np.ndarray
     indices: np.ndarray
     timed: bool
-    shown: int
+    drawable: list
     codec: str
     problem: str | None
 
@@ -147,12 +147,16 @@ def list_packets(path):
             length_size = (extradata[4] & 3) + 1
         if codec == "hevc" and len(extradata) > 22 and extradata[0] == 1:
             length_size = (extradata[21] & 3) + 1
-        promised = stream.frames
+        # In MP4 the table of samples is exact, without those that an edit list cuts off.
+        is_mp4 = "mp4" in container.format.name.split(",")
+        promised = len(stream.index_entries) if is_mp4 else stream.frames
+        length = (container.duration or 0) / av.time_base
+        time_base = float(stream.time_base)
         try:
             for packet in _demux(container, stream):
                 times.append(packet.pts)
                 sizes.append(packet.size)
-                shown.append(not packet.is_discard and not packet.is_corrupt)
+                shown.append(not packet.is_discard)
                 corrupt.append(packet.is_corrupt)
                 clean.append(_is_clean_key(packet, codec, length_size))
                 changes = changes or packet.has_sidedata("new_extradata")
@@ -162,10 +166,16 @@ def list_packets(path):
     if not total:
         raise UserError("holds no frame; replace or remove it")
     if problem is None and (len(times) < promised or any(corrupt)):
-        problem = f"ends early: {total} of {max(promised, len(times))} frames are there"
+        problem = (f"seems cut off: its header promises {max(promised, len(times))} frames and {total - sum(corrupt)} are there whole; "
+                   "frames were drawn from these; replace the clip if it should be longer")
+    known = [time for time, is_shown in zip(times, shown) if is_shown and time is not None]
+    if problem is None and not promised and known and (max(known) - min(known)) * time_base < 0.98 * length - 0.5:
+        present = _present_seconds(path)
+        if present < 0.98 * length - 0.5:
+            problem = (f"seems cut off: its header promises {length:.1f} s and {present:.1f} s are there; frames were drawn "
+                       "from these; replace the clip if it should be longer")
     shown = np.array(shown)
     indices = np.full(len(times), -1, np.int64)
-    known = [time for time, is_shown in zip(times, shown) if is_shown]
     timed = codec in TIMED_CODECS and None not in times and len(set(known)) == total
     if timed:
         times = np.array(times, np.int64)
@@ -179,7 +189,23 @@ def list_packets(path):
     else:
         times = np.zeros(len(times), np.int64)
         clean = np.zeros(len(times), bool)
-    return Packets(times, np.array(sizes), clean, indices, timed, total, codec, problem)
+    # A packet that is only half there gives half a picture.
+    drawable = indices[shown & ~np.array(corrupt)].tolist() if timed else range(total)
+    return Packets(times, np.array(sizes), clean, indices, timed, drawable, codec, problem)
+
+
+def _present_seconds(path):
+    """Return the time from the first to the last packet of any stream of a clip, in seconds: sound may outlast pictures."""
+    first, last = float("inf"), 0.0
+    with _open_clip(path) as (container, stream):
+        for other in container.streams:
+            other.discard = av.stream.Discard.default
+        for packet in container.demux():
+            if packet.size and packet.pts is not None:
+                process_files.progress()
+                first = min(first, float(packet.pts * packet.time_base))
+                last = max(last, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+    return max(0.0, last - first)
 
 
 # ---------------------------------------------------------------- choosing
@@ -294,7 +320,7 @@ def read_chosen(path, packets, clip, number_of_frames, seed, is_finished=lambda 
     that cannot be decoded is replaced by the next one of the draw.
     """
     reformatter = av.video.reformatter.VideoReformatter()
-    wanted = {index for index in choose_frames(clip, range(packets.shown), number_of_frames, seed) if not is_finished(index)}
+    wanted = {index for index in choose_frames(clip, packets.drawable, number_of_frames, seed) if not is_finished(index)}
     if wanted and packets.timed:
         try:
             for index, frame in _decode_wanted(path, packets, wanted):
@@ -312,8 +338,10 @@ def read_chosen(path, packets, clip, number_of_frames, seed, is_finished=lambda 
             yield index, _to_picture(frame, reformatter)
             if not wanted:
                 return
+    if packets.timed:
+        readable.intersection_update(packets.drawable)
     instead = {index for index in choose_frames(clip, readable, number_of_frames, seed) if not is_finished(index)}
-    instead -= choose_frames(clip, range(packets.shown), number_of_frames, seed)
+    instead -= choose_frames(clip, packets.drawable, number_of_frames, seed)
     if instead:
         for index, frame in _decode_everything(path, packets):
             if index in instead:
@@ -339,7 +367,7 @@ def extract_clip(path, frame_dir, number_of_frames, seed, quality, dry_run):
     clip = Path(path).stem
     before = os.stat(path)
     packets = list_packets(path)
-    asked = min(number_of_frames, packets.shown)
+    asked = min(number_of_frames, len(packets.drawable))
 
     def frame_name(index):
         return f"{clip}__frame_{index}.jpg"
@@ -348,7 +376,7 @@ def extract_clip(path, frame_dir, number_of_frames, seed, quality, dry_run):
         return process_files.is_finished(os.path.join(frame_dir, frame_name(index)))
 
     if dry_run:
-        present = sum(map(is_finished, choose_frames(clip, range(packets.shown), number_of_frames, seed)))
+        present = sum(map(is_finished, choose_frames(clip, packets.drawable, number_of_frames, seed)))
         return asked - present, present, packets.problem
     made = []
     for index, picture in read_chosen(path, packets, clip, number_of_frames, seed, is_finished):

@@ -1,0 +1,77 @@
+"""Small clips and pictures for the tests of the pre-processing, written with PyAV, OpenCV and scikit-image."""
+import contextlib
+from fractions import Fraction
+
+import av
+import cv2
+import numpy as np
+import skimage.data
+
+
+def moving_picture(index, width, height):
+    """Return a BGR uint8 picture that differs from frame to frame: gradients, a moving square, a little noise."""
+    y, x = np.mgrid[:height, :width]
+    picture = np.stack([x * 2 + index * 3, y * 2 - index, (x + y) // 2 + 40 * (index % 3)], axis=-1) % 256
+    left = (index * 5) % max(1, width - 12)
+    picture[height // 3:height // 3 + 12, left:left + 12] = (20, 240, 200)
+    noise = np.random.default_rng(index).integers(0, 12, picture.shape)
+    return np.clip(picture + noise, 0, 255).astype(np.uint8)
+
+
+def write_clip(path, frames=60, size=(96, 64), codec="libx264", pixel_format="yuv420p", options=None, key_distance=12,
+               times=None, container_format=None, shift=0, picture=moving_picture, container_options=None):
+    """Write a clip without sound; times: presentation times in 1/1000 s, default 25 frames/s; shift: move all time
+    stamps by so many 1/1000 s, which cuts pictures before 0 off by an edit list. Returns the path."""
+    with av.open(str(path), "w", format=container_format, options=container_options or {}) as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height = size
+        stream.pix_fmt = pixel_format
+        stream.gop_size = key_distance
+        stream.codec_context.thread_count = 1
+        stream.codec_context.options = options or {}
+        if times is not None or shift:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for index in range(frames):
+            frame = av.VideoFrame.from_ndarray(picture(index, *size), format="bgr24").reformat(format=pixel_format)
+            if times is not None or shift:
+                frame.pts = (times[index] if times is not None else index * 40)
+                frame.time_base = stream.codec_context.time_base
+            for packet in stream.encode(frame):
+                container.mux(_shifted(packet, shift))
+        for packet in stream.encode(None):
+            container.mux(_shifted(packet, shift))
+    return path
+
+
+def _shifted(packet, shift):
+    if shift:
+        packet.pts += shift
+        packet.dts += shift
+    return packet
+
+
+def rotate_clip(path, degrees):
+    """Write a rotation into the display matrix of an MP4 clip's track header (16.16 fixed point), in place."""
+    cosine, sine = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
+    matrix = np.array([cosine << 16, sine << 16, 0, -sine << 16, cosine << 16, 0, 0, 0, 1 << 30], ">i4").tobytes()
+    plain = np.array([1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30], ">i4").tobytes()
+    data = path.read_bytes()
+    place = data.index(plain, data.index(b"tkhd"))
+    path.write_bytes(data[:place] + matrix + data[place + len(matrix):])
+    return path
+
+
+def portrait(size=512):
+    """Return the astronaut portrait of scikit-image (public domain) as BGR uint8 array size x size x 3."""
+    return cv2.resize(np.ascontiguousarray(skimage.data.astronaut()[..., ::-1]), (size, size), interpolation=cv2.INTER_AREA)
+
+
+def plain_decode(path):
+    """Return all frames of a clip as BGR uint8 arrays, decoded from the start with nothing left out but what is damaged."""
+    pictures = []
+    with av.open(str(path)) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        for packet in container.demux(video=0):
+            with contextlib.suppress(av.error.FFmpegError):
+                pictures += [frame.to_ndarray(format="bgr24") for frame in packet.decode()]
+    return pictures
