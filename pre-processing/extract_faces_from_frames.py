@@ -24,14 +24,16 @@ from pathlib import Path
 import cv2
 import dlib
 import numpy as np
-from PIL import Image
+from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import process_files  # noqa: E402
 from command_line import UserError, make_parser, positive_int, printable, run_script  # noqa: E402
 
 PICTURE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"])
-PICTURE_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF")
+PICTURE_FORMATS = [plugin.format for plugin in (
+    JpegImagePlugin.JpegImageFile, PngImagePlugin.PngImageFile, BmpImagePlugin.BmpImageFile, WebPImagePlugin.WebPImageFile,
+    TiffImagePlugin.TiffImageFile)]
 MAX_PIXELS = 100_000_000
 NO_FACE = "no face found"
 SIZE = 224

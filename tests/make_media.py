@@ -62,8 +62,10 @@ def rotate_clip(path, degrees):
 
 
 def portrait(size=512):
-    """Return the astronaut portrait of scikit-image (public domain) as BGR uint8 array size x size x 3."""
-    return cv2.resize(np.ascontiguousarray(skimage.data.astronaut()[..., ::-1]), (size, size), interpolation=cv2.INTER_AREA)
+    """Return the head of scikit-image's astronaut (public domain) as BGR uint8 array size x size x 3; the face takes a
+    good third of the width."""
+    head = np.ascontiguousarray(skimage.data.astronaut()[:280, 80:360, ::-1])
+    return cv2.resize(head, (size, size), interpolation=cv2.INTER_AREA if size < 280 else cv2.INTER_CUBIC)
 
 
 def plain_decode(path):

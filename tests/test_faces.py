@@ -1,0 +1,124 @@
+"""Faces: found, aligned, the largest first, searched once."""
+import csv
+import json
+import sys
+
+import cv2
+import dlib
+import numpy as np
+import pytest
+
+from conftest import REPOSITORY
+from make_media import portrait
+
+sys.path.insert(0, str(REPOSITORY / "pre-processing"))
+import extract_faces_from_frames as faces_script  # noqa: E402
+
+SCRIPT = "pre-processing/extract_faces_from_frames.py"
+
+
+@pytest.fixture(scope="module")
+def models():
+    return faces_script.load_models()
+
+
+def scene(*faces, width=1280, height=720):
+    """Return a BGR picture with portraits (left, top, size) on a flat ground."""
+    picture = np.full((height, width, 3), 90, np.uint8)
+    for left, top, size in faces:
+        picture[top:top + size, left:left + size] = portrait(size)
+    return picture
+
+
+@pytest.fixture
+def frames(tmp_path):
+    folder = tmp_path / "frames"
+    (folder / "shard").mkdir(parents=True)
+    cv2.imwrite(str(folder / "one__frame_3.jpg"), scene((300, 60, 600)))
+    cv2.imwrite(str(folder / "two__frame_10.png"), scene((30, 100, 600), (700, 200, 400)))
+    cv2.imwrite(str(folder / "shard" / "one__frame_4.jpg"), scene((600, 20, 640)))
+    cv2.imwrite(str(folder / "none__frame_0.jpg"), scene())
+    return folder
+
+
+def test_faces_of_a_folder(frames, tmp_path, run_script):
+    faces = tmp_path / "faces"
+    run_script(SCRIPT, frames, faces, "--workers", 2)
+    assert {str(path.relative_to(faces)) for path in faces.rglob("*.jpg")} == {
+        "one__frame_3_aligned.jpg", "two__frame_10_aligned.jpg", "shard/one__frame_4_aligned.jpg"}
+    assert list(csv.reader((faces / "failures.csv").open())) == [
+        ["input", "reason"], [str(frames / "none__frame_0.jpg"), "no face found"]]
+    settings = json.loads((faces / "preprocessing.json").read_text())
+    assert (settings["size"], settings["padding"]) == (224, 0.25)
+    for path in faces.rglob("*.jpg"):
+        chip = cv2.imread(str(path))
+        assert chip.shape == (224, 224, 3)
+        # Aligned: the eyes and the nose of dlib's mean face, whatever the place and size in the frame.
+        landmarks = faces_script.load_models().predictor(chip, dlib.rectangle(50, 50, 174, 174))
+        points = np.array([[point.x, point.y] for point in landmarks.parts()])
+        assert abs(points[:4, 1].mean() - 85) < 25 and abs(points[4, 0] - 112) < 25
+
+
+def test_second_run_searches_nothing_but_what_changed(frames, tmp_path, run_script):
+    faces = tmp_path / "faces"
+    run_script(SCRIPT, frames, faces)
+    before = {path: path.stat().st_mtime_ns for path in faces.rglob("*.jpg")}
+    again = run_script(SCRIPT, frames, faces)
+    assert "0 faces made, 3 were there already" in again.stdout and "1 frames without a face" in again.stdout
+    assert "0 of 4 frames would be searched" in run_script(SCRIPT, frames, faces, "--dry-run").stdout
+    cv2.imwrite(str(frames / "none__frame_0.jpg"), scene((300, 60, 600)))
+    changed = run_script(SCRIPT, frames, faces)
+    assert "1 faces made, 3 were there already" in changed.stdout
+    assert (faces / "failures.csv").read_text() == "input,reason\n"
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in faces.rglob("*.jpg")}.items()
+    refused = run_script(SCRIPT, frames, faces, "--size", 112, check=False)
+    assert refused.returncode == 2 and "size 224 there, 112 now" in refused.stderr
+
+
+def test_all_faces_and_workers(frames, tmp_path, run_script):
+    for workers in (1, 2):
+        run_script(SCRIPT, frames, tmp_path / f"faces{workers}", "--faces", "all", "--workers", workers, "--size", 150)
+    made = [{str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*")}
+            for folder in (tmp_path / "faces1", tmp_path / "faces2")]
+    assert made[0] == made[1]
+    assert {"two__frame_10_aligned.jpg", "two__frame_10_aligned_2.jpg"} <= set(made[0])
+    assert "two__frame_10_aligned_3.jpg" not in made[0]
+
+
+def test_a_folder_of_many_faces(models):
+    picture = scene(*[(20 + 210 * column, 10 + 175 * row, 170) for row in range(4) for column in range(6)])
+    rectangles = faces_script.find_faces(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), models, find_all=True)
+    assert len(rectangles) == 24
+    areas = [rectangle.area() for rectangle in rectangles]
+    assert areas == sorted(areas, reverse=True)
+
+
+@pytest.mark.parametrize("size", [600, 300, 120])
+def test_coarse_search_agrees_with_the_detector_alone(models, size):
+    picture = cv2.cvtColor(scene((500, 50, size)), cv2.COLOR_BGR2RGB)
+    found = faces_script.find_faces(picture, models)[0]
+    alone = max(models.detector(picture, 1), key=lambda rectangle: rectangle.area())
+    common = found.intersect(alone).area()
+    assert common / (found.area() + alone.area() - common) > 0.5
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_exif_orientation(models, tmp_path, orientation):
+    from PIL import Image
+    upright = Image.fromarray(np.ascontiguousarray(scene((100, 40, 400), width=640, height=480)[..., ::-1]))
+    turned = upright.rotate({1: 0, 3: 180, 6: 90, 8: 270}[orientation], expand=True)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned.save(tmp_path / "picture.jpg", exif=exif, quality=95)
+    picture = faces_script.read_picture(tmp_path / "picture.jpg")
+    assert picture.shape == (480, 640, 3) and faces_script.find_faces(picture, models)
+
+
+def test_predictor_argument(frames, tmp_path, run_script):
+    (tmp_path / "wrong.dat").write_bytes(b"not a model")
+    for name in ("wrong.dat", "missing.dat"):
+        refused = run_script(SCRIPT, frames, tmp_path / "faces", tmp_path / name, check=False)
+        assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1 and name in refused.stderr
+    path_68 = faces_script.find_predictor().replace("_5_", "_68_")
+    run_script(SCRIPT, frames, tmp_path / "faces", path_68)
+    assert "68" in json.loads((tmp_path / "faces" / "preprocessing.json").read_text())["predictor"]

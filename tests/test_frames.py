@@ -1,0 +1,140 @@
+"""Frames: the same pictures as a plain decode, the same choice every time, nothing made twice."""
+import random
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from conftest import REPOSITORY
+from make_media import plain_decode, rotate_clip, write_clip
+
+sys.path.insert(0, str(REPOSITORY / "pre-processing"))
+import extract_frames_from_videos as frames_script  # noqa: E402
+
+SCRIPT = "pre-processing/extract_frames_from_videos.py"
+KINDS = {
+    "plain.mp4": {},
+    "references.mp4": dict(options={"bf": "4", "b-pyramid": "normal", "preset": "medium"}, key_distance=20),
+    "open_group.mkv": dict(options={"x264-params": "open-gop=1:bframes=3"}),
+    "intra_refresh.mp4": dict(options={"intra-refresh": "1"}, key_distance=20),
+    "stream.ts": {},
+    "packed.avi": dict(codec="mpeg4", options={"bf": "2"}),
+    "old.mpg": dict(codec="mpeg2video", options={"bf": "2"}),
+    "vp8.webm": dict(codec="libvpx", options={"auto-alt-ref": "1", "lag-in-frames": "16", "cpu-used": "8"}),
+    "vp9.webm": dict(codec="libvpx-vp9", options={"cpu-used": "8"}),
+    "hevc.mp4": dict(codec="libx265", options={"x265-params": "log-level=none"}),
+    "motion.avi": dict(codec="mjpeg", pixel_format="yuvj420p"),
+    "ten_bits.mp4": dict(pixel_format="yuv420p10le"),
+    "grey.mp4": dict(pixel_format="gray"),
+    "variable.mp4": dict(times=np.cumsum(np.random.default_rng(0).integers(5, 120, 60)).tolist()),
+    "edit_list.mp4": dict(shift=-600, container_options={"avoid_negative_ts": "disabled"}),
+    "odd.mp4": dict(size=(97, 63), pixel_format="yuv444p"),
+    "pixel.mkv": dict(codec="ffv1", size=(1, 1)),
+}
+
+
+def jpeg(picture):
+    return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+
+
+def pictures_in(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.jpg")}
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Folder of clips of many codecs, 60 frames each (45 behind an edit list), and one of 4 frames."""
+    folder = tmp_path_factory.mktemp("clips")
+    for name, options in KINDS.items():
+        write_clip(folder / name, **options)
+    write_clip(folder / "short.mp4", frames=4)
+    return folder
+
+
+def test_pictures_are_those_of_a_plain_decode(clips, tmp_path, run_script):
+    run_script(SCRIPT, clips, tmp_path / "frames", 7)
+    assert (tmp_path / "frames" / "failures.csv").read_text() == "input,reason\n"
+    for path in clips.iterdir():
+        pictures = plain_decode(path)
+        made = list((tmp_path / "frames").glob(f"{path.stem}__frame_*.jpg"))
+        assert len(made) == min(7, len(pictures)), path.name
+        for frame in made:
+            index = int(frame.stem.rsplit("_", 1)[1])
+            assert frame.read_bytes() == jpeg(pictures[index]), f"{path.name}, frame {index}"
+
+
+def test_little_is_decoded(clips):
+    # Of 60 frames with a key frame every 12 the one wanted needs its group at most; without B-frames that nothing refers
+    # to even less.
+    path = clips / "references.mp4"
+    packets = frames_script.list_packets(path)
+    decoded = []
+    for index in (0, 25, 59):
+        for found, frame in frames_script._decode_wanted(path, packets, {index}):
+            decoded.append(found)
+    assert decoded == [0, 25, 59]
+    assert packets.clean.sum() >= 3
+
+
+def test_choice_is_seeded_nested_and_uniform(tmp_path):
+    draws = [frames_script.choose_frames(f"clip{clip}", range(100), 10, 0) for clip in range(200)]
+    for clip in range(5):
+        assert draws[clip] < frames_script.choose_frames(f"clip{clip}", range(100), 30, 0)
+        assert draws[clip] != frames_script.choose_frames(f"clip{clip}", range(100), 10, 1)
+    counts = np.bincount([index for draw in draws for index in draw], minlength=100)
+    assert counts.sum() == 2000 and np.abs(counts.reshape(10, 10).sum(1) - 200).max() < 60
+    # Frames that cannot be read change nothing for the others.
+    whole = frames_script.choose_frames("clip", range(100), 10, 0)
+    lost = random.Random(0).choice(sorted(whole))
+    assert whole - {lost} < frames_script.choose_frames("clip", [index for index in range(100) if index != lost], 10, 0)
+
+
+def test_second_run_and_other_workers(clips, tmp_path, run_script):
+    few = tmp_path / "few"
+    first = run_script(SCRIPT, clips, few, 3, "--workers", 1)
+    assert f"{3 * len(KINDS) + 3} frames made" in first.stdout
+    assert first.stdout.splitlines()[-1].startswith(f"Frames: {few}   next: python pre-processing/extract_faces")
+    again = run_script(SCRIPT, clips, few, 3, "--workers", 2)
+    assert "0 frames made" in again.stdout
+    dry = run_script(SCRIPT, clips, few, 5, "--dry-run")
+    assert f"{2 * len(KINDS) + 1} frames would be made" in dry.stdout and len(pictures_in(few)) == 3 * len(KINDS) + 3
+    # A half-finished clip is completed, more frames are added, and the way there does not matter.
+    for path in list(few.glob("plain__frame_*"))[:2]:
+        path.unlink()
+    run_script(SCRIPT, clips, few, 5, "--workers", 2)
+    run_script(SCRIPT, clips, tmp_path / "at_once", 5, "--workers", 1)
+    assert pictures_in(few) == pictures_in(tmp_path / "at_once")
+    refused = run_script(SCRIPT, clips, few, 5, "--seed", 1, check=False)
+    assert refused.returncode == 2 and "seed 0 there, 1 now" in refused.stderr
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_rotation(tmp_path, degrees):
+    plain = write_clip(tmp_path / "clip.mp4", frames=3)
+    pictures = plain_decode(plain)
+    rotate_clip(plain, degrees)
+    found = dict(frames_script.read_frames(plain, 3))
+    for index, picture in enumerate(pictures):
+        assert np.array_equal(found[index], np.rot90(picture, -degrees // 90)), index
+
+
+def test_nested_folders_and_equal_names(tmp_path, run_script):
+    (tmp_path / "videos" / "train-1" / "part").mkdir(parents=True)
+    (tmp_path / "videos" / "train-2").mkdir()
+    write_clip(tmp_path / "videos" / "train-1" / "part" / "a.001.mp4", frames=3)
+    write_clip(tmp_path / "videos" / "train-2" / "a.002.MP4", frames=3, container_format="mp4")
+    (tmp_path / "videos" / "notes.txt").write_text("no clip")
+    run_script(SCRIPT, "videos", "frames", 2)
+    assert {path.name.split("__")[0] for path in (tmp_path / "frames").glob("*.jpg")} == {"a.001", "a.002"}
+    write_clip(tmp_path / "videos" / "train-2" / "a.001.avi", frames=3, codec="mpeg4")
+    refused = run_script(SCRIPT, "videos", "frames", 2, check=False)
+    assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1
+    assert "a.001.mp4" in refused.stderr and "a.001.avi" in refused.stderr
+
+
+def test_real_clips(chalearn_dir):
+    for path in sorted((chalearn_dir / "clips" / "test" / "videos").glob("*.mp4"))[:2]:
+        pictures = plain_decode(path)
+        for index, picture in frames_script.read_frames(path, 10):
+            assert np.array_equal(picture, pictures[index]), f"{path.name}, frame {index}"
