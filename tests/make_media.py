@@ -10,12 +10,11 @@ import skimage.data
 
 def moving_picture(index, width, height):
     """Return a BGR uint8 picture that differs from frame to frame: gradients, a moving square, a little noise."""
-    y, x = np.mgrid[:height, :width]
-    picture = np.stack([x * 2 + index * 3, y * 2 - index, (x + y) // 2 + 40 * (index % 3)], axis=-1) % 256
+    y, x = np.mgrid[:height, :width].astype(np.uint8)
+    picture = np.stack([x * 2 + np.uint8(index * 3 % 256), y * 2 - np.uint8(index % 256), x // 2 + y // 2], axis=-1)
     left = (index * 5) % max(1, width - 12)
     picture[height // 3:height // 3 + 12, left:left + 12] = (20, 240, 200)
-    noise = np.random.default_rng(index).integers(0, 12, picture.shape)
-    return np.clip(picture + noise, 0, 255).astype(np.uint8)
+    return picture // 2 + np.random.default_rng(index).integers(0, 12, picture.shape, dtype=np.uint8)
 
 
 def write_clip(path, frames=60, size=(96, 64), codec="libx264", pixel_format="yuv420p", options=None, key_distance=12,

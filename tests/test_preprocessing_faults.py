@@ -1,0 +1,399 @@
+"""Whatever happens to the two pre-processing scripts: killed, stopped, fed rubbish, out of space, on a dying cluster."""
+import csv
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import REPOSITORY, run_script_in
+from fuzz_media import fuzz
+from make_media import portrait, rotate_clip, write_clip
+
+sys.path.insert(0, str(REPOSITORY / "pre-processing"))
+import process_files  # noqa: E402
+
+FRAMES = "pre-processing/extract_frames_from_videos.py"
+FACES = "pre-processing/extract_faces_from_frames.py"
+
+
+def contents(folder):
+    """Return {relative path: bytes} of everything in a folder; a folder counts with None."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def failures_in(folder):
+    """Return {name of the input: reason} from failures.csv."""
+    with open(folder / "failures.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["input", "reason"]
+    return {os.path.basename(path): reason for path, reason in rows[1:]}
+
+
+def start(folder, *arguments):
+    return subprocess.Popen([sys.executable, *map(str, arguments)], cwd=folder, start_new_session=True, text=True,
+                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def session_members(session):
+    """Return the ids of the living processes of a session (Linux)."""
+    members = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            members.append(int(path.parent.name))
+    return members
+
+
+def all_gone(session):
+    """Return True as soon as no process of the session lives, False after 5 seconds."""
+    deadline = time.monotonic() + 5
+    while session_members(session) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not session_members(session)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Folder with 24 clips of 50 frames (links to four files) and a folder with 60 frames that show a face (links)."""
+    folder = tmp_path_factory.mktemp("many")
+    (folder / "originals").mkdir()
+    (folder / "videos").mkdir()
+    (folder / "pictures").mkdir()
+    for number in range(4):
+        write_clip(folder / "originals" / f"{number}.mp4", frames=50, size=(480, 270))
+    for number in range(24):
+        (folder / "videos" / f"clip{number:02}.mp4").symlink_to(folder / "originals" / f"{number % 4}.mp4")
+    for number in range(4):
+        picture = np.full((360, 640, 3), 60 + number, np.uint8)
+        picture[20:320, 100 + number * 20:400 + number * 20] = portrait(300)
+        cv2.imwrite(str(folder / "originals" / f"{number}.jpg"), picture)
+    for number in range(60):
+        (folder / "pictures" / f"clip__frame_{number}.jpg").symlink_to(folder / "originals" / f"{number % 4}.jpg")
+    (folder / "pictures" / "nobody__frame_0.jpg").symlink_to(folder / "originals" / "nobody.jpg")
+    cv2.imwrite(str(folder / "originals" / "nobody.jpg"), np.full((90, 160, 3), 80, np.uint8))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(many, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run_script_in(folder, FRAMES, many / "videos", folder / "frames", 25)
+    run_script_in(folder, FACES, many / "pictures", folder / "faces")
+    return folder
+
+
+@pytest.mark.parametrize("script, source, target, more", [(FRAMES, "videos", "frames", ["25"]), (FACES, "pictures", "faces", [])])
+def test_killed_at_any_moment(many, undisturbed, tmp_path, run_script, long_run, script, source, target, more):
+    expected = contents(undisturbed / target)
+    chance = random.Random(7)
+    cut_short = 0
+    for attempt in range(20 if long_run else 4):
+        folder = tmp_path / f"{target}{attempt}"
+        process = start(tmp_path, REPOSITORY / script, many / source, folder, *more)
+        time.sleep(chance.uniform(0.3, 2.2))
+        if attempt % 2:
+            os.kill(process.pid, signal.SIGKILL)  # the parent alone: its workers must follow
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert all_gone(process.pid)
+        if folder.exists():
+            left = {name: data for name, data in contents(folder).items() if name.endswith(".jpg")}
+            assert left.items() <= expected.items(), "a picture that is not whole stands under its final name"
+            cut_short += len(left) < sum(name.endswith(".jpg") for name in expected)
+        run_script(script, many / source, folder, *more)
+        assert contents(folder) == expected
+    assert cut_short
+
+
+def test_killed_worker_costs_one_line(many, undisturbed, tmp_path, run_script):
+    folder = tmp_path / "frames"
+    process = start(tmp_path, REPOSITORY / FRAMES, many / "videos", folder, 25)
+    killed = None
+    while killed is None and process.poll() is None:
+        # A worker is a child that has begun to write.
+        names = [path.name for path in (folder / ".unfinished").glob("*-*.tmp")] if folder.exists() else []
+        for name in names:
+            killed = int(name.rsplit("-", 1)[1].removesuffix(".tmp"))
+            os.kill(killed, signal.SIGKILL)
+            break
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and killed, errors
+    reasons = failures_in(folder)
+    assert len(reasons) == 1 and "killed by SIGKILL" in next(iter(reasons.values()))
+    assert not (folder / ".unfinished").exists()
+    run_script(FRAMES, many / "videos", folder, 25)
+    assert contents(folder) == contents(undisturbed / "frames")
+
+
+@pytest.mark.parametrize("script, source, more", [(FRAMES, "videos", ["1000"]), (FACES, "pictures", ["--faces", "all"])])
+def test_ctrl_c(many, tmp_path, script, source, more):
+    folder = tmp_path / "target"
+    process = start(tmp_path, REPOSITORY / script, many / source, folder, *more)
+    while not list(folder.glob("*.jpg")) and process.poll() is None:
+        time.sleep(0.02)
+    begin = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=20)
+    assert time.monotonic() - begin < 2
+    assert process.returncode == 130
+    assert "Traceback" not in errors and len(errors.splitlines()) <= 2
+    assert "run the same command again" in output
+    assert (folder / "failures.csv").is_file() and not (folder / ".unfinished").exists()
+    assert all_gone(process.pid)
+
+
+def test_stopped_run_keeps_the_last_failures(many, tmp_path, run_script):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "bad.mp4").write_bytes(b"no clip")
+    run_script(FRAMES, "videos", "frames", 5, check=False)
+    (tmp_path / "frames" / ".unfinished").mkdir()
+    failures = process_files.Failures(tmp_path / "frames")
+    failures.add(tmp_path / "videos" / "other.mp4", "new")
+    failures.close(complete=False)
+    assert set(failures_in(tmp_path / "frames")) == {"bad.mp4", "other.mp4"}
+
+
+def test_hang_is_bounded(tmp_path):
+    (tmp_path / "hang.py").write_text(f"""
+import contextlib, os, sys, time
+sys.path.insert(0, {str(REPOSITORY / "pre-processing")!r})
+import process_files
+
+def work(path):
+    if path == "hangs":
+        time.sleep(60)
+    if path == "crashes":
+        os.abort()
+    for step in range(4):
+        time.sleep(0.4)
+        process_files.progress()
+    return path
+
+if __name__ == "__main__":
+    items = [(name, None) for name in ("hangs", "a", "crashes", "b")]
+    with contextlib.closing(process_files.map_files(work, items, workers=2, stall_seconds=1)) as results:
+        for result in results:
+            print(result)
+""")
+    result = subprocess.run([sys.executable, tmp_path / "hang.py"], capture_output=True, text=True, timeout=30)
+    assert result.stdout.splitlines() == [
+        "('hangs', None, 'no progress for 1 seconds')", "('a', 'a', None)",
+        "('crashes', None, 'its process was killed by SIGABRT; perhaps damaged, or memory ran out')", "('b', 'b', None)"]
+
+
+def test_full_disk(many, undisturbed, tmp_path, run_script):
+    target = tmp_path / "small"
+    target.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", target], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small tmpfs is not allowed here")
+    try:
+        stopped = run_script(FRAMES, many / "videos", target / "frames", 25, check=False)
+        assert stopped.returncode == 1 and len(stopped.stderr.splitlines()) == 1
+        assert "no space left" in stopped.stderr
+        left = {name: data for name, data in contents(target / "frames").items() if name.endswith(".jpg")}
+        assert left and left.items() <= contents(undisturbed / "frames").items()
+        assert not (target / "frames" / ".unfinished").exists()
+        subprocess.run(["mount", "-o", "remount,size=100m", target], check=True)
+        run_script(FRAMES, many / "videos", target / "frames", 25)
+        assert contents(target / "frames") == contents(undisturbed / "frames")
+    finally:
+        subprocess.run(["umount", target], check=True)
+
+
+def test_rubbish_clips(tmp_path, run_script):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    whole = write_clip(videos / "whole.mp4", container_options={"movflags": "faststart"})
+    (videos / "empty.mp4").touch()
+    (videos / "text.mp4").write_text("This is no clip.\n" * 50)
+    (videos / "playlist.mp4").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nwhole.mp4\n#EXT-X-ENDLIST\n")
+    (videos / "script.mp4").write_text("ffconcat version 1.0\nfile whole.mp4\n")
+    (videos / "tenth.mp4").write_bytes(whole.read_bytes()[:whole.stat().st_size // 10])
+    (videos / "nine_tenths.mp4").write_bytes(whole.read_bytes()[:whole.stat().st_size * 9 // 10])
+    write_sound(videos / "sound.mp4")
+    write_clip(videos / "one.mp4", frames=1)
+    avi = write_clip(videos / "wrong_count.avi", codec="mpeg4", frames=30)
+    data = bytearray(avi.read_bytes())
+    for mark, distance in ((b"avih", 24), (b"strh", 40)):
+        place = data.index(mark) + distance
+        data[place:place + 4] = (5000).to_bytes(4, "little")
+    avi.write_bytes(data)
+    rotate_clip(write_clip(videos / "rotated.mp4", frames=5), 90)
+    write_clip(videos / "wide.mp4", frames=3, size=(7680, 16))
+    for name in ("with 'spaces' and \"quotes\"", "new\nline", "Ünïcödé 日本", "-dash", "=cmd()", "semi:colon", "dots..", "a__frame_7"):
+        shutil.copy(videos / "one.mp4", videos / f"{name}.mp4")
+    shutil.copy(videos / "one.mp4", os.fsencode(videos) + b"/bytes\xff.mp4")
+    (videos / "nothing.mp4").symlink_to("nowhere")
+    (videos / "loop.mp4").symlink_to("loop.mp4")
+    (videos / "up").symlink_to("..")
+    (videos / "folder.mp4").mkdir()
+    os.mkfifo(videos / "pipe.mp4")
+    (videos / (245 * "n" + ".mp4")).symlink_to("one.mp4")
+    outside = set(contents(tmp_path)) | {"frames"}
+
+    result = run_script(FRAMES, "videos", "frames", 10)
+    assert "Traceback" not in result.stdout + result.stderr and result.stderr == ""
+    reasons = failures_in(tmp_path / "frames")
+    bad = {"empty.mp4", "text.mp4", "playlist.mp4", "script.mp4", "tenth.mp4", "sound.mp4", "nothing.mp4", "loop.mp4", "pipe.mp4",
+           245 * "n" + ".mp4", "nine_tenths.mp4", "wrong_count.avi"}
+    assert set(reasons) == bad
+    assert all(reason and "\n" not in reason and "unexpected" not in reason for reason in reasons.values())
+    names = [os.fsencode(path.name).rsplit(b"__frame_", 1)[0] for path in (tmp_path / "frames").glob("*.jpg")]
+    counts = {name: names.count(name) for name in names}
+    assert counts == {b"whole": 10, b"nine_tenths": 10, b"one": 1, b"wrong_count": 10, b"rotated": 5, b"wide": 3,
+                      b"with 'spaces' and \"quotes\"": 1, b"new\nline": 1, "Ünïcödé 日本".encode(): 1, b"-dash": 1, b"=cmd()": 1,
+                      b"semi:colon": 1, b"dots..": 1, b"a__frame_7": 1, b"bytes\xff": 1}
+    assert {name for name in contents(tmp_path) if not name.startswith("frames/")} == outside
+    again = run_script(FRAMES, "videos", "frames", 10)
+    assert "0 frames made" in again.stdout
+    with open(tmp_path / "frames" / "failures.csv", encoding="utf-8", newline="") as file:
+        assert not [row for row in csv.reader(file) if row[0][:1] in "=+-@"]
+
+
+def write_sound(path):
+    import av
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+
+
+def test_clip_that_grows_while_it_is_read(tmp_path, run_script):
+    (tmp_path / "videos").mkdir()
+    whole = write_clip(tmp_path / "whole.mkv", frames=150, size=(640, 360), container_format="mpegts", options={"preset": "ultrafast"}).read_bytes()
+    growing = tmp_path / "videos" / "growing.ts"
+    growing.write_bytes(whole[:len(whole) // 2])
+    stop = threading.Event()
+
+    def grow():
+        with open(growing, "ab") as file:
+            while not stop.is_set():
+                file.write(whole[len(whole) // 2:len(whole) // 2 + 1880])
+                file.flush()
+                time.sleep(0.005)
+
+    writer = threading.Thread(target=grow)
+    writer.start()
+    try:
+        result = run_script(FRAMES, "videos", "frames", 60, check=False)
+    finally:
+        stop.set()
+        writer.join()
+    assert "Traceback" not in result.stderr
+    assert "changed while it was read" in failures_in(tmp_path / "frames")["growing.ts"]
+    assert not list((tmp_path / "frames").glob("*.jpg"))
+    growing.write_bytes(whole)
+    assert "60 frames made" in run_script(FRAMES, "videos", "frames", 60).stdout
+
+
+def test_rubbish_pictures(tmp_path, run_script):
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    face = np.full((480, 640, 3), 70, np.uint8)
+    face[40:440, 100:500] = portrait(400)
+    cv2.imwrite(str(frames / "good.jpg"), face)
+    data = (frames / "good.jpg").read_bytes()
+    (frames / "truncated.jpg").write_bytes(data[:len(data) // 2])
+    (frames / "empty.jpg").touch()
+    (frames / "text.png").write_text("no picture")
+    picture = Image.fromarray(np.ascontiguousarray(face[..., ::-1]))
+    picture.convert("CMYK").save(frames / "cmyk.jpg", quality=95)
+    picture.convert("L").save(frames / "grey.png")
+    picture.quantize(200).convert("RGBA").quantize(200).save(frames / "palette.png", transparency=3)
+    cv2.imwrite(str(frames / "sixteen.png"), face.astype(np.uint16) * 257)
+    cv2.imwrite(str(frames / "tiny.png"), cv2.resize(face, (40, 30)))
+    cv2.imwrite(str(frames / "dot.png"), face[:1, :1])
+    cv2.imwrite(str(frames / "half.jpg"), face[:, :310])
+    Image.new("L", (12000, 12000)).save(frames / "bomb.png")
+    (frames / "nothing.jpg").symlink_to("nowhere")
+    (frames / "folder.jpg").mkdir()
+    result = run_script(FACES, "frames", "faces")
+    assert "Traceback" not in result.stderr and result.stderr == ""
+    reasons = failures_in(tmp_path / "faces")
+    made = {path.name.removesuffix("_aligned.jpg") for path in (tmp_path / "faces").glob("*.jpg")}
+    assert {"good", "cmyk", "grey", "palette", "sixteen"} <= made
+    assert "truncated" in reasons["truncated.jpg"] and "12000 x 12000" in reasons["bomb.png"]
+    assert {"empty.jpg", "text.png", "nothing.jpg", "tiny.png", "dot.png"} <= set(reasons)
+    assert not any("unexpected" in reason or "\n" in reason for reason in reasons.values())
+    assert len(made) + len(reasons) == 13
+
+
+@pytest.mark.parametrize("script", [FRAMES, FACES])
+def test_bad_arguments(script, tmp_path, run_script):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "file").touch()
+    number = ["3"] if script == FRAMES else []
+    wrong = [["missing", "out", *number], ["file", "out", *number], ["source", "source", *number], ["source", "file", *number],
+             ["source", "out", *number], ["source", "out", *number, "--workers", "0"], ["source", "out", *number, "--quality", "0"],
+             ["source", "out", *number, "--unknown"]]
+    wrong += [["source", "out", "--", count] for count in ("0", "-1", "2.5", "ten")] if script == FRAMES else [
+        ["source", "out", "--size", "0"], ["source", "out", "--padding", "x"], ["source", "out", "no.dat"]]
+    for arguments in wrong:
+        result = run_script(script, *arguments, check=False)
+        assert result.returncode == 2 and "Traceback" not in result.stderr, arguments
+        assert result.stderr.strip() and not (tmp_path / "out").exists(), arguments
+
+
+def test_nothing_outside_the_target(tmp_path, run_script):
+    (tmp_path / "frames" / "shard").mkdir(parents=True)
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "faces").mkdir()
+    (tmp_path / "faces" / "shard").symlink_to(tmp_path / "outside")
+    (tmp_path / "faces" / "b_aligned.jpg").symlink_to(tmp_path / "outside" / "written.jpg")
+    cv2.imwrite(str(tmp_path / "frames" / "shard" / "a.jpg"), portrait(300))
+    cv2.imwrite(str(tmp_path / "frames" / "b.jpg"), portrait(300))
+    run_script(FACES, "frames", "faces")
+    assert not list((tmp_path / "outside").iterdir())
+    assert "out of the target folder" in failures_in(tmp_path / "faces")["a.jpg"]
+    assert (tmp_path / "faces" / "b_aligned.jpg").is_file() and not (tmp_path / "faces" / "b_aligned.jpg").is_symlink()
+
+
+def test_file_without_read_permission(many, tmp_path):
+    command = [sys.executable, REPOSITORY / FRAMES, "videos", "frames", "2"]
+    if os.geteuid() == 0:  # root may read everything unless it gives that right up
+        if shutil.which("setpriv") is None:
+            pytest.skip("running as root, and no setpriv to give up its rights")
+        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
+    (tmp_path / "videos").mkdir()
+    for name in ("open.mp4", "closed.mp4"):
+        shutil.copy(many / "originals" / "0.mp4", tmp_path / "videos" / name)
+    (tmp_path / "videos" / "closed.mp4").chmod(0)
+    (tmp_path / "videos" / "locked").mkdir(mode=0)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
+    reasons = failures_in(tmp_path / "frames")
+    assert set(reasons) == {"closed.mp4", "locked"}
+    assert all("Permission denied" in reason for reason in reasons.values())
+
+
+def test_one_run_at_a_time(many, tmp_path, run_script):
+    import fcntl
+    (tmp_path / "frames").mkdir()
+    descriptor = os.open(tmp_path / "frames", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    refused = run_script(FRAMES, many / "videos", "frames", 2, check=False)
+    os.close(descriptor)
+    assert refused.returncode == 2 and "another run" in refused.stderr
+
+
+def test_fuzz(tmp_path, long_run):
+    counts = fuzz(tmp_path, 2000 if long_run else 60, seed=1)
+    print(counts)
+    assert counts["died"] == 0 and counts["unexpected"] == 0
