@@ -446,7 +446,10 @@ def epoch_batches(number_of_rows, batch_size, seed, epoch, rank=0, world_size=1)
     order = np.random.default_rng([seed, epoch]).permutation(number_of_rows)
     per_process = math.ceil(number_of_rows / world_size)
     order = np.resize(order, per_process * world_size)[rank::world_size]
-    return [order[start:start + batch_size].tolist() for start in range(0, per_process, batch_size)]
+    batches = [order[start:start + batch_size].tolist() for start in range(0, per_process, batch_size)]
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2] += batches.pop()  # one sample has no deviation to be standardised by
+    return batches
 
 
 def row_batches(number_of_rows, batch_size):

@@ -85,10 +85,13 @@ class PersonalityNetwork(nn.Module):
     the type the backbone computes in (None: that of its weights); the heads always compute in float32.
     """
 
-    def __init__(self, backbone, trained, heads, input_size, mean, deviation):
+    def __init__(self, backbone, trained, width, heads, input_size, mean, deviation):
         super().__init__()
         self.backbone = backbone
         self.trained = tuple(trained)
+        # Features of different stages differ in scale by orders of magnitude. Those of a frozen backbone have one mean and
+        # one deviation for good, so all steps are averaged; those of a trained one drift, so late steps count more.
+        self.standardise = nn.BatchNorm1d(width, affine=False, momentum=0.1 if trained else None)
         self.heads = heads
         self.input_size = input_size
         self.compute_dtype = None
@@ -126,7 +129,7 @@ class PersonalityNetwork(nn.Module):
 
     def forward(self, inputs, of_each_head=False):
         """Return the scores B x 5, the mean over the heads, or with of_each_head the scores of all K heads, K x B x 5."""
-        features = inputs if inputs.ndim == 2 else self.features(inputs)
+        features = self.standardise(inputs if inputs.ndim == 2 else self.features(inputs))
         scores = torch.stack([torch.sigmoid(head(features)) for head in self.heads])
         return scores if of_each_head else scores.mean(0)
 
@@ -172,7 +175,7 @@ def build_network(name, config, weights=None):
     if weights is not None:
         load_backbone_weights(backbone, architecture.backbone, weights)
     heads = nn.ModuleList([make_head(width, hidden, dropout) for _ in range(number_of_heads)])
-    network = PersonalityNetwork(backbone, architecture.trained, heads, input_size, mean, deviation)
+    network = PersonalityNetwork(backbone, architecture.trained, width, heads, input_size, mean, deviation)
     return network.to(memory_format=torch.channels_last)
 
 

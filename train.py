@@ -60,7 +60,7 @@ DEFAULTS = {
     "average": 0.0,              # decay a step of the moving average of the weights; 0: none
     "mirror": True,              # half of the pictures mirrored in training
 }
-SECONDS_BETWEEN_CHECKPOINTS = 30
+SECONDS_BETWEEN_CHECKPOINTS = float(os.environ.get("SECONDS_BETWEEN_CHECKPOINTS", 30))
 
 
 # ---------------------------------------------------------------- loss
@@ -209,9 +209,9 @@ def fit(network, name, training, validation, settings, num_epochs, batch_size, s
         validation_source = make_source(network, name, validation, settings, device, cache, num_workers, False, seed)
     targets = training.targets
     usable = len(source) - (int(source.unreadable.sum()) if isinstance(source, Features) else 0)
-    if usable < 1:
-        raise UserError(f"{training.name}: no face of it can be read; make the faces again")
-    steps_per_epoch = math.ceil(math.ceil(usable / world_size) / batch_size)
+    if usable < 2 * world_size or batch_size < 2:
+        raise UserError(f"BATCH_SIZE {batch_size} with {usable} faces: training needs at least two faces a step")
+    steps_per_epoch = len(epoch_batches(usable, batch_size, seed, 0, rank, world_size))
 
     optimizer = torch.optim.AdamW(parameter_groups(network, settings["lr"], settings["weight_decay"],
                                                    settings["backbone_lr_factor"], settings["layer_decay"]))

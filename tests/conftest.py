@@ -87,8 +87,8 @@ def demo_data(tmp_path_factory):
 
 
 def write_chips(folder, clips_of_split, faces_a_clip=2, seed=0):
-    """Write a data folder of made-up 224 px chips and labels, without videos: each score steers the brightness of one
-    band of the picture, so there is something to learn within seconds. clips_of_split: {split: number of clips}."""
+    """Write a data folder of made-up 224 px chips and labels, without videos: each score steers the colour of one band of
+    the picture between blue and red, so there is something to learn within seconds. clips_of_split: {split: clips}."""
     import cv2
     import numpy as np
     import pandas
@@ -108,7 +108,7 @@ def write_chips(folder, clips_of_split, faces_a_clip=2, seed=0):
             for frame in range(faces_a_clip):
                 picture = generator.integers(0, 60, (224, 224, 3)).astype(float)
                 for band, score in enumerate(scores):
-                    picture[band * 45:band * 45 + 40] += 190 * score
+                    picture[band * 45:band * 45 + 40] += [190 * (1 - score), 60, 190 * score]
                 cv2.imwrite(str(faces / f"{clip}__frame_{frame}_aligned.jpg"), picture.clip(0, 255).astype(np.uint8))
         table = pandas.DataFrame(rows, columns=["clip", *TRAITS])
         table["clip"] += ".mp4"

@@ -1,0 +1,177 @@
+"""Networks, weights and checkpoints."""
+import os
+import random
+import zipfile
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from command_line import UserError
+from dataset import DEFAULT_PREPROCESSING, TRAITS
+from model_architectures import (ARCHITECTURES, FACE_INPUT_SIZE, build_network, config_keys, face_weights_path, load_checkpoint,
+                                 load_file, network_from_checkpoint, parameter_groups, read_face_weights, save_checkpoint)
+from train import DEFAULTS
+
+SMALL = {**DEFAULTS, "l1": 16, "l2": 8, "l3": 4}
+LIGHT = ["ResNet18_v1.0", "ResNet18_v2.0", "ResNet18_v3.0", "ResNet34_v2.0", "ResNet101_v2.0", "FaceResNet29_v1.0",
+         "FaceResNet29_v2.0", "FaceResNet29_v3.0"]
+
+
+def test_names_of_the_original_are_there():
+    assert set(ARCHITECTURES) >= {"ResNet18_v1.0", "ResNet18_v2.0", "ResNet18_v3.0", "ResNet34_v1.0", "ResNet34_v2.0",
+                                  "ResNet50_v1.0", "ResNet101_v1.0", "ResNet101_v2.0", "ResNet152_v1.0"}
+    with pytest.raises(UserError, match="ResNet18_v1.0.*ResNet152_v1.0"):
+        build_network("ResNet19", SMALL)
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_what_is_frozen_stays_and_what_is_not_learns(name):
+    torch.manual_seed(0)
+    network = build_network(name, SMALL, "none")
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    optimizer = torch.optim.AdamW(parameter_groups(network, 0.01, 0.0, 0.1, 0.5))
+    network.train()
+    chips = torch.randint(0, 256, (4, 3, 224, 224), dtype=torch.uint8)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (network(chips) - 0.9).square().mean().backward()
+        optimizer.step()
+    trained = ARCHITECTURES[name].trained
+    for key, value in network.state_dict().items():
+        free = key.startswith(("heads.", "standardise.")) or any(key.startswith(f"backbone.{stage}.") for stage in trained)
+        if not free:
+            assert torch.equal(value, before[key]), key
+        elif key.endswith("weight") and value.ndim > 1:
+            assert not torch.equal(value, before[key]), key
+    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert all(rates[stage] < rates["heads"] for stage in trained)
+
+
+def test_scores_are_five_numbers_between_0_and_1():
+    network = build_network("ResNet18_v1.0", {**SMALL, "heads": 3}, "none").eval()
+    chips = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
+    scores = network(chips)
+    assert scores.shape == (2, 5) and 0 < scores.min() and scores.max() < 1
+    assert torch.allclose(network(network.features(chips)), scores)
+    assert torch.allclose(network(chips, of_each_head=True).mean(0), scores)
+
+
+def test_face_network_agrees_with_dlib(chalearn_dir):
+    """100 real face chips: the descriptor of the PyTorch module against dlib's own."""
+    import dlib
+    portraits = zipfile.ZipFile(chalearn_dir / "portraits_train.zip")
+    names = sorted(name for name in portraits.namelist() if name.endswith(".jpg"))[::110][:100]
+    dlib_network = dlib.face_recognition_model_v1(str(face_weights_path()))
+    network = build_network("FaceResNet29_v1.0", SMALL, "dlib").eval()
+    chips, expected = [], []
+    for name in names:
+        picture = cv2.imdecode(np.frombuffer(portraits.read(name), np.uint8), cv2.IMREAD_COLOR_RGB)
+        chip = np.ascontiguousarray(cv2.resize(picture[20:190, :170], (FACE_INPUT_SIZE, FACE_INPUT_SIZE)))
+        chips.append(torch.from_numpy(chip).permute(2, 0, 1))
+        expected.append(list(dlib_network.compute_face_descriptor(chip)))
+    with torch.inference_mode():
+        descriptors = network.features(torch.stack(chips))[:, -128:]
+    difference = (descriptors - torch.tensor(expected)).abs().max()
+    print(f"largest difference of 100 x 128 numbers: {difference:.1e}")
+    assert len(chips) == 100 and difference < 1e-5
+
+
+def test_damaged_face_weights_are_refused(tmp_path):
+    whole = open(face_weights_path(), "rb").read()
+    for name, content in {"truncated.dat": whole[:1_000_000], "text.dat": b"no network" * 1000, "empty.dat": b"",
+                          "other.dat": whole[5000:], "damaged.dat": whole[:2000] + b"\xff" * 4000 + whole[6000:]}.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=name) as caught:
+            read_face_weights(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_weights_from_a_file(tmp_path):
+    import torchvision
+    torch.manual_seed(1)
+    state = torchvision.models.resnet18(weights=None).state_dict()
+    path = tmp_path / "resnet18.pt"
+    torch.save(state, path)
+    network = build_network("ResNet18_v1.0", SMALL, str(path))
+    assert torch.equal(network.backbone.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
+    with pytest.raises(UserError, match="layer1.2.bn1.* is missing"):
+        build_network("ResNet34_v1.0", SMALL, str(path))
+    torch.save({**state, "surprise": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match="surprise is foreign"):
+        build_network("ResNet18_v1.0", SMALL, str(path))
+    with pytest.raises(UserError, match="no such file"):
+        build_network("ResNet18_v1.0", SMALL, "nowhere.pt")
+    with pytest.raises(UserError, match="takes imagenet, none or a path"):
+        build_network("ResNet18_v1.0", SMALL, "dlib")
+
+
+def content_of(network, name="ResNet18_v1.0"):
+    return {"architecture": name, "config": {key: SMALL[key] for key in config_keys(name)}, "traits": list(TRAITS),
+            "preprocessing": DEFAULT_PREPROCESSING, "network": network.state_dict()}
+
+
+class _Touch:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def test_checkpoints_run_no_code_and_damage_is_named(tmp_path):
+    network = build_network("ResNet18_v1.0", SMALL, "none").eval()
+    path = tmp_path / "checkpoint_best.pt"
+    save_checkpoint(path, content_of(network))
+    assert os.listdir(tmp_path) == [path.name]
+    again = network_from_checkpoint(load_checkpoint(path), path)
+    chips = torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8)
+    assert torch.equal(again(chips), network(chips))
+
+    mark, evil = tmp_path / "it_ran", tmp_path / "evil.pt"
+    for key in ("architecture", "config", "network", "new"):
+        for content in ({**content_of(network), "format": 1, key: _Touch(mark)},
+                        {**content_of(network), "format": 1, key: {"deep": [_Touch(mark)]}}):
+            for old_format in (False, True):
+                torch.save(content, evil, _use_new_zipfile_serialization=not old_format)
+                with pytest.raises(UserError, match="evil.pt"):
+                    load_checkpoint(evil)
+                assert not mark.exists()
+    for key, value in {"architecture": "ResNet99", "config": {"l1": 10**9, "l2": 8, "dropout": 0.1, "heads": 1},
+                       "traits": ["O"], "network": {}, "format": 99}.items():
+        torch.save({"format": 1, **content_of(network), key: value}, evil)
+        with pytest.raises(UserError):
+            network_from_checkpoint(load_checkpoint(evil), evil)
+
+
+def test_fuzzed_checkpoints(tmp_path, long_run):
+    """Checkpoints with mutated bytes (headers, pickled part, directory of the zip) are read or refused in one line."""
+    path = tmp_path / "mutated.pt"
+    torch.save({"format": 1, **content_of(build_network("ResNet18_v1.0", SMALL, "none")), "network": {"w": torch.zeros(3)}}, path)
+    whole = path.read_bytes()
+    generator = random.Random(7)
+    refused = 0
+    count = 10_000 if long_run else 300
+    for _ in range(count):
+        data = bytearray(whole)
+        for _ in range(generator.choice([1, 2, 5])):
+            where = generator.randrange(len(data))
+            data[where:where + generator.choice([1, 1, 4, 40])] = generator.randbytes(generator.choice([1, 1, 4]))
+        path.write_bytes(data)
+        try:
+            load_checkpoint(path)
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    print(f"{count} mutated checkpoints: {refused} refused, {count - refused} read")
+    assert refused > count / 4
+
+
+def test_not_a_checkpoint(tmp_path):
+    (tmp_path / "empty.pt").touch()
+    (tmp_path / "text.pt").write_text("hello")
+    for name in ("empty.pt", "text.pt", "missing.pt"):
+        with pytest.raises(UserError, match=name):
+            load_file(tmp_path / name, "a checkpoint")

@@ -1,0 +1,197 @@
+"""Search, training, evaluation: the real scripts on small data, and what a user sees of them."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas
+import pytest
+import torch
+
+import train
+from command_line import UserError
+from conftest import REPOSITORY, run_script_in, write_chips
+from dataset import TRAITS, load_split
+from model_architectures import build_network, load_checkpoint
+from train import DEFAULTS, fit
+
+SMALL_HEAD = ["--l1", 32, "--l2", 16, "--dropout", 0.1]
+
+
+def network_of(path):
+    return load_checkpoint(path)["network"]
+
+
+def assert_equal_states(first, second):
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+
+
+def losses_of(folder):
+    return pandas.read_csv(folder / "training.csv")["loss_train"].tolist()
+
+
+def test_train_and_evaluate(run_script, chip_data, tmp_path):
+    run_script("train.py", 25, "first", "FaceResNet29_v1.0", "false", 16, "--data-dir", chip_data, *SMALL_HEAD)
+    folder = tmp_path / "runs" / "first"
+    assert {"args.json", "training.csv", "checkpoint_best.pt", "checkpoint_last.pt"} <= set(os.listdir(folder))
+    history = pandas.read_csv(folder / "training.csv")
+    assert len(history) == 25 and history["accuracy_mean"].idxmax() + 1 == load_checkpoint(folder / "checkpoint_best.pt")["epoch"]
+
+    result = run_script("evaluate.py", "first", "--data-dir", chip_data)
+    assert "Pearson r" in result.stdout and "original repository" in result.stdout
+    metrics = json.loads((folder / "evaluation_test" / "metrics.json").read_text())
+    assert metrics["clips"] == 16 and metrics["traits"]["mean"]["pearson"] > 0.5
+    table = pandas.read_csv(folder / "evaluation_test" / "predictions.csv", index_col="clip")
+    errors = np.abs(table[list(TRAITS)].to_numpy() - table[[f"label_{trait}" for trait in TRAITS]].to_numpy())
+    assert metrics["traits"]["mean"]["accuracy"] == pytest.approx(1 - errors.mean(), abs=1e-5)
+    assert all((folder / "evaluation_test" / f"{trait}.png").stat().st_size > 10_000 for trait in TRAITS)
+
+    # Nothing is overwritten silently.
+    again = run_script("train.py", 25, "first", "FaceResNet29_v1.0", "false", 16, "--data-dir", chip_data, check=False)
+    assert again.returncode == 2 and "--resume" in again.stderr and "Traceback" not in again.stderr
+    assert len(pandas.read_csv(folder / "training.csv")) == 25
+
+
+def test_scrambled_pictures_teach_nothing(tmp_path):
+    """What the original did to every picture: H x W x 3 read as 3 x H x W. A network must notice the difference."""
+    import cv2
+    data = write_chips(tmp_path / "data", {"train": 64, "valid": 32})
+    settings = {**DEFAULTS, "l1": 32, "l2": 16, "dropout": 0.1}
+
+    def best_pearson():
+        torch.manual_seed(0)
+        network = build_network("FaceResNet29_v1.0", settings, "dlib")
+        history = fit(network, "FaceResNet29_v1.0", load_split(data, "train"), load_split(data, "valid"), settings, 25, 16, 0,
+                      torch.device("cpu"), show_progress=False)
+        return max(record["pearson_mean"] for record in history)
+
+    straight = best_pearson()
+    for split in ("train", "valid"):
+        for path in load_split(data, split).faces["path"]:
+            picture = cv2.imread(path)
+            scrambled = picture.ravel().reshape(3, *picture.shape[:2])
+            cv2.imwrite(path, np.ascontiguousarray(np.moveaxis(scrambled, 0, -1)))
+    scrambled = best_pearson()
+    print(f"Pearson r {straight:.3f}, on scrambled pictures {scrambled:.3f}")
+    assert straight > 0.6 and scrambled < straight - 0.2
+
+
+def test_cached_and_uncached_training_have_the_same_losses(run_script, chip_data, tmp_path):
+    for cache in ("float32", "off"):
+        run_script("train.py", 3, f"cache_{cache}", "FaceResNet29_v1.0", "false", 32, "--data-dir", chip_data, "--cache", cache,
+                   "--precision", "float32", "--mixup", 0, *SMALL_HEAD)
+    first, second = losses_of(tmp_path / "runs" / "cache_float32"), losses_of(tmp_path / "runs" / "cache_off")
+    print(f"largest difference of losses: {np.abs(np.subtract(first, second)).max():.1e}")
+    assert np.abs(np.subtract(first, second)).max() < 1e-4
+
+
+RESUMED = ["train.py", 4, "EXPERIMENT", "FaceResNet29_v2.0", "false", 16, *SMALL_HEAD, "--average", 0.9, "--mixup", 0.2,
+           "--augment", 0.5, "--precision", "float32"]
+SAVE_ALWAYS = {"SECONDS_BETWEEN_CHECKPOINTS": "0"}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """(data folder, experiment folder) of a training that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    data = write_chips(folder / "data", {"train": 20, "valid": 6})
+    run_script_in(folder, *[word if word != "EXPERIMENT" else "whole" for word in RESUMED], "--data-dir", data, env=SAVE_ALWAYS)
+    return data, folder / "runs" / "whole"
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL and truncated checkpoint"])
+def test_interrupted_and_resumed_training_is_the_same(run_script, uninterrupted, tmp_path, how):
+    data, whole = uninterrupted
+    broken = [str(word) if word != "EXPERIMENT" else "broken" for word in (*RESUMED, "--data-dir", data)]
+    folder = tmp_path / "runs" / "broken"
+    process = subprocess.Popen([sys.executable, REPOSITORY / broken[0], *broken[1:]], cwd=tmp_path, stderr=subprocess.PIPE,
+                               stdout=subprocess.PIPE, text=True, env={**os.environ, **SAVE_ALWAYS}, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not (folder / "checkpoint_previous.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGTERM if how == "SIGTERM" else signal.SIGKILL)
+    errors = process.communicate(timeout=30)[1]
+    if how == "SIGTERM":
+        assert process.returncode == 143 and "--resume" in errors
+    else:
+        last = folder / "checkpoint_last.pt"
+        last.write_bytes((folder / "checkpoint_previous.pt").read_bytes()[:100_000])
+    resumed = run_script(*broken, "--resume", env=SAVE_ALWAYS)
+    assert how == "SIGTERM" or "falling back" in resumed.stderr
+    for name in ("checkpoint_last.pt", "checkpoint_best.pt"):
+        assert_equal_states(network_of(whole / name), network_of(folder / name))
+    assert losses_of(whole) == losses_of(folder)
+
+
+def test_resuming_with_other_settings_is_refused(run_script, uninterrupted):
+    data, whole = uninterrupted
+    command = [word if word != "EXPERIMENT" else "whole" for word in (*RESUMED, "--data-dir", data)]
+    other = run_script(*command, "--resume", "--lr", 0.1, cwd=whole.parents[1], check=False)
+    assert other.returncode == 2 and "lr" in other.stderr and "Traceback" not in other.stderr
+
+
+def test_two_processes_under_torchrun(chip_data, tmp_path):
+    """Two gloo processes on the CPU see halves of each epoch and end with the same weights."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", REPOSITORY / "train.py",
+               "2", "pair", "FaceResNet29_v2.0", "false", "24", "--data-dir", chip_data, *map(str, SMALL_HEAD)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=180)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("epoch 2/2") == 1
+    assert json.loads((tmp_path / "runs" / "pair" / "args.json").read_text())["used"]["processes"] == 2
+    assert np.isfinite(losses_of(tmp_path / "runs" / "pair")).all()
+
+
+def test_search_resume_and_final_training(run_script, chip_data, tmp_path):
+    search = ["train_resnet_raytune_hyperparams.py", 3, 3, "search", "FaceResNet29_v1.0", "--data-dir", chip_data]
+    result = run_script(*search, timeout=240)
+    folder = tmp_path / "runs" / "search"
+    trials = pandas.read_csv(folder / "trials.csv")
+    assert len(trials) == 3 and trials["best_accuracy"].is_monotonic_decreasing and (trials["status"] == "finished").all()
+    best = json.loads((folder / "best_config.json").read_text())
+    assert best["l1"] == trials["l1"][0] and best["model"] == "FaceResNet29_v1.0"
+    # The best over all epochs, as the trial's own log says.
+    log = pandas.read_csv(folder / "search" / trials["trial"][0] / "training.csv")
+    assert log["accuracy_mean"].max() == pytest.approx(trials["best_accuracy"][0])
+    assert "best_config.json" in result.stdout
+
+    refused = run_script(*search, check=False)
+    assert refused.returncode == 2 and "--resume" in refused.stderr
+    refused = run_script("train_resnet_raytune_hyperparams.py", 3, 3, "search", "FaceResNet29_v2.0", "--data-dir", chip_data,
+                         "--resume", check=False)
+    assert refused.returncode == 2 and "FaceResNet29_v1.0" in refused.stderr and "Traceback" not in refused.stderr
+
+    run_script("train.py", 2, "final", "FaceResNet29_v1.0", "true", 16, "--data-dir", chip_data, "--config",
+               folder / "best_config.json")
+    content = load_checkpoint(tmp_path / "runs" / "final" / "checkpoint_last.pt")
+    assert content["config"]["l1"] == best["l1"] and len(content["clips"]) == 64 and content["trained_on"] == "train+valid"
+    assert not (tmp_path / "runs" / "final" / "checkpoint_best.pt").exists()
+
+
+@pytest.mark.parametrize("arguments, complaint", [
+    (["0", "a", "ResNet18_v1.0", "true", "4"], "NUM_EPOCHS"),
+    (["ten", "a", "ResNet18_v1.0", "true", "4"], "'ten'"),
+    (["2", "a", "ResNet18", "true", "4"], "ResNet18_v1.0"),
+    (["2", "a", "ResNet18_v1.0", "maybe", "4"], "neither true nor false"),
+    (["2", "a", "ResNet18_v1.0", "true", "4096"], "BATCH_SIZE 4096"),
+    (["2", "../a", "ResNet18_v1.0", "true", "4"], "plain name"),
+    (["2", "a", "ResNet18_v1.0", "true", "4", "--data-dir", "nowhere"], "nowhere"),
+    (["2", "a", "ResNet18_v1.0", "true", "4", "--weights", "nowhere.pt"], "nowhere.pt"),
+    (["2", "a", "ResNet18_v1.0", "true", "4", "--config", "nowhere.json"], "nowhere.json"),
+    (["2", "a", "ResNet18_v1.0", "true", "4", "--loss", "hinge"], "mse"),
+])
+def test_wrong_arguments_of_training(chip_data, tmp_path, monkeypatch, capsys, arguments, complaint):
+    monkeypatch.chdir(tmp_path)
+    if "--data-dir" not in arguments:
+        arguments = [*arguments, "--data-dir", str(chip_data)]
+    with pytest.raises((UserError, SystemExit)) as caught:
+        train.main(arguments)
+    said = str(caught.value) if caught.type is UserError else capsys.readouterr().err
+    assert complaint in said and "\n" not in said.strip().splitlines()[-1]
+    assert caught.type is UserError or caught.value.code == 2
+    assert not (tmp_path / "runs").exists() or not os.listdir(tmp_path / "runs")
