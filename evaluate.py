@@ -453,7 +453,7 @@ def main(argv=None):
     write_evaluation(folder, measured, predictions.loc[measured.index], table, metrics, writer_dir)
     print(f"figures, predictions and plots: {folder}")
     if writer_dir is not None:
-        print(f"next: tensorboard --logdir {args.runs_dir} --bind_all=false, or python predict.py {args.experiment} CLIP.mp4")
+        print(f"next: tensorboard --logdir {args.runs_dir} --host 127.0.0.1, or python predict.py {args.experiment} CLIP.mp4")
 
 
 if __name__ == "__main__":
