@@ -1,7 +1,7 @@
 """What every script of the suite does the same way: help pages, progress bars, errors and exit statuses.
 
 Exit statuses: 0 done, 1 the machine failed (disk full), 2 wrong input (one line on stderr names the file and
-the remedy), 130 Ctrl-C, 143 SIGTERM.
+the remedy), 130 Ctrl-C, 141 the reader of the output went away, 143 SIGTERM.
 """
 import argparse
 import errno
@@ -77,6 +77,10 @@ def run_script(main, argv=None):
     except KeyboardInterrupt:
         print(f"\n{name}: stopped by Ctrl-C", file=sys.stderr)
         status = 130
+    except BrokenPipeError:
+        # The reader of the output (head, less) has gone; nothing is left to say, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -228,8 +228,8 @@ def trait_figure(trait, labels, predictions):
                          label=f"random guesses, mean {np.abs(true - guesses).mean():.3f}")
     panels[1, 1].scatter(true, np.abs(true - predicted), s=14, alpha=0.6, color="tab:blue", linewidths=0,
                          label=f"predictions, mean {np.abs(true - predicted).mean():.3f}")
-    panels[1, 1].set(title="absolute error over labels", xlabel="label", ylabel="|error|", xlim=(0, 1))
-    panels[1, 1].legend()
+    panels[1, 1].set(title="absolute error over labels", xlabel="label", ylabel="|error|", xlim=(0, 1), ylim=(0, 1))
+    panels[1, 1].legend(loc="upper center", framealpha=0.6)
     return figure
 
 
