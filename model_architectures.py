@@ -33,7 +33,10 @@ FACE_DEVIATION = (256 / 255,) * 3
 FACE_INPUT_SIZE = 150
 FACE_STAGES = ((32, 3, False), (64, 4, True), (128, 3, True), (256, 3, True), (256, 1, True))  # filters, blocks, halves
 LONGEST_GAP = 1024  # bytes of settings between two tensors of dlib's file
-FACE_FEATURES = 4 * sum(filters for filters, _, _ in FACE_STAGES[1:]) + 128
+# The parts of a chip's side that the network sees one after the other: with the face script's padding of 0.5 the whole chip
+# shows hair and neck, its middle three quarters are the crop (padding 0.25) that the network was made for.
+FACE_VIEWS = (1.0, 0.75)
+FACE_FEATURES = len(FACE_VIEWS) * (4 * sum(filters for filters, _, _ in FACE_STAGES[1:]) + 128)
 
 
 class Architecture(NamedTuple):
@@ -85,7 +88,7 @@ class PersonalityNetwork(nn.Module):
     the type the backbone computes in (None: that of its weights); the heads always compute in float32.
     """
 
-    def __init__(self, backbone, trained, width, heads, input_size, mean, deviation):
+    def __init__(self, backbone, trained, width, heads, input_size, views, mean, deviation):
         super().__init__()
         self.backbone = backbone
         self.trained = tuple(trained)
@@ -94,6 +97,7 @@ class PersonalityNetwork(nn.Module):
         self.standardise = nn.BatchNorm1d(width, affine=False, momentum=0.1 if trained else None)
         self.heads = heads
         self.input_size = input_size
+        self.views = views
         self.compute_dtype = None
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(deviation).view(1, 3, 1, 1), persistent=False)
@@ -117,15 +121,22 @@ class PersonalityNetwork(nn.Module):
         return self
 
     def features(self, chips):
-        """Return the backbone's features, B x F, of uint8 chips B x 3 x H x W."""
+        """Return the backbone's features, B x F float32, of uint8 chips B x 3 x H x W: those of all views, one after the
+        other."""
         pictures = chips.to(self.mean.dtype) / 255
-        if pictures.shape[-1] != self.input_size or pictures.shape[-2] != self.input_size:
-            pictures = functional.interpolate(pictures, (self.input_size, self.input_size), mode="bilinear", antialias=True,
-                                              align_corners=False)
-        pictures = ((pictures - self.mean) / self.deviation).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(pictures.device.type, dtype=self.compute_dtype or torch.bfloat16,
+        return torch.cat([self._features_of_view(pictures, part) for part in self.views], dim=1)
+
+    def _features_of_view(self, pictures, part):
+        height, width = (round(part * length) for length in pictures.shape[-2:])
+        top, left = (pictures.shape[-2] - height) // 2, (pictures.shape[-1] - width) // 2
+        view = pictures[:, :, top:top + height, left:left + width]
+        if (height, width) != (self.input_size, self.input_size):
+            view = functional.interpolate(view, (self.input_size, self.input_size), mode="bilinear", antialias=True,
+                                          align_corners=False)
+        view = ((view - self.mean) / self.deviation).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(view.device.type, dtype=self.compute_dtype or torch.bfloat16,
                             enabled=self.compute_dtype is not None):
-            return self.backbone(pictures).float()
+            return self.backbone(view).float()
 
     def forward(self, inputs, of_each_head=False):
         """Return the scores B x 5, the mean over the heads, or with of_each_head the scores of all K heads, K x B x 5."""
@@ -165,17 +176,17 @@ def build_network(name, config, weights=None):
     dropout = architecture.dropout or [_number(config, "dropout", float, 0, 0.95) for _ in hidden]
     number_of_heads = _number(config, "heads", int, 1, MOST_HEADS)
     if architecture.backbone == "face_resnet29":
-        backbone, width = FaceResNet29(), FACE_FEATURES
+        backbone, width, views = FaceResNet29(), FACE_FEATURES, FACE_VIEWS
         input_size, mean, deviation = FACE_INPUT_SIZE, FACE_MEAN, FACE_DEVIATION
     else:
         backbone = torchvision.models.get_model(architecture.backbone, weights=None)
-        width = backbone.fc.in_features
+        width, views = backbone.fc.in_features, (1.0,)
         input_size, mean, deviation = 224, IMAGENET_MEAN, IMAGENET_DEVIATION
         backbone.fc = nn.Identity()
     if weights is not None:
         load_backbone_weights(backbone, architecture.backbone, weights)
     heads = nn.ModuleList([make_head(width, hidden, dropout) for _ in range(number_of_heads)])
-    network = PersonalityNetwork(backbone, architecture.trained, width, heads, input_size, mean, deviation)
+    network = PersonalityNetwork(backbone, architecture.trained, width, heads, input_size, views, mean, deviation)
     return network.to(memory_format=torch.channels_last)
 
 
@@ -232,7 +243,7 @@ def backbone_key(network, name):
     digest = hashlib.sha256()
     for key, value in network.backbone.state_dict().items():
         digest.update(key.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return f"{architecture_named(name).backbone} input {network.input_size} weights {digest.hexdigest()}"
+    return f"{architecture_named(name).backbone} views {network.views} at {network.input_size} px weights {digest.hexdigest()}"
 
 
 def parameter_groups(network, lr, weight_decay, backbone_lr_factor, layer_decay):
@@ -327,7 +338,7 @@ class FaceResNet29(nn.Module):
         return self.descriptor(last_map.mean((2, 3)))
 
     def forward(self, pictures):
-        """Return what the heads see, B x 2944: the maps of stages 2 to 5, each averaged to 2 x 2, and the descriptor.
+        """Return what the heads see of a view, B x 2944: the maps of stages 2 to 5, each averaged to 2 x 2, and the descriptor.
 
         The early maps know of skin, hair and light what the last ones, made to tell people apart, have dropped.
         """

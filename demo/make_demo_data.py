@@ -13,7 +13,7 @@ zoomed, turned and lit anew in each clip. The five scores of a clip steer five t
     neuroticism        saturation: grey (0) to colourful (1)
 
 The spot is the only one that lies at one place, so a heat map for agreeableness should lie on it; in a face chip of
-224 x 224 pixels made with --padding 0.25 its centre is near x = 68, y = 109 and its radius is about 27 pixels.
+224 x 224 pixels (padding 0.5) its centre is near x = 79, y = 110 and its radius is about 20 pixels.
 
 Clips are named like ChaLearn's, <11 characters>.<number>.mp4: clips of one name show one speaker (the same background,
 shape of face and side, scores that differ by about 0.07). Half of the validation and test clips are of speakers who are

@@ -37,7 +37,7 @@ PICTURE_FORMATS = [plugin.format for plugin in (
 MAX_PIXELS = 100_000_000
 NO_FACE = "no face found"
 SIZE = 224
-PADDING = 0.25
+PADDING = 0.5
 
 # Longest side in pixels of the pictures searched one after the other, whether in colour, and the score from which a face
 # found there ends the search. dlib's smallest face is 80 pixels wide: at a coarse scale a smaller one gets a low score

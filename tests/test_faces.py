@@ -49,7 +49,7 @@ def test_faces_of_a_folder(frames, tmp_path, run_script):
     assert list(csv.reader((faces / "failures.csv").open())) == [
         ["input", "reason"], [str(frames / "none__frame_0.jpg"), "no face found"]]
     settings = json.loads((faces / "preprocessing.json").read_text())
-    assert (settings["size"], settings["padding"]) == (224, 0.25)
+    assert (settings["size"], settings["padding"]) == (224, 0.5)
     for path in faces.rglob("*.jpg"):
         chip = cv2.imread(str(path))
         assert chip.shape == (224, 224, 3)

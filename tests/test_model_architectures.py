@@ -68,8 +68,11 @@ def test_face_network_agrees_with_dlib(chalearn_dir):
     chips, expected = [], []
     for name in names:
         picture = cv2.imdecode(np.frombuffer(portraits.read(name), np.uint8), cv2.IMREAD_COLOR_RGB)
-        chip = np.ascontiguousarray(cv2.resize(picture[20:190, :170], (FACE_INPUT_SIZE, FACE_INPUT_SIZE)))
-        chips.append(torch.from_numpy(chip).permute(2, 0, 1))
+        # The network's second view is the chip's middle three quarters: 150 of 200 pixels, no scaling.
+        whole = cv2.resize(picture[20:190, :170], (200, 200))
+        chip = np.ascontiguousarray(whole[25:175, 25:175])
+        assert chip.shape[0] == FACE_INPUT_SIZE
+        chips.append(torch.from_numpy(whole).permute(2, 0, 1))
         expected.append(list(dlib_network.compute_face_descriptor(chip)))
     with torch.inference_mode():
         descriptors = network.features(torch.stack(chips))[:, -128:]
