@@ -85,7 +85,7 @@ class PersonalityNetwork(nn.Module):
 
     Takes uint8 RGB chips B x 3 x H x W, or features B x F that were computed before, and gives float32 scores B x 5 in
     [0, 1] in the order of TRAITS. Scaling and normalisation happen inside, on the device of the weights. compute_dtype is
-    the type the backbone computes in (None: that of its weights); the heads always compute in float32.
+    the type of mixed precision (None: that of the weights).
     """
 
     def __init__(self, backbone, trained, width, heads, input_size, views, mean, deviation):
@@ -134,14 +134,17 @@ class PersonalityNetwork(nn.Module):
             view = functional.interpolate(view, (self.input_size, self.input_size), mode="bilinear", antialias=True,
                                           align_corners=False)
         view = ((view - self.mean) / self.deviation).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(view.device.type, dtype=self.compute_dtype or torch.bfloat16,
-                            enabled=self.compute_dtype is not None):
+        with self._mixed_precision(view.device):
             return self.backbone(view).float()
+
+    def _mixed_precision(self, device):
+        return torch.autocast(device.type, dtype=self.compute_dtype or torch.bfloat16, enabled=self.compute_dtype is not None)
 
     def forward(self, inputs, of_each_head=False):
         """Return the scores B x 5, the mean over the heads, or with of_each_head the scores of all K heads, K x B x 5."""
         features = self.standardise(inputs if inputs.ndim == 2 else self.features(inputs))
-        scores = torch.stack([torch.sigmoid(head(features)) for head in self.heads])
+        with self._mixed_precision(features.device):
+            scores = torch.stack([torch.sigmoid(head(features).float()) for head in self.heads])
         return scores if of_each_head else scores.mean(0)
 
 

@@ -54,7 +54,7 @@ DEFAULTS = {
     "backbone_lr_factor": 0.1,   # learning rate of the last trained stage of the backbone, as a part of lr
     "layer_decay": 0.7,          # and of each stage before it, as a part of the next one's
     "warmup": 0.1,               # part of the steps in which the learning rate rises; it then falls as a cosine
-    "loss": "mse",               # mse, l1, smooth_l1 or ccc
+    "loss": "l1",                # mse, l1, smooth_l1 or ccc
     "mixup": 0.0,                # alpha of the Beta distribution that mixes pairs of samples; 0: none
     "augment": 0.0,              # strength of crops, colour and erasing, 0 to 1 (only where pictures are read every epoch)
     "average": 0.0,              # decay a step of the moving average of the weights; 0: none
@@ -171,6 +171,14 @@ def one_cycle(total_steps, warmup):
     return factor
 
 
+def start_at_the_mean(network, training):
+    """Let every head start from the constant prediction: the mean label of the training clips."""
+    means = torch.tensor([training.labels[trait].mean() for trait in TRAITS], dtype=torch.float32).clamp(0.01, 0.99)
+    with torch.no_grad():
+        for head in network.heads:
+            head[-1].bias.copy_(torch.logit(means))
+
+
 def validate(network, source, split, device, num_workers):
     """Return {"loss", "accuracy": {trait: ...}, "pearson": {trait: ...}} per clip, as the challenge measures."""
     scores = predict_faces(network, source, device, num_workers=num_workers)
@@ -214,12 +222,14 @@ def fit(network, name, training, validation, settings, num_epochs, batch_size, s
     steps_per_epoch = len(epoch_batches(usable, batch_size, seed, 0, rank, world_size))
 
     optimizer = torch.optim.AdamW(parameter_groups(network, settings["lr"], settings["weight_decay"],
-                                                   settings["backbone_lr_factor"], settings["layer_decay"]))
+                                                   settings["backbone_lr_factor"], settings["layer_decay"]), fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, one_cycle(num_epochs * steps_per_epoch, settings["warmup"]))
+    history, first_epoch, first_step, loss_sum, best = [], 0, 0, 0.0, None
+    if not state:
+        start_at_the_mean(network, training)
     average = None
     if settings["average"]:
         average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings["average"]), use_buffers=True)
-    history, first_epoch, first_step, loss_sum, best = [], 0, 0, 0.0, None
     if state:
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])

@@ -106,9 +106,9 @@ def write_chips(folder, clips_of_split, faces_a_clip=2, seed=0):
             number += 1
             rows.append((clip, *scores))
             for frame in range(faces_a_clip):
-                picture = generator.integers(0, 60, (224, 224, 3)).astype(float)
+                picture = generator.integers(0, 100, (224, 224, 3)).astype(float)
                 for band, score in enumerate(scores):
-                    picture[band * 45:band * 45 + 40] += [190 * (1 - score), 60, 190 * score]
+                    picture[band * 45:band * 45 + 40] += [120 * (1 - score), 60, 120 * score]
                 cv2.imwrite(str(faces / f"{clip}__frame_{frame}_aligned.jpg"), picture.clip(0, 255).astype(np.uint8))
         table = pandas.DataFrame(rows, columns=["clip", *TRAITS])
         table["clip"] += ".mp4"
