@@ -463,7 +463,7 @@ def experiment_folder(runs_dir, experiment):
     return Path(runs_dir) / experiment
 
 
-def _prepare_folder(folder, used, args):
+def _prepare_folder(folder, used, args, command):
     """Refuse to overwrite another training, or to resume with other settings; write args.json."""
     record = folder / "args.json"
     exists = record.exists() or any(folder.glob("checkpoint_*.pt"))
@@ -482,7 +482,7 @@ def _prepare_folder(folder, used, args):
     if not args.resume:
         for path in [*folder.glob("checkpoint_*.pt"), *folder.glob("events.out.tfevents.*"), folder / "training.csv"]:
             path.unlink(missing_ok=True)
-    record.write_text(json.dumps({"used": used, "versions": versions(), "resumed": args.resume}, indent=2) + "\n")
+    record.write_text(json.dumps({"used": used, "command": command, "versions": versions(), "resumed": args.resume}, indent=2) + "\n")
 
 
 def _load_state(folder):
@@ -533,7 +533,8 @@ def main(argv=None):
             "precision": args.precision, "settings": settings, "training": training.name, "data": training.fingerprint(),
             "processes": distributed.get_world_size() if distributed.is_initialized() else 1}
     if is_main_process():
-        _prepare_folder(folder, used, args)
+        command = shlex.join(["python", Path(sys.argv[0]).name, *(sys.argv[1:] if argv is None else argv)])
+        _prepare_folder(folder, used, args, command)
     state = _load_state(folder) if args.resume else None
     if state and state["epoch"] >= args.num_epochs:
         print(f"{folder}: all {args.num_epochs} epochs are done; next: python evaluate.py {args.experiment}")
@@ -549,7 +550,6 @@ def main(argv=None):
         if state and state["history"]:
             log_epoch(writer, state["history"][-1])
         if not state:
-            command = shlex.join(["python", Path(sys.argv[0]).name, *(sys.argv[1:] if argv is None else argv)])
             writer.add_text("command", f"`{command}`\n\n```\n{json.dumps(used, indent=2)}\n```")
             log_pictures(writer, training, network, settings, args.seed)
     history = list(state["history"]) if state else []
