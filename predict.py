@@ -36,6 +36,7 @@ from command_line import UserError, make_parser, positive_int, printable, progre
 SUFFIXES = extract_frames_from_videos.CLIP_SUFFIXES | extract_faces_from_frames.PICTURE_SUFFIXES
 NO_FACE = "no face found"
 ANNOTATED_HEIGHT = 720
+JPEG_QUALITY = 95  # the default of both pre-processing scripts
 BAR_COLOURS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189))  # RGB
 
 
@@ -54,7 +55,7 @@ def faces_of_file(path, number_of_frames, seed, size, padding, find_all, predict
     Raises UserError for a file that cannot be read.
     """
     if os.path.splitext(path)[1].lower() in extract_frames_from_videos.CLIP_SUFFIXES:
-        frames = ((index, cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)) for index, picture in
+        frames = ((index, _as_read_from_file(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))) for index, picture in
                   extract_frames_from_videos.read_frames(path, number_of_frames, seed))
     else:
         frames = [(0, extract_faces_from_frames.read_picture(path))]
@@ -64,10 +65,18 @@ def faces_of_file(path, number_of_frames, seed, size, padding, find_all, predict
         rectangles = extract_faces_from_frames.find_faces(picture, _models(predictor), find_all)
         rectangles = sorted(rectangles, key=lambda box: box.left()) if find_all else rectangles[:1]
         for number, rectangle in enumerate(rectangles):
-            faces.append((index, number, extract_faces_from_frames.align_face(picture, rectangle, _models(predictor), size, padding)))
+            chip = extract_faces_from_frames.align_face(picture, rectangle, _models(predictor), size, padding)
+            faces.append((index, number, _as_read_from_file(chip)))
         if rectangles and keep_picture:
             pictures.append(_small_jpeg(picture, rectangles))
     return count, faces, pictures[len(pictures) // 2] if pictures else None
+
+
+def _as_read_from_file(picture):
+    """Return an RGB picture as it comes back from the JPEG file that the pre-processing would write: networks were trained
+    on those."""
+    data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
+    return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
 
 
 def _small_jpeg(picture, rectangles):

@@ -1,0 +1,99 @@
+"""Figures against independent computations, the bootstrap, and anybody's predictions."""
+import json
+
+import numpy as np
+import pandas
+import pytest
+import scipy.stats
+
+from command_line import UserError
+from dataset import TRAITS, speakers_of
+from evaluate import compare, measure, scores_of_clips, speaker_interval, warnings_about
+
+
+def made_up(clips=120, noise=0.08, seed=0):
+    generator = np.random.default_rng(seed)
+    names = [f"speaker{number // 4:03d}.{number:03d}" for number in range(clips)]
+    labels = pandas.DataFrame(generator.uniform(0.2, 0.8, (clips, 5)), index=names, columns=list(TRAITS))
+    predictions = (labels + generator.normal(0, noise, labels.shape)).clip(0, 1)
+    return labels, predictions, pandas.Series(speakers_of(names), index=names)
+
+
+def test_figures_against_independent_computations():
+    labels, predictions, speakers = made_up()
+    constant = labels.mean() + 0.05
+    table = measure(labels, predictions.sample(frac=1, random_state=1), constant, speakers)
+    for trait in TRAITS:
+        true, predicted = labels[trait].to_numpy(), predictions[trait].to_numpy()
+        row = table.loc[trait]
+        assert row["accuracy"] == pytest.approx(1 - np.mean(np.abs(true - predicted)))
+        assert row["gain"] == pytest.approx(np.mean(np.abs(true - constant[trait])) - np.mean(np.abs(true - predicted)))
+        assert row["pearson"] == pytest.approx(scipy.stats.pearsonr(true, predicted).statistic, abs=1e-6)
+        covariance = np.mean((true - true.mean()) * (predicted - predicted.mean()))
+        assert row["ccc"] == pytest.approx(2 * covariance / (true.var() + predicted.var() + (true.mean() - predicted.mean()) ** 2),
+                                           rel=0.02)  # torchmetrics divides by n - 1
+        assert row["r2"] == pytest.approx(1 - np.sum((true - predicted) ** 2) / np.sum((true - true.mean()) ** 2), abs=1e-6)
+        assert row["mse"] == pytest.approx(np.mean((true - predicted) ** 2))
+        assert row["accuracy_low"] < row["accuracy"] < row["accuracy_high"]
+    assert table.loc["mean", "accuracy"] == pytest.approx(table.loc[list(TRAITS), "accuracy"].mean())
+
+
+def test_interval_respects_speakers():
+    """Four copies of each speaker's value tell no more than one: the interval over speakers must not shrink."""
+    values = np.random.default_rng(0).normal(0, 1, 60)
+    once = speaker_interval(values, np.arange(60))
+    copies = speaker_interval(np.repeat(values, 4), np.repeat(np.arange(60), 4))
+    naive = speaker_interval(np.repeat(values, 4), np.arange(240))
+    width = [high - low for low, high in (once, copies, naive)]
+    assert width[1] == pytest.approx(width[0], rel=0.1) and width[2] < 0.6 * width[0]
+    error = values.std(ddof=1) / np.sqrt(60)
+    assert width[0] == pytest.approx(2 * 1.96 * error, rel=0.15)
+
+
+def test_comparison_tells_better_from_chance():
+    labels, good, speakers = made_up(noise=0.05)
+    _, poor, _ = made_up(noise=0.10)
+    better = compare(labels, good, poor, speakers).loc["mean"]
+    assert better["low"] > 0 and better["difference"] == pytest.approx(better["first"] - better["second"])
+    same = compare(labels, good, made_up(noise=0.05, seed=0)[1] + 1e-9, speakers).loc["mean"]
+    assert same["low"] <= 0 <= same["high"] or abs(same["difference"]) < 1e-6
+    with pytest.raises(UserError, match="no clip in common"):
+        compare(labels, good, poor.rename(index=lambda name: name + "x"), speakers)
+
+
+def test_clips_are_averaged_over_their_frames():
+    scores = np.array([[0.2] * 5, [0.4] * 5, [np.nan] * 5, [0.9] * 5], dtype=np.float32)
+    table = scores_of_clips(["a", "a", "a", "b"], scores)
+    assert table.loc["a", "openness"] == pytest.approx(0.3) and table.loc["a", "faces"] == 2
+    assert table.loc["a", "spread_openness"] == pytest.approx(0.1) and table.loc["b", "faces"] == 1
+
+
+def test_warnings():
+    labels, predictions, speakers = made_up()
+    predictions["openness"] = 0.95
+    lines = " ".join(warnings_about(measure(labels, predictions, labels.mean(), speakers), labels, predictions))
+    assert "worse than the constant prediction: openness" in lines and "collapsed" in lines
+    assert not warnings_about(measure(labels, made_up()[1], labels.mean(), speakers), labels, made_up()[1])
+
+
+def test_anybodys_predictions(run_script, tmp_path):
+    labels, predictions, _ = made_up()
+    labels.rename_axis("clip").to_csv(tmp_path / "labels.csv")
+    foreign = predictions.drop(index=predictions.index[:3]).set_axis([f"Value{trait.capitalize()}" for trait in TRAITS], axis=1)
+    foreign.index = foreign.index + ".mp4"
+    foreign.rename_axis("VideoName").to_csv(tmp_path / "mine.csv")
+    groups = pandas.DataFrame({"clip": labels.index, "group": ["first", "second"] * 60})
+    groups.to_csv(tmp_path / "groups.csv", index=False)
+    result = run_script("evaluate.py", "--predictions", "mine.csv", "--labels", "labels.csv", "--train-labels", "labels.csv",
+                        "--group-by", "groups.csv", "--compare", "mine.csv")
+    metrics = json.loads((tmp_path / "mine_evaluation" / "metrics.json").read_text())
+    expected = 1 - (labels.iloc[3:] - predictions.iloc[3:]).abs().to_numpy().mean()
+    assert metrics["traits"]["mean"]["accuracy"] == pytest.approx(expected, abs=1e-6)
+    assert len(metrics["clips_without_prediction"]) == 3 and "3 of 120 clips" in result.stderr
+    assert set(metrics["groups"]) == {"first", "second"} and metrics["comparison"]["mean"]["difference"] == 0
+    assert metrics["seen"]["mean"]["clips"] == 117
+
+    nothing = run_script("evaluate.py", "--predictions", "mine.csv", check=False)
+    assert nothing.returncode == 2 and "--labels" in nothing.stderr
+    unknown = run_script("evaluate.py", "no_such_experiment", check=False)
+    assert unknown.returncode == 2 and "no_such_experiment" in unknown.stderr and "Traceback" not in unknown.stderr

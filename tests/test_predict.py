@@ -1,0 +1,83 @@
+"""Clips, pictures and folders scored by a trained experiment."""
+import json
+import os
+import shutil
+
+import numpy as np
+import pandas
+import pytest
+
+from conftest import run_script_in
+from dataset import TRAITS
+
+
+@pytest.fixture(scope="module")
+def trained(demo_data, tmp_path_factory):
+    """Folder with runs/demo, trained on the demo's faces."""
+    folder = tmp_path_factory.mktemp("trained")
+    run_script_in(folder, "train.py", 30, "demo", "FaceResNet29_v1.0", "true", 16, "--data-dir", demo_data, "--l1", 64,
+                  "--l2", 16, "--heads", 1)
+    return folder
+
+
+def test_scores_equal_those_of_the_files(trained, demo_data, tmp_path):
+    """The same frames by way of JPEG files and in memory."""
+    run_script_in(trained, "evaluate.py", "demo", "--data-dir", demo_data)
+    files = pandas.read_csv(trained / "runs" / "demo" / "evaluation_test" / "predictions.csv", index_col="clip")
+    result = run_script_in(trained, "predict.py", "demo", demo_data / "test" / "videos", "--frames", 3, "--out", tmp_path / "o.csv")
+    memory = pandas.read_csv(tmp_path / "o.csv")
+    memory.index = [os.path.splitext(os.path.basename(path))[0] for path in memory["clip"]]
+    assert sorted(memory.index) == sorted(files.index) and (memory["faces"] <= 3).all()
+    difference = np.abs(memory.loc[files.index, list(TRAITS)].to_numpy() - files[list(TRAITS)].to_numpy())
+    print(f"largest difference: {difference.max():.4f}")
+    assert difference.max() < 0.01
+    assert "6 of 6 files scored" in result.stdout
+
+
+def test_scores_of_real_clips_equal_those_of_the_files(trained, chalearn_dir, tmp_path):
+    data = tmp_path / "data" / "test"
+    clips = sorted((chalearn_dir / "clips" / "test" / "videos").glob("*.mp4"))[:2]
+    (data / "videos").mkdir(parents=True)
+    for clip in clips:
+        os.symlink(clip, data / "videos" / clip.name)
+    shutil.copy(chalearn_dir / "clips" / "test" / "annotation_test.pkl", data)
+    run_script_in(tmp_path, "pre-processing/extract_frames_from_videos.py", data / "videos", data / "frames", 4)
+    run_script_in(tmp_path, "pre-processing/extract_faces_from_frames.py", data / "frames", data / "faces")
+    run_script_in(trained, "evaluate.py", "demo", "--data-dir", tmp_path / "data")
+    files = pandas.read_csv(trained / "runs" / "demo" / "evaluation_test" / "predictions.csv", index_col="clip")
+    run_script_in(trained, "predict.py", "demo", *clips, "--frames", 4, "--out", tmp_path / "o.json")
+    memory = {os.path.splitext(os.path.basename(row["clip"]))[0]: row for row in json.loads((tmp_path / "o.json").read_text())}
+    for clip in files.index:
+        for trait in TRAITS:
+            assert memory[clip][trait] == pytest.approx(files.loc[clip, trait], abs=0.01)
+
+
+def test_pictures_faces_and_broken_files(trained, demo_data, tmp_path):
+    import cv2
+    frame = cv2.imread(str(next((demo_data / "test" / "frames").glob("*.jpg"))))
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "two.png"), np.hstack([frame, frame]))
+    cv2.imwrite(str(folder / "nobody.png"), np.full((200, 300, 3), 127, np.uint8))
+    (folder / "broken.mp4").write_text("no clip")
+    (folder / "notes.txt").write_text("not mine")
+    result = run_script_in(trained, "predict.py", "demo", folder, "--faces", "all", "--out", tmp_path / "o.csv", "--annotate",
+                           tmp_path / "pictures")
+    table = pandas.read_csv(tmp_path / "o.csv")
+    two = table[table["clip"].str.endswith("two.png")]
+    assert two["face"].tolist() == [1, 2]
+    assert np.abs(np.diff(two[list(TRAITS)].to_numpy(), axis=0)).max() < 0.05  # the same face twice
+    assert table.loc[table["clip"].str.endswith("nobody.png"), "problem"].tolist() == ["no face found"]
+    assert "broken.mp4" in result.stderr and "Traceback" not in result.stderr and "1 of 3 files scored" in result.stdout
+    assert cv2.imread(str(tmp_path / "pictures" / "two_scores.jpg")).shape[1] > 2 * frame.shape[1]
+
+
+@pytest.mark.parametrize("arguments, complaint", [
+    (["demo", "nowhere.mp4"], "nowhere.mp4"),
+    (["nobody", "."], "trained are demo"),
+    (["demo", ".", "--out", "scores.txt"], ".csv or .json"),
+    (["demo", ".", "--frames", "0"], "'0'"),
+])
+def test_wrong_arguments(trained, arguments, complaint):
+    result = run_script_in(trained, "predict.py", *arguments, check=False)
+    assert result.returncode == 2 and complaint in result.stderr and "Traceback" not in result.stderr
