@@ -29,7 +29,6 @@ from dataset import (SPEAKER_REGEX, TRAITS, FaceDataset, Features, cached_featur
                      read_labels, read_scores, read_speakers, row_batches, speakers_of)
 from model_architectures import (autocast_dtype, backbone_key, find_checkpoint, git_commit, load_checkpoint,
                                  network_from_checkpoint, pick_device)
-from report import write_report
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402  (the backend without a display has to be chosen first)
@@ -453,6 +452,7 @@ def main(argv=None):
         print(f"warning: {printable(line)}", file=sys.stderr)
     write_evaluation(folder, measured, predictions.loc[measured.index], table, metrics, writer_dir)
     faces, size = (None, None) if split is None else (split.faces, split.preprocessing["size"])
+    from report import write_report  # here, so that training needs neither its plotting nor its template library
     report = write_report(folder, measured, predictions, metrics, PUBLISHED, faces, size, run_dir=writer_dir and run_dir)
     print(f"figures, predictions and plots: {folder}; all of it on one page: {report}")
     if writer_dir is not None:

@@ -36,7 +36,7 @@ def test_scores_equal_those_of_the_files(trained, demo_data, tmp_path):
 
 def test_scores_of_real_clips_equal_those_of_the_files(trained, chalearn_dir, tmp_path):
     data = tmp_path / "data" / "test"
-    clips = sorted((chalearn_dir / "clips" / "test" / "videos").glob("*.mp4"))[:2]
+    clips = sorted((chalearn_dir / "clips" / "test" / "videos").glob("*.mp4"))[:1]
     (data / "videos").mkdir(parents=True)
     for clip in clips:
         os.symlink(clip, data / "videos" / clip.name)
@@ -75,8 +75,6 @@ def test_pictures_faces_and_broken_files(trained, demo_data, tmp_path):
 @pytest.mark.parametrize("arguments, complaint", [
     (["demo", "nowhere.mp4"], "nowhere.mp4"),
     (["nobody", "."], "trained are demo"),
-    (["demo", ".", "--out", "scores.txt"], ".csv or .json"),
-    (["demo", ".", "--frames", "0"], "'0'"),
 ])
 def test_wrong_arguments(trained, arguments, complaint):
     result = run_script_in(trained, "predict.py", *arguments, check=False)
