@@ -15,6 +15,7 @@ import os
 import pickle
 import pickletools
 import re
+import signal
 import struct
 import sys
 from dataclasses import dataclass
@@ -437,6 +438,10 @@ def _as_it_is(batch):
     return batch
 
 
+def _leave_interrupts_to_the_parent(_):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # else every process prints a traceback at Ctrl-C
+
+
 def epoch_batches(number_of_rows, batch_size, seed, epoch, rank=0, world_size=1):
     """Return the shuffled batches of an epoch as a list of lists of row numbers, for one of several processes.
 
@@ -460,7 +465,8 @@ def row_batches(number_of_rows, batch_size):
 def chip_loader(dataset, batches, num_workers, device):
     """Return a DataLoader over the given batches of a FaceDataset."""
     return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=_as_it_is,
-                      pin_memory=device.type == "cuda", prefetch_factor=4 if num_workers else None)
+                      worker_init_fn=_leave_interrupts_to_the_parent, pin_memory=device.type == "cuda",
+                      prefetch_factor=4 if num_workers else None)
 
 
 # ---------------------------------------------------------------- cached features
