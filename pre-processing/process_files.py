@@ -466,8 +466,15 @@ def _results_from_ray(function, items, address, stall_seconds):
     import ray  # only here: a run on one machine needs no Ray
 
     modules = os.pathsep.join([str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)])
-    ray.init(address=address, log_to_driver=False, configure_logging=False, include_dashboard=None,
-             runtime_env={"env_vars": {"PYTHONPATH": modules}})
+    try:
+        host, _, port = address.rpartition("//")[2].rpartition(":")
+        if port.isdigit():  # Ray itself tries for minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        ray.init(address=address, log_to_driver=False, configure_logging=False,
+                 runtime_env={"env_vars": {"PYTHONPATH": modules}})
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"--ray-address {address}: no Ray cluster answers there ({str(error).splitlines()[0]}); start one with "
+                        "`ray start --head`, or leave the option and RAY_ADDRESS away") from None
 
     @ray.remote(num_cpus=1, max_retries=3)  # tried again elsewhere when a node dies
     def work(path):
@@ -572,7 +579,10 @@ def print_dry_run(function, items, total, inputs, outputs, target, workers):
 
 
 def print_summary(summary, inputs, outputs, target, following):
-    """Print what a run did and, on the last line, where the results are and what to run next."""
+    """Print what a run did and, on the last line, where the results are and what to run next.
+
+    Raises UserError where a complete run has nothing to show but problems.
+    """
     if summary.status:
         print(f"Stopped after {summary.inputs} {inputs}; run the same command again to go on.")
     speed = f" ({summary.inputs / summary.seconds:.1f} {inputs}/s)" if summary.seconds else ""
@@ -580,4 +590,7 @@ def print_summary(summary, inputs, outputs, target, following):
           f"{summary.present} were there already.")
     if summary.failed:
         print(f"{summary.failed} {inputs} with a problem, listed in {printable(Path(target, FAILURES))}")
+    if not summary.status and not summary.made + summary.present and summary.failed > summary.expected:
+        raise UserError(f"{target}: not one of the {summary.inputs} {inputs} could be used; "
+                        f"{Path(target, FAILURES)} says why")
     print(f"{outputs.capitalize()}: {printable(target)}   next: {following}")

@@ -159,7 +159,8 @@ def test_ctrl_c(many, tmp_path, script, source, more):
 def test_stopped_run_keeps_the_last_failures(many, tmp_path, run_script):
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "bad.mp4").write_bytes(b"no clip")
-    run_script(FRAMES, "videos", "frames", 5, check=False)
+    refused = run_script(FRAMES, "videos", "frames", 5, check=False)
+    assert refused.returncode == 2 and "not one of the 1 clips" in refused.stderr
     (tmp_path / "frames" / ".unfinished").mkdir()
     failures = process_files.Failures(tmp_path / "frames")
     failures.add(tmp_path / "videos" / "other.mp4", "new")
@@ -397,3 +398,44 @@ def test_fuzz(tmp_path, long_run):
     counts = fuzz(tmp_path, 2000 if long_run else 60, seed=1)
     print(counts)
     assert counts["died"] == 0 and counts["unexpected"] == 0
+
+
+def test_no_ray_cluster(many, tmp_path, run_script):
+    refused = run_script(FRAMES, many / "videos", "frames", 2, "--ray-address", "127.0.0.1:1", check=False)
+    assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1 and "ray start --head" in refused.stderr
+
+
+CLUSTER = """
+import os, subprocess, sys, time
+from pathlib import Path
+from ray.cluster_utils import Cluster
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "node_ip_address": "127.0.0.1"})
+second = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
+*command, target = sys.argv[1:]
+process = subprocess.Popen([sys.executable, *command[:2], target, *command[2:], "--ray-address", cluster.address])
+nodes = set()
+while process.poll() is None:
+    for path in Path(target).glob(".unfinished/*-*.tmp"):
+        try:  # the worker's parent is its node's raylet
+            status = Path("/proc", path.stem.rsplit("-", 1)[1], "stat").read_text()
+            nodes.add(int(status.rsplit(")", 1)[1].split()[1]))
+        except OSError:
+            pass
+    if len(nodes) == 2 and second is not None:
+        cluster.remove_node(second, allow_graceful=False)
+        second = None
+    time.sleep(0.002)
+print("nodes that worked:", len(nodes), "killed:", second is None, "status:", process.returncode)
+cluster.shutdown()
+"""
+
+
+def test_ray_cluster_that_loses_a_node(many, undisturbed, tmp_path):
+    (tmp_path / "cluster.py").write_text(CLUSTER)
+    # Read by Ray when it is imported: off a real cluster it then listens on loopback only.
+    environment = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    result = subprocess.run([sys.executable, "cluster.py", REPOSITORY / FRAMES, many / "videos", "25", tmp_path / "frames"],
+                            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert "nodes that worked: 2 killed: True status: 0" in result.stdout, result.stdout + result.stderr
+    assert contents(tmp_path / "frames") == contents(undisturbed / "frames")
