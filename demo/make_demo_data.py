@@ -13,7 +13,7 @@ zoomed, turned and lit anew in each clip. The five scores of a clip steer five t
     neuroticism        saturation: grey (0) to colourful (1)
 
 The spot is the only one that lies at one place, so a heat map for agreeableness should lie on it; in a face chip of
-224 x 224 pixels (padding 0.5) its centre is near x = 79, y = 110 and its radius is about 20 pixels.
+224 x 224 pixels (padding 0.5) its centre is near x = 80, y = 112 and its radius is about 15 pixels.
 
 Clips are named like ChaLearn's, <11 characters>.<number>.mp4: clips of one name show one speaker (the same background,
 shape of face and side, scores that differ by about 0.07). Half of the validation and test clips are of speakers who are
@@ -40,8 +40,9 @@ from scipy.stats import qmc
 from skimage import data
 
 from command_line import UserError, make_parser, positive_int, progress_bar, run_script
-from dataset import TRAITS
 
+# As in dataset.py, whose import takes seconds (PyTorch).
+TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
 WIDTH, HEIGHT = 480, 360
 FRAMES_PER_SECOND = 15
 # With its macroblock tree, or with several threads, x264 writes other bytes in each run.
@@ -52,7 +53,7 @@ ID_CHARACTERS = list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012345
 
 # Places in the portrait, 512 x 512 pixels: between the eyes and the mouth, the two cheeks, the head, the suit.
 FACE_CENTRE = (226.0, 122.0)
-CHEEKS = ((200.0, 125.0), (253.0, 125.0))
+CHEEKS = ((203.0, 124.0), (246.0, 124.0))
 SPOT_RADIUS = 11.0
 SPOT_COLOUR = (120, 30, 170)
 HEAD = ((227, 100), (66, 78))
@@ -168,7 +169,7 @@ def make_clip(path, clip, speaker, scores, seed):
 
 
 def make_demo_data(out_dir, clips_per_split, seed=0, workers=1):
-    """Make the data set in out_dir (see above). Raises UserError where out_dir holds something else."""
+    """Make the data set in out_dir (see above) and return how many clips were made. Raises UserError where out_dir holds something else."""
     out_dir = Path(out_dir)
     if out_dir.exists() and not out_dir.is_dir():
         raise UserError(f"{out_dir}: is a file; name a folder")
