@@ -13,6 +13,7 @@ highest mean accuracy per clip on the validation clips over all of its epochs. W
 logs and checkpoints.
 """
 import json
+import logging
 import os
 import shutil
 import sys
@@ -66,6 +67,13 @@ def space_of(model):
     return {key: value for key, value in config.items() if key not in shaping or key in config_keys(model)}
 
 
+def example_of(value):
+    """Return one of the values that an entry of the search space stands for: a tune domain, a grid or a plain value."""
+    if isinstance(value, dict) and "grid_search" in value:
+        return value["grid_search"][0]
+    return value.sample() if hasattr(value, "sample") else value
+
+
 def run_trial(trial_config, options):
     """Train one trial and report every epoch to Ray Tune. options: what is common to all trials, plain data."""
     torch.set_num_threads(max(1, int(options["cpus_per_trial"])))
@@ -112,7 +120,8 @@ def run_trial(trial_config, options):
 class TrialProgress(tune.Callback):
     """A progress bar over the trials, and a line for each that ends."""
 
-    def __init__(self, number_of_trials):
+    def __init__(self, number_of_trials, search_dir):
+        self.search_dir = search_dir
         self.bar = progress_bar(total=number_of_trials, desc="search", unit="trial")
 
     def on_trial_complete(self, iteration, trials, trial, **info):
@@ -123,7 +132,7 @@ class TrialProgress(tune.Callback):
         self.bar.update()
 
     def on_trial_error(self, iteration, trials, trial, **info):
-        self.bar.write(f"{trial}: failed, see {trial.error_file}", file=sys.stderr)
+        self.bar.write(f"{trial}: failed twice and left out, see {self.search_dir}/{trial}/error.txt", file=sys.stderr)
         self.bar.update()
 
     def on_experiment_end(self, trials, **info):
@@ -183,6 +192,8 @@ def parse_args(argv=None):
 
 def start_ray(address, source_dir):
     """Start Ray on this machine, listening on loopback only, or join a cluster and hand it this folder's scripts."""
+    # A failed trial costs one line here; its traceback stands in its error.txt.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     if address:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env={
             "working_dir": str(source_dir), "excludes": ["/data", "/runs", "/demo", "/.venv", "/.git", "*.npy", "*.pt"]})
@@ -233,22 +244,22 @@ def main(argv=None):
     training, validation = load_training_and_validation(args.data_dir, False, args.val_split, args.speaker_regex, args.seed)
     used = {"model": args.model, "num_trials": args.num_trials, "num_epochs": args.num_epochs, "seed": args.seed,
             "weights": weights, "val_split": args.val_split, "grace_period": args.grace_period,
-            "config": {key: repr(getattr(value, "__dict__", value)) if not hasattr(value, "domain_str")
-                       else f"{type(value).__name__} {value.domain_str}" for key, value in space.items()},
+            "config": {key: f"{type(value).__name__} {value.domain_str}" if hasattr(value, "domain_str") else repr(value)
+                       for key, value in space.items()},
             "data": training.fingerprint()}
 
     # What every trial would find out for itself is found out here, once: unfit weights, and the features of a backbone
     # that no trial trains.
-    middle = {**DEFAULTS, **{key: value.sample() for key, value in space.items()}}
+    example = {**DEFAULTS, **{key: example_of(value) for key, value in space.items()}}
     seed_everything(args.seed)
-    network = build_network(args.model, middle, weights)
+    network = build_network(args.model, example, weights)
     resume = prepare_folder(folder, used, args)
     if weights == "none" and network.frozen:
         # Random numbers are as good as any others only if all trials share them.
         weights = str(folder / "random_weights.pt")
         if not Path(weights).exists():
             torch.save(network.backbone.state_dict(), weights)
-        network = build_network(args.model, middle, weights)
+        network = build_network(args.model, example, weights)
     if network.frozen and args.cache != "off":
         device = pick_device()
         network = network.to(device)
@@ -279,14 +290,15 @@ def main(argv=None):
                 scheduler=ASHAScheduler(time_attr="epoch", metric=METRIC, mode="max", max_t=args.num_epochs,
                                         grace_period=grace_period, reduction_factor=3)),
             run_config=tune.RunConfig(
-                name="search", storage_path=str(folder), verbose=0, callbacks=[TrialProgress(args.num_trials)],
+                name="search", storage_path=str(folder), verbose=0,
+                callbacks=[TrialProgress(args.num_trials, str(folder / 'search'))],
                 failure_config=tune.FailureConfig(max_failures=1), checkpoint_config=tune.CheckpointConfig(num_to_keep=2)))
     results = tuner.fit()
     table = trial_table(results)
     if table["best_accuracy"].notna().any():
         write_results(folder, args.model, table, space, options)
     ray.shutdown()
-    unfinished = args.num_trials - int((table["status"] != "unfinished").sum())
+    unfinished = int((table["status"] == "unfinished").sum()) + max(0, args.num_trials - len(table))
     failed = table[table["status"] == "failed"]
     print(f"\n{table.head(10).to_string(index=False, float_format='{:.4g}'.format)}\n")
     if not table["best_accuracy"].notna().any():

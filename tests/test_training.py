@@ -147,24 +147,42 @@ def test_two_processes_under_torchrun(chip_data, tmp_path):
     assert np.isfinite(losses_of(tmp_path / "runs" / "pair")).all()
 
 
-def test_search_resume_and_final_training(run_script, chip_data, tmp_path):
-    search = ["train_resnet_raytune_hyperparams.py", 3, 3, "search", "FaceResNet29_v1.0", "--data-dir", chip_data]
-    result = run_script(*search, timeout=240)
+def test_search_killed_resumed_and_used(run_script, chip_data, tmp_path):
+    """The driver is killed in the middle and one kind of trial always fails: the rest is finished, and the best is used."""
+    # The script as a user would have edited it: with this learning rate the loss is not finite.
+    text = (REPOSITORY / "train_resnet_raytune_hyperparams.py").read_text()
+    edited = tmp_path / "train_resnet_raytune_hyperparams.py"
+    edited.write_text(text.replace('"lr": tune.loguniform(2e-4, 3e-3)', '"lr": tune.grid_search([1e-3, 1e30])'))
+    search = [sys.executable, edited, "2", "4", "search", "FaceResNet29_v1.0", "--data-dir", chip_data]
+    search = list(map(str, search))
+    variables = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     folder = tmp_path / "runs" / "search"
+    process = subprocess.Popen(search, cwd=tmp_path, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("search/*/training.csv")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert process.poll() is None
+    process.kill()
+    process.wait()
+
+    refused = subprocess.run(search, cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert refused.returncode == 2 and "--resume" in refused.stderr
+    other = [word if word != "FaceResNet29_v1.0" else "FaceResNet29_v2.0" for word in search]
+    refused = subprocess.run([*other, "--resume"], cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert refused.returncode == 2 and "FaceResNet29_v1.0" in refused.stderr and "Traceback" not in refused.stderr
+
+    result = subprocess.run([*search, "--resume"], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
     trials = pandas.read_csv(folder / "trials.csv")
-    assert len(trials) == 3 and trials["best_accuracy"].is_monotonic_decreasing and (trials["status"] == "finished").all()
-    best = json.loads((folder / "best_config.json").read_text())
-    assert best["l1"] == trials["l1"][0] and best["model"] == "FaceResNet29_v1.0"
+    assert sorted(zip(trials["lr"], trials["status"])) == [(1e-3, "finished")] * 2 + [(1e30, "failed")] * 2
+    assert "2 trials failed, 0 are unfinished" in result.stdout
     # The best over all epochs, as the trial's own log says.
     log = pandas.read_csv(folder / "search" / trials["trial"][0] / "training.csv")
     assert log["accuracy_mean"].max() == pytest.approx(trials["best_accuracy"][0])
-    assert "best_config.json" in result.stdout
-
-    refused = run_script(*search, check=False)
-    assert refused.returncode == 2 and "--resume" in refused.stderr
-    refused = run_script("train_resnet_raytune_hyperparams.py", 3, 3, "search", "FaceResNet29_v2.0", "--data-dir", chip_data,
-                         "--resume", check=False)
-    assert refused.returncode == 2 and "FaceResNet29_v1.0" in refused.stderr and "Traceback" not in refused.stderr
+    assert trials["best_accuracy"][0] == trials["best_accuracy"].max()
+    best = json.loads((folder / "best_config.json").read_text())
+    assert best["l1"] == trials["l1"][0] and best["model"] == "FaceResNet29_v1.0"
 
     run_script("train.py", 2, "final", "FaceResNet29_v1.0", "true", 16, "--data-dir", chip_data, "--config",
                folder / "best_config.json")
