@@ -100,8 +100,7 @@ def measure_faces(clip_dir, frames_of_each=5):
                     if not found:
                         fewer += 1
                     else:
-                        common = found[0].intersect(largest).area()
-                        same += common / (found[0].area() + largest.area() - common) > 0.5
+                        same += faces_script.overlap(found[0], largest) > 0.5
     print(f"Faces: {with_face} of {frames} frames have one for the detector alone; the same largest one (IoU > 0.5) in {same}, "
           f"none in {fewer}.")
     return [_row(f"faces, {frames} frames", "dlib's detector alone, full size, one upsampling", alone_seconds, our_seconds, 1 / 15)]

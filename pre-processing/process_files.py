@@ -368,6 +368,8 @@ def _serve(connection, function, stall_seconds, parent):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive the parent
         if os.getppid() != parent:
             return
+    # Libraries in C print warnings on damaged files, which would garble the progress bar; failures.csv says what is wrong.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     while True:
         try:
             path = connection.recv()
