@@ -453,7 +453,8 @@ def epoch_batches(number_of_rows, batch_size, seed, epoch, rank=0, world_size=1)
     order = np.resize(order, per_process * world_size)[rank::world_size]
     batches = [order[start:start + batch_size].tolist() for start in range(0, per_process, batch_size)]
     if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2] += batches.pop()  # one sample has no deviation to be standardised by
+        alone = batches.pop()  # one sample has no deviation to be standardised by
+        batches[-1] += alone
     return batches
 
 
