@@ -185,6 +185,19 @@ def test_feature_cache_is_reused_and_made_anew(tmp_path):
     assert torch.equal(values, again.rows(rows, rows % 2 == 0))
 
 
+def test_cached_features_run_no_code(tmp_path):
+    data = write_chips(tmp_path / "data", {"train": 3})
+
+    def features():
+        return cached_features(load_split(data, "train"), lambda chips: chips.float().mean((2, 3)), "test weights 1",
+                               torch.device("cpu"), "float32")
+
+    features()
+    cache, mark = next((data / "train" / "features").glob("*.npy")), tmp_path / "it_ran"
+    np.save(cache, np.array([_Touch(mark)], dtype=object), allow_pickle=True)
+    assert len(features()) == 6 and not mark.exists()  # refused and made anew
+
+
 def test_fuzzed_label_files(tmp_path, long_run):
     """Mutated label files are read or refused in one line, whatever the mutation."""
     generator = random.Random(3)
