@@ -482,7 +482,8 @@ def _prepare_folder(folder, used, args, command):
     if not args.resume:
         for path in [*folder.glob("checkpoint_*.pt"), *folder.glob("events.out.tfevents.*"), folder / "training.csv"]:
             path.unlink(missing_ok=True)
-    record.write_text(json.dumps({"used": used, "command": command, "versions": versions(), "resumed": args.resume}, indent=2) + "\n")
+    content = {"used": used, "command": command, "versions": versions(), "resumed": args.resume}
+    record.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _load_state(folder):

@@ -1,4 +1,4 @@
-"""Make a small data set of H.264 clips with a real face, laid out like the challenge's, so that there is something to learn.
+"""Make a small data set of H.264 clips with a real face, laid out like the challenge's, with something to learn in it.
 
     python demo/make_demo_data.py demo/data
     python demo/make_demo_data.py OUT_DIR --clips-train 16 --clips-valid 6 --clips-test 6 --seed 1
@@ -19,7 +19,7 @@ Clips are named like ChaLearn's, <11 characters>.<number>.mp4: clips of one name
 shape of face and side, scores that differ by about 0.07). Half of the validation and test clips are of speakers who are
 in the training clips too, half are of speakers who are nowhere else.
 
-Writes OUT_DIR/{train,valid,test}/videos/*.mp4, OUT_DIR/{train,valid,test}/labels.csv and OUT_DIR/demo.json (the options).
+Writes OUT_DIR/{train,valid,test}/videos/*.mp4, .../labels.csv and OUT_DIR/demo.json (the options).
 The same options give the same files, whatever the number of workers; what is there already is not made again.
 """
 import json
@@ -98,8 +98,11 @@ def draw_clips(clips_per_split, seed):
 
 
 def paint_portrait(scores, speaker, seed):
-    """Return (the portrait as the five scores want it, float32 512 x 512 x 3 in [0, 1], RGB; the speaker's shape of face
-    as factors of width and height; the centre of the face, x and y in pixels)."""
+    """Return the portrait as the five scores want it, and two things about the speaker.
+
+    portrait: float32 512 x 512 x 3 in [0, 1], RGB; shape: factors of the face's width and height; face_centre: x and y in
+    pixels.
+    """
     openness, conscientiousness, extraversion, agreeableness, neuroticism = scores
     look = np.random.default_rng([seed, 1, speaker])
     portrait = data.astronaut().astype(np.float32) / 255
@@ -159,7 +162,7 @@ def make_clip(path, clip, speaker, scores, seed):
             matrix[:, 2] -= face_centre
             matrix *= scale[:, None]
             matrix[:, 2] += place + (WIDTH / 2, HEIGHT * 0.5)
-            picture = cv2.warpAffine(portrait, matrix, (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+            picture = cv2.warpAffine(portrait, matrix, (WIDTH, HEIGHT), borderMode=cv2.BORDER_REFLECT)
             picture = np.clip(picture * light * 255 + motion.normal(0, 1, (HEIGHT, WIDTH, 1)), 0, 255)
             frame = av.VideoFrame.from_ndarray(picture.astype(np.uint8), format="rgb24")
             frame.pts, frame.time_base = index, Fraction(1, FRAMES_PER_SECOND)
@@ -169,14 +172,18 @@ def make_clip(path, clip, speaker, scores, seed):
 
 
 def make_demo_data(out_dir, clips_per_split, seed=0, workers=1):
-    """Make the data set in out_dir (see above) and return how many clips were made. Raises UserError where out_dir holds something else."""
+    """Make the data set in out_dir (see above) and return how many clips were made.
+
+    Raises UserError where out_dir holds something else.
+    """
     out_dir = Path(out_dir)
     if out_dir.exists() and not out_dir.is_dir():
         raise UserError(f"{out_dir}: is a file; name a folder")
     options = json.dumps({"clips": clips_per_split, "seed": seed}) + "\n"
     record = out_dir / "demo.json"
     if out_dir.is_dir() and any(out_dir.iterdir()) and not (record.is_file() and record.read_text() == options):
-        raise UserError(f"{out_dir}: holds other files, or a demo made with other options; delete it or name another folder")
+        raise UserError(f"{out_dir}: holds other files, or clips made with other options; delete it or name another "
+                        "folder")
     out_dir.mkdir(parents=True, exist_ok=True)
     record.write_text(options)
     table = draw_clips(clips_per_split, seed)
@@ -202,7 +209,7 @@ def parse_args(argv=None):
     parser.add_argument("--clips-valid", type=positive_int, default=20, metavar="N", help="validation clips")
     parser.add_argument("--clips-test", type=positive_int, default=20, metavar="N", help="test clips")
     parser.add_argument("--seed", type=int, default=0, help="another number gives other speakers and scores")
-    parser.add_argument("--workers", type=positive_int, default=len(os.sched_getaffinity(0)), help="processes")
+    parser.add_argument("--workers", type=positive_int, default=os.cpu_count(), help="processes")
     return parser.parse_args(argv)
 
 
@@ -212,8 +219,9 @@ def main(argv=None):
         raise UserError(f"--seed {args.seed}: must be 0 or more")
     clips_per_split = {"train": args.clips_train, "valid": args.clips_valid, "test": args.clips_test}
     made = make_demo_data(args.out_dir, clips_per_split, args.seed, args.workers)
-    print(f"{made} clips made, {sum(clips_per_split.values()) - made} were there already: {args.out_dir}/{{train,valid,test}}; "
-          f"next: python pre-processing/extract_frames_from_videos.py {args.out_dir}/train/videos {args.out_dir}/train/frames 5")
+    print(f"{made} clips made, {sum(clips_per_split.values()) - made} were there already.")
+    print(f"Clips: {args.out_dir}/{{train,valid,test}}/videos   next: python pre-processing/extract_frames_from_videos.py "
+          f"{args.out_dir}/train/videos {args.out_dir}/train/frames 5")
 
 
 if __name__ == "__main__":

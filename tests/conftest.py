@@ -47,8 +47,8 @@ def run_script_in(folder, script, *arguments, env=None, timeout=120, check=True,
     variables = {**os.environ, **(env or {})}
     variables = {name: str(value) for name, value in variables.items() if value is not None}
     command = [sys.executable, str(REPOSITORY / script), *map(str, arguments)]
-    process = subprocess.Popen(command, cwd=folder, env=variables, text=True, encoding="utf-8", errors="backslashreplace",
-                               stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+    process = subprocess.Popen(command, cwd=folder, env=variables, text=True, encoding="utf-8",
+                               errors="backslashreplace", stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     try:
         output, errors = process.communicate(stdin, timeout)
@@ -74,7 +74,7 @@ def run_script(tmp_path):
 
 @pytest.fixture(scope="session")
 def demo_data(tmp_path_factory):
-    """Data folder with the demo's clips, three frames of each, and the faces in them; made once. Do not write into it."""
+    """Data folder with clips of the demo, three frames of each, and the faces in them; made once. Do not write into it."""
     folder = tmp_path_factory.mktemp("demo") / "data"
     run_script_in(folder.parent, "demo/make_demo_data.py", folder,
                   "--clips-train", 16, "--clips-valid", 6, "--clips-test", 6)

@@ -1,4 +1,4 @@
-"""The demo's data set: the same whatever the number of workers, with a face in every frame and the spot where it is said."""
+"""The demo's data set: the same whatever the number of workers, a face in every frame, the spot where it is said."""
 import cv2
 import numpy as np
 import pandas
@@ -35,7 +35,8 @@ def test_other_files_are_not_touched(run_script, tmp_path):
 
 
 def test_faces_scores_speakers_and_the_spot(demo_data):
-    labels = {split: pandas.read_csv(demo_data / split / "labels.csv", index_col="clip") for split in ("train", "valid", "test")}
+    labels = {split: pandas.read_csv(demo_data / split / "labels.csv", index_col="clip")
+              for split in ("train", "valid", "test")}
     for split, table in labels.items():
         faces = list_faces(demo_data / split / "faces")
         assert list(table.columns) == list(TRAITS) and table.to_numpy().min() > 0 and table.to_numpy().max() < 1
