@@ -131,7 +131,7 @@ def _trait_figures(trait, true, predicted):
     if len(true) > MOST_POINTS:
         chosen = np.sort(np.random.default_rng(0).choice(len(true), MOST_POINTS, replace=False))
     # plotly reads a small part of HTML in hover texts, so the names are escaped there too.
-    names = [html.escape(str(clip)) for clip in true.index[chosen]]
+    names = [html.escape(str(clip), quote=False) for clip in true.index[chosen]]
     true, predicted = true.to_numpy(dtype=float), predicted.to_numpy(dtype=float)
     errors, guesses = np.abs(true - predicted), np.abs(true - np.random.default_rng(0).permutation(true))
     bins = np.linspace(0, 1, 31)
