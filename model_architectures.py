@@ -1,9 +1,15 @@
 """The named networks, their weights and their checkpoints.
 
-    python model_architectures.py list                   the networks and what each of them trains
+    python model_architectures.py list                              the networks and what each of them trains
+    python model_architectures.py export EXPERIMENT --format onnx   one file that other programs can run
+    python model_architectures.py export EXPERIMENT --format torch  the same for torch.export.load
+
+An exported model takes uint8 RGB chips N x 3 x 224 x 224, any N, and gives float32 scores N x 5; scaling and normalisation
+happen inside. Its metadata (ONNX: metadata_props, torch: extra_files) name the order of the traits and the cropping.
 """
 import hashlib
 import importlib.util
+import json
 import os
 import pickle
 import subprocess
@@ -469,6 +475,60 @@ def find_checkpoint(experiment_dir):
     raise UserError(f"{experiment_dir}: holds no checkpoint; {known}")
 
 
+# ---------------------------------------------------------------- export
+
+class ExportedNetwork(nn.Module):
+    """What is exported of a PersonalityNetwork: uint8 chips N x 3 x size x size in, float32 scores N x 5 out.
+
+    ONNX knows no resizing that equals PyTorch's with antialiasing. It is linear, rows apart from columns, so two matrices a
+    view do the same.
+    """
+
+    def __init__(self, network, size):
+        super().__init__()
+        self.network = network
+        self.corners = []
+        for number, part in enumerate(network.views):
+            length = round(part * size)
+            self.corners.append(((size - length) // 2, length))
+            weights = functional.interpolate(torch.eye(length)[None, None], (network.input_size, length), mode="bilinear",
+                                             antialias=True, align_corners=False)[0, 0]
+            self.register_buffer(f"resize{number}", weights)
+
+    def forward(self, chips):
+        pictures = chips.to(torch.float32) / 255
+        features = []
+        for number, (corner, length) in enumerate(self.corners):
+            weights = self.get_buffer(f"resize{number}")
+            view = pictures[:, :, corner:corner + length, corner:corner + length]
+            view = torch.matmul(torch.matmul(weights, view), weights.T)
+            features.append(self.network.backbone((view - self.network.mean) / self.network.deviation))
+        return self.network(torch.cat(features, dim=1))
+
+
+def export_model(checkpoint, path, target, form):
+    """Write the network of a checkpoint (its content, read from path) to the file target. form: "onnx" or "torch"."""
+    network = network_from_checkpoint(checkpoint, path)
+    size = checkpoint["preprocessing"]["size"]
+    metadata = {"architecture": checkpoint["architecture"], "traits": ",".join(TRAITS), "scores": "in [0, 1]",
+                "input": f"uint8 RGB face chips N x 3 x {size} x {size}",
+                "preprocessing": json.dumps(checkpoint["preprocessing"])}
+    target = Path(target)
+    aside = target.with_name(f".partial.{target.name}")
+    chips = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    shapes = {"chips": {0: torch.export.Dim("N", min=1, max=65536)}}
+    module = ExportedNetwork(network, size).eval().to(memory_format=torch.contiguous_format)
+    with torch.no_grad():
+        program = torch.export.export(module, (chips,), dynamic_shapes=shapes)
+        if form == "torch":
+            torch.export.save(program, aside, extra_files={"metadata.json": json.dumps(metadata)})
+        else:
+            converted = torch.onnx.export(program, (), input_names=["chips"], output_names=["scores"], dynamo=True, verbose=False)
+            converted.model.metadata_props.update(metadata)
+            converted.save(aside, external_data=False)
+    os.replace(aside, target)
+
+
 # ---------------------------------------------------------------- devices
 
 def pick_device():
@@ -508,11 +568,24 @@ def parse_args(argv=None):
     parser = make_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="print the networks")
+    export = commands.add_parser("export", help="write a trained network as one file for other programs")
+    export.add_argument("experiment", metavar="EXPERIMENT", help="name of a folder in --runs-dir")
+    export.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="ONNX, or torch.export (default: onnx)")
+    export.add_argument("--runs-dir", default="runs", help="folder of the experiments (default: runs)")
+    export.add_argument("--out", metavar="FILE", help="default: model.onnx or model.pt2 in the experiment's folder")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
-    parse_args(argv)
+    args = parse_args(argv)
+    if args.command == "export":
+        path = find_checkpoint(Path(args.runs_dir) / args.experiment)
+        target = Path(args.out) if args.out else path.with_name("model.onnx" if args.format == "onnx" else "model.pt2")
+        if not target.parent.is_dir() or target.is_dir():
+            raise UserError(f"--out {target}: give a file in a folder that exists")
+        export_model(load_checkpoint(path), path, target, args.format)
+        print(f"exported {path} to {target} ({target.stat().st_size / 1e6:.1f} MB)")
+        return
     for name, architecture in ARCHITECTURES.items():
         head = "-".join(str(size) for size in (*architecture.hidden, len(TRAITS)))
         print(f"{name:<20} {architecture.backbone:<15} trains {'+'.join(architecture.trained) or 'the head only':<32} head {head}")

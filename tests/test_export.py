@@ -1,0 +1,62 @@
+"""Exported models, ONNX and torch.export, give the scores of the network they were made from."""
+import json
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from dataset import TRAITS
+from model_architectures import build_network, network_from_checkpoint, save_checkpoint
+
+CONFIG = {"l1": 16, "l2": 8, "dropout": 0.2, "heads": 2}
+
+
+@pytest.fixture(scope="module", params=[("ResNet18_v1.0", "none"), ("FaceResNet29_v1.0", "dlib")], ids=["resnet18", "face29"])
+def experiment(request, tmp_path_factory):
+    """(runs folder with the untrained experiment `small`, its network): heads of random numbers are as good a test."""
+    name, weights = request.param
+    torch.manual_seed(0)
+    network = build_network(name, CONFIG, weights).eval()
+    content = {"architecture": name, "config": CONFIG, "traits": list(TRAITS), "network": network.state_dict(),
+               "preprocessing": {"size": 224, "padding": 0.25}}
+    runs = tmp_path_factory.mktemp("runs")
+    (runs / "small").mkdir()
+    save_checkpoint(runs / "small" / "checkpoint_best.pt", content)
+    return runs, network_from_checkpoint(content, "small")
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch"])
+def test_exported_model_gives_the_networks_scores(experiment, run_script, form):
+    runs, network = experiment
+    result = run_script("model_architectures.py", "export", "small", "--format", form, "--runs-dir", runs)
+    assert "exported" in result.stdout and result.stderr == ""
+    if form == "onnx":
+        session = onnxruntime.InferenceSession(runs / "small" / "model.onnx")
+        metadata = session.get_modelmeta().custom_metadata_map
+
+        def exported(chips):
+            return session.run(None, {"chips": chips.numpy()})[0]
+    else:
+        files = {"metadata.json": ""}
+        module = torch.export.load(runs / "small" / "model.pt2", extra_files=files).module()
+        metadata = json.loads(files["metadata.json"])
+
+        def exported(chips):
+            return module(chips).detach().numpy()
+    assert metadata["traits"].split(",") == list(TRAITS)
+    assert json.loads(metadata["preprocessing"]) == {"size": 224, "padding": 0.25}
+    for number in (1, 3):
+        # Smooth pictures and noise: noise alone would hide a wrong resize behind its mean.
+        chips = torch.randint(0, 256, (number, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(number))
+        chips[0, 0] = torch.arange(224, dtype=torch.uint8)
+        with torch.no_grad():
+            expected = network(chips).numpy()
+        scores = exported(chips)
+        assert scores.dtype == np.float32 and scores.shape == (number, 5)
+        assert np.abs(scores - expected).max() < 1e-4
+
+
+def test_an_unknown_experiment_is_one_line(run_script):
+    result = run_script("model_architectures.py", "export", "missing", check=False)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and "holds no checkpoint" in result.stderr
