@@ -130,16 +130,20 @@ class PersonalityNetwork(nn.Module):
         """Return the backbone's features, B x F float32, of uint8 chips B x 3 x H x W: those of all views, one after the
         other."""
         pictures = chips.to(self.mean.dtype) / 255
-        return torch.cat([self._features_of_view(pictures, part) for part in self.views], dim=1)
+        return torch.cat([self.features_of_view(self.view_of(pictures, part)) for part in self.views], dim=1)
 
-    def _features_of_view(self, pictures, part):
+    def view_of(self, pictures, part):
+        """Return what the backbone sees of pictures (B x 3 x H x W in [0, 1]): their middle part, resized, normalised."""
         height, width = (round(part * length) for length in pictures.shape[-2:])
         top, left = (pictures.shape[-2] - height) // 2, (pictures.shape[-1] - width) // 2
         view = pictures[:, :, top:top + height, left:left + width]
         if (height, width) != (self.input_size, self.input_size):
             view = functional.interpolate(view, (self.input_size, self.input_size), mode="bilinear", antialias=True,
                                           align_corners=False)
-        view = ((view - self.mean) / self.deviation).contiguous(memory_format=torch.channels_last)
+        return ((view - self.mean) / self.deviation).contiguous(memory_format=torch.channels_last)
+
+    def features_of_view(self, view):
+        """Return the backbone's features, float32, of one view."""
         with self._mixed_precision(view.device):
             return self.backbone(view).float()
 
