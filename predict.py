@@ -3,6 +3,7 @@
     python predict.py EXPERIMENT clip.mp4
     python predict.py EXPERIMENT holiday/ portrait.jpg --out scores.csv
     python predict.py EXPERIMENT clip.mp4 --annotate annotated      pictures with the face and five bars
+    python predict.py EXPERIMENT clip.mp4 --explain heat_maps       where in the face each score comes from
     python predict.py EXPERIMENT group.mp4 --faces all              every face, numbered from left to right
 
 Frames are drawn, faces found and aligned as by the two pre-processing scripts, but in memory. A clip's scores are the mean
@@ -178,6 +179,7 @@ def parse_args(argv=None):
     parser.add_argument("paths", metavar="PATH", nargs="+", help="clips, pictures or folders of them")
     parser.add_argument("--out", metavar="FILE", help="write the table as .csv or .json")
     parser.add_argument("--annotate", metavar="DIR", help="write a picture of each file with the face and five bars")
+    parser.add_argument("--explain", metavar="DIR", help="write heat maps: where in the face each score comes from")
     parser.add_argument("--frames", type=positive_int, default=10, help="frames drawn from a clip")
     parser.add_argument("--faces", choices=("largest", "all"), default="largest", help="which faces of a frame are scored")
     parser.add_argument("--predictor", metavar="FILE", help="landmark model of dlib (default: the 5-point one)")
@@ -203,8 +205,10 @@ def main(argv=None):
     function = functools.partial(faces_of_file, number_of_frames=args.frames, seed=args.seed, size=crop.get("size", FACE_SIZE),
                                  padding=crop["padding"], find_all=args.faces == "all", predictor=args.predictor,
                                  keep_picture=bool(args.annotate))
-    if args.annotate:
-        Path(args.annotate).mkdir(parents=True, exist_ok=True)
+    for folder in filter(None, (args.annotate, args.explain)):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    if args.explain:
+        from explain import explain_chips, overlay
     rows, taken, status = [], set(), 0
     total = sum(1 for _ in files_below(args.paths))
     if not total:
@@ -224,9 +228,15 @@ def main(argv=None):
                 scores = score_faces(network, [chip for _, _, chip in faces], device)
                 of_file = rows_of_file(path, count, faces, scores)
                 rows += of_file
+                name = _plain_name(path, taken)
                 if args.annotate:
-                    picture_path = Path(args.annotate) / f"{_plain_name(path, taken)}_scores.jpg"
-                    cv2.imwrite(str(picture_path), annotate(picture, of_file))
+                    cv2.imwrite(str(Path(args.annotate) / f"{name}_scores.jpg"), annotate(picture, of_file))
+                if args.explain:
+                    _, _, chip = faces[len(faces) // 2]
+                    chips = torch.from_numpy(chip).permute(2, 0, 1)[None].to(device)
+                    maps = explain_chips(network, chips)[0]
+                    picture = overlay(chips[0].cpu().numpy(), maps, scores[len(faces) // 2])
+                    cv2.imwrite(str(Path(args.explain) / f"{name}_heat_maps.png"), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     except KeyboardInterrupt:
         print("stopped by Ctrl-C; what was scored so far follows", file=sys.stderr)
         status = 130
@@ -239,7 +249,7 @@ def main(argv=None):
         print(shown[[*columns, "spread"]].to_string(index=False, float_format="{:.3f}".format))
     if out:
         _write_table(out, rows)
-    results = [str(place) for place in (out, args.annotate) if place]
+    results = [str(place) for place in (out, args.annotate, args.explain) if place]
     print(f"{len({row['clip'] for row in scored})} of {len({row['clip'] for row in rows})} files scored"
           + (f"; results: {', '.join(results)}" if results else "; --out scores.csv writes the table to a file"))
     return status or (0 if scored else 1)

@@ -62,13 +62,14 @@ def test_pictures_faces_and_broken_files(trained, demo_data, tmp_path):
     (folder / "broken.mp4").write_text("no clip")
     (folder / "notes.txt").write_text("not mine")
     result = run_script_in(trained, "predict.py", "demo", folder, "--faces", "all", "--out", tmp_path / "o.csv", "--annotate",
-                           tmp_path / "pictures")
+                           tmp_path / "pictures", "--explain", tmp_path / "maps")
     table = pandas.read_csv(tmp_path / "o.csv")
     two = table[table["clip"].str.endswith("two.png")]
     assert two["face"].tolist() == [1, 2]
     assert np.abs(np.diff(two[list(TRAITS)].to_numpy(), axis=0)).max() < 0.05  # the same face twice
     assert table.loc[table["clip"].str.endswith("nobody.png"), "problem"].tolist() == ["no face found"]
     assert "broken.mp4" in result.stderr and "Traceback" not in result.stderr and "1 of 3 files scored" in result.stdout
+    assert cv2.imread(str(tmp_path / "maps" / "two_heat_maps.png")).shape[1] >= 6 * 224
     assert cv2.imread(str(tmp_path / "pictures" / "two_scores.jpg")).shape[1] > 2 * frame.shape[1]
 
 
