@@ -1,20 +1,25 @@
-"""Where in a face a network looks for each trait: Grad-CAM heat maps (Selvaraju et al. 2017) by captum.
+"""Where a face raises the score of each trait: heat maps by captum.
+
+Grad-CAM in the form of Draelos and Carin (HiResCAM, 2020): gradient times activation at every place, summed over the filters.
+For the ResNets, whose last maps are averaged, it is Grad-CAM itself (Selvaraju et al. 2017) but for a factor. The head of the
+face network sees its maps' quarters apart; weights averaged over the whole map, as Grad-CAM has them, lose the place: on the
+demo the map for agreeableness then lies on the spot that steers it no more than the maps of the other traits do.
 
     python predict.py EXPERIMENT clip.mp4 --explain maps       one picture a file: the chip and the five maps over it
 
-A map shows which places speak for or against the score of this face, in the resolution of the network's maps (coarse); it
-shows what the network uses, not why strangers judge as they do.
+A map shows what the network uses, not why strangers judge as they do.
 """
 import cv2
 import numpy as np
 import torch
-from captum.attr import LayerGradCam
+from captum.attr import LayerGradientXActivation
 from torch import nn
 
 from dataset import TRAITS
 
-# The last maps of the ResNets. Those of the face network's last stages have 4 x 4 and 2 x 2 places, too few to point with.
-EXPLAINED_LAYER = {"ResNet": "layer4", "FaceResNet29": "stage3"}
+# The ResNets' last maps. The face network's head sees the maps of stages 2 to 5, so only the stages before the third carry
+# all that the score depends on; of these the first points best (35 x 35 places).
+EXPLAINED_LAYER = {"ResNet": "layer4", "FaceResNet29": "stage1"}
 
 
 class _ScoresOfView(nn.Module):
@@ -34,26 +39,27 @@ def explain_chips(network, chips, layer=None):
     """Return heat maps, float32 N x 5 x H x W in [0, 1], of uint8 RGB chips N x 3 x H x W, on any device.
 
     network: a PersonalityNetwork in evaluation mode. layer: the name of the backbone's stage whose maps are weighted; None:
-    that of EXPLAINED_LAYER. The magnitude counts, whether a place raises or lowers the score. The maps of all views are
-    added at their places; each map's largest value is 1 (all 0 where the score depends on nothing).
+    that of EXPLAINED_LAYER. Only places that raise the score count. The maps of all views are added at their places; each
+    map's largest value is 1 (all 0 where nothing raises the score).
     """
     network.eval()
     layer = network.backbone.get_submodule(layer or EXPLAINED_LAYER[type(network.backbone).__name__])
     height, width = chips.shape[-2:]
-    maps = torch.zeros(len(chips), len(TRAITS), height, width)
     # Frozen weights take no gradient; that the views take one is enough for the maps behind them.
     with torch.inference_mode(False), torch.enable_grad():
+        maps = torch.zeros(len(chips), len(TRAITS), height, width)
         pictures = chips.to(network.mean.device, network.mean.dtype) / 255
         views = [network.view_of(pictures, part) for part in network.views]
         features = [network.features_of_view(view).detach() for view in views]
         for number, part in enumerate(network.views):
-            cam = LayerGradCam(_ScoresOfView(network, number, features), layer)
+            method = LayerGradientXActivation(_ScoresOfView(network, number, features), layer)
             inside = [round(part * length) for length in (height, width)]
             top, left = (height - inside[0]) // 2, (width - inside[1]) // 2
             for trait in range(len(TRAITS)):
-                coarse = cam.attribute(views[number].detach().requires_grad_(), target=trait).detach().float().abs()
-                fine = nn.functional.interpolate(coarse, inside, mode="bilinear", align_corners=False).cpu()[:, 0]
-                maps[:, trait, top:top + inside[0], left:left + inside[1]] += fine
+                view = views[number].detach().requires_grad_()
+                coarse = method.attribute(view, target=trait).detach().float().sum(1, keepdim=True)
+                fine = nn.functional.interpolate(coarse.clamp_min(0), inside, mode="bilinear", align_corners=False)
+                maps[:, trait, top:top + inside[0], left:left + inside[1]] += fine[:, 0].cpu()
     largest = maps.amax((2, 3), keepdim=True)
     return torch.where(largest > 0, maps / largest.clamp_min(1e-30), 0).numpy()
 
