@@ -162,7 +162,8 @@ def check_settings(target, settings):
 
 @contextlib.contextmanager
 def open_target(target, settings):
-    """Create the target folder, hold it for this run alone, remove what a killed run left, note the settings in it."""
+    """Create the target folder, hold it for this run alone, remove what a killed run left, note the settings in it (None:
+    there is nothing to note)."""
     target = Path(target)
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -177,7 +178,7 @@ def open_target(target, settings):
         _remove_unfinished(target)
         try:
             scratch.mkdir()
-            if not check_settings(target, settings):
+            if settings is not None and not check_settings(target, settings):
                 write_file(target, SETTINGS, (json.dumps(settings, indent=1) + "\n").encode())
         except PermissionError as error:
             raise UserError(f"{target}: cannot be written ({error.strerror}); name another target folder") from None
