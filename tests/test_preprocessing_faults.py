@@ -149,7 +149,9 @@ def test_ctrl_c(many, tmp_path, script, source, more):
     begin = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
     output, errors = process.communicate(timeout=20)
-    assert time.monotonic() - begin < 2
+    seconds = time.monotonic() - begin
+    # Two seconds were promised on a machine of one's own; here other processes may hold both cores.
+    assert seconds < 2 * max(1.0, os.getloadavg()[0]), seconds
     assert process.returncode == 130
     assert "Traceback" not in errors and len(errors.splitlines()) <= 2
     assert "run the same command again" in output
