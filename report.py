@@ -172,7 +172,7 @@ def _gain_figure(tables):
         # A single speaker has no interval.
         up = [0 if math.isnan(high) else high - gain for gain, (_, high) in zip(gains, intervals)]
         down = [0 if math.isnan(low) else gain - low for gain, (low, _) in zip(gains, intervals)]
-        traces.append(plots.Bar(x=["mean", *TRAITS], y=gains, name=html.escape(f"{name} ({int(rows[0]['clips'])})"),
+        traces.append(plots.Bar(x=["mean", *TRAITS], y=gains, name=html.escape(f"{name} ({int(rows[0]['clips'])})", quote=False),
                                 error_y={"type": "data", "symmetric": False, "array": up, "arrayminus": down},
                                 hovertemplate="%{x}: %{y:+.4f}<extra>%{fullData.name}</extra>"))
     mean = tables["all clips"]["mean"]
