@@ -39,8 +39,13 @@ def failures_in(folder):
     return {os.path.basename(path): reason for path, reason in rows[1:]}
 
 
+def _listen_to_ctrl_c():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test suite started in the background hands down that it is ignored
+
+
 def start(folder, *arguments):
-    return subprocess.Popen([sys.executable, *map(str, arguments)], cwd=folder, start_new_session=True, text=True,
+    return subprocess.Popen([sys.executable, *map(str, arguments)], cwd=folder, start_new_session=True,
+                            preexec_fn=_listen_to_ctrl_c, text=True,
                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
