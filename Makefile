@@ -1,5 +1,5 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Both need only Python 3.10 or newer (with venv) and make.
-# Another interpreter: make test PYTHON=python3.12          Part of the tests: make test PYTEST_ARGS="-k frames"
+# Two commands on a fresh machine: `make demo` and `make test`. Both need only Python 3.10 or newer (with venv) and
+# make. Another interpreter: make test PYTHON=python3.12. Part of the tests: make test PYTEST_ARGS="-k frames".
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
@@ -20,7 +20,8 @@ install:
 	@if cat requirements.txt requirements-dev.txt | cmp -s - $(INSTALLED) && .venv/bin/python -c ""; then exit 0; fi; \
 	set -e; \
 	if ! command -v "$(PYTHON)" > /dev/null; then \
-		echo "make: no $(PYTHON) found: install Python 3.10 or newer, or name yours: make PYTHON=/path/to/python" >&2; exit 2; fi; \
+		echo "make: no $(PYTHON) found: install Python 3.10 or newer or name yours: make PYTHON=/path/to/it" >&2; \
+		exit 2; fi; \
 	if ! "$(PYTHON)" -c "import sys; sys.exit(sys.version_info < (3, 10))"; then \
 		echo "make: $(PYTHON) is older than Python 3.10: name a newer one: make PYTHON=python3.12" >&2; exit 2; fi; \
 	if [ -e $(INSTALLED) ] && .venv/bin/python -c ""; then rm $(INSTALLED); else "$(PYTHON)" -m venv --clear .venv; fi; \

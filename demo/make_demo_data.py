@@ -100,8 +100,8 @@ def draw_clips(clips_per_split, seed):
 def paint_portrait(scores, speaker, seed):
     """Return the portrait as the five scores want it, and two things about the speaker.
 
-    portrait: float32 512 x 512 x 3 in [0, 1], RGB; shape: factors of the face's width and height; face_centre: x and y in
-    pixels.
+    portrait: float32 512 x 512 x 3 in [0, 1], RGB; shape: factors of the face's width and height; face_centre: x and y
+    in pixels.
     """
     openness, conscientiousness, extraversion, agreeableness, neuroticism = scores
     look = np.random.default_rng([seed, 1, speaker])
@@ -220,8 +220,8 @@ def main(argv=None):
     clips_per_split = {"train": args.clips_train, "valid": args.clips_valid, "test": args.clips_test}
     made = make_demo_data(args.out_dir, clips_per_split, args.seed, args.workers)
     print(f"{made} clips made, {sum(clips_per_split.values()) - made} were there already.")
-    print(f"Clips: {args.out_dir}/{{train,valid,test}}/videos   next: python pre-processing/extract_frames_from_videos.py "
-          f"{args.out_dir}/train/videos {args.out_dir}/train/frames 5")
+    print(f"Clips: {args.out_dir}/{{train,valid,test}}/videos   next: python "
+          f"pre-processing/extract_frames_from_videos.py {args.out_dir}/train/videos {args.out_dir}/train/frames 5")
 
 
 if __name__ == "__main__":

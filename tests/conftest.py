@@ -48,8 +48,9 @@ def run_script_in(folder, script, *arguments, env=None, timeout=120, check=True,
     variables = {name: str(value) for name, value in variables.items() if value is not None}
     command = [sys.executable, str(REPOSITORY / script), *map(str, arguments)]
     process = subprocess.Popen(command, cwd=folder, env=variables, text=True, encoding="utf-8",
-                               errors="backslashreplace", stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+                               errors="backslashreplace", start_new_session=True,
+                               stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         output, errors = process.communicate(stdin, timeout)
     except subprocess.TimeoutExpired:
@@ -74,7 +75,7 @@ def run_script(tmp_path):
 
 @pytest.fixture(scope="session")
 def demo_data(tmp_path_factory):
-    """Data folder with clips of the demo, three frames of each, and the faces in them; made once. Do not write into it."""
+    """Data folder with clips of the demo, three frames of each, and the faces in them; made once. Do not write there."""
     folder = tmp_path_factory.mktemp("demo") / "data"
     run_script_in(folder.parent, "demo/make_demo_data.py", folder,
                   "--clips-train", 16, "--clips-valid", 6, "--clips-test", 6)
@@ -87,8 +88,8 @@ def demo_data(tmp_path_factory):
 
 
 def write_chips(folder, clips_of_split, faces_a_clip=2, seed=0):
-    """Write a data folder of made-up 224 px chips and labels, without videos: each score steers the colour of one band of
-    the picture between blue and red, so there is something to learn within seconds. clips_of_split: {split: clips}."""
+    """Write a data folder of made-up 224 px chips and labels, without videos: each score steers the colour of one band
+    of the picture between blue and red, so there is something to learn within seconds. clips_of_split: {split: clips}."""
     import cv2
     import numpy as np
     import pandas
