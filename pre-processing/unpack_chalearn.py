@@ -262,7 +262,7 @@ def call_7zip(reader, call):
     """Return call(), interruptible by Ctrl-C and SIGTERM: an exception must never pass through 7-Zip's own code."""
     stopped = []
     before = {number: signal.signal(number, lambda number, frame: stopped.append(number))
-              for number in (signal.SIGINT, signal.SIGTERM)}
+              for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN}
     reader.set_progress_callback(lambda done: not stopped)
     try:
         return call()

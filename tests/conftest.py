@@ -75,7 +75,7 @@ def run_script(tmp_path):
 
 @pytest.fixture(scope="session")
 def demo_data(tmp_path_factory):
-    """Data folder with clips of the demo, three frames of each, and the faces in them; made once. Do not write there."""
+    """Data folder with clips of the demo, three frames of each, and the faces in them; made once. Not for writing."""
     folder = tmp_path_factory.mktemp("demo") / "data"
     run_script_in(folder.parent, "demo/make_demo_data.py", folder,
                   "--clips-train", 16, "--clips-valid", 6, "--clips-test", 6)
@@ -89,7 +89,7 @@ def demo_data(tmp_path_factory):
 
 def write_chips(folder, clips_of_split, faces_a_clip=2, seed=0):
     """Write a data folder of made-up 224 px chips and labels, without videos: each score steers the colour of one band
-    of the picture between blue and red, so there is something to learn within seconds. clips_of_split: {split: clips}."""
+    of the picture between blue and red, so there is something to learn in seconds. clips_of_split: {split: clips}."""
     import cv2
     import numpy as np
     import pandas

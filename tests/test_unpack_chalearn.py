@@ -224,6 +224,10 @@ def test_a_full_disk_is_seen_before_anything_is_written(run_script, tmp_path):
     assert run.returncode == 2 and "takes 12000.00 GB" in run.stderr and not (tmp_path / "data").exists()
 
 
+def listen_to_ctrl_c():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test suite started in the background hands down that it is ignored
+
+
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_stopped_and_started_again(run_script, tmp_path, number, status):
     folder = tmp_path / "downloads"
@@ -233,7 +237,7 @@ def test_stopped_and_started_again(run_script, tmp_path, number, status):
     script = Path(__file__).resolve().parent.parent / SCRIPT
     environment = {**os.environ, "CHALEARN_PASSWORD": f"{OUTER}\n{INNER}"}
     process = subprocess.Popen([sys.executable, script, folder, tmp_path / "data"], env=environment, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=listen_to_ctrl_c)
     scratch = tmp_path / "data" / ".unpacking"
     waited = time.monotonic() + 60
     while not list(scratch.glob("*/*.zip")) and time.monotonic() < waited:
