@@ -12,6 +12,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 VERSION = "1.0.0"
+# Endings of names that are taken for clips, in folders and in tables of labels.
+CLIP_SUFFIXES = frozenset("""
+    .3g2 .3gp .amv .asf .avi .divx .dv .f4v .flv .gif .h264 .h265 .hevc .ivf .m2t .m2ts .m2v .m4v .mj2 .mjpeg .mjpg .mkv
+    .mov .mp4 .mpe .mpeg .mpg .mts .mxf .nut .obu .ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv .y4m""".split())
 
 
 class UserError(Exception):

@@ -29,11 +29,10 @@ from filelock import FileLock
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from command_line import UserError, make_parser, printable, progress_bar, run_script
+from command_line import CLIP_SUFFIXES, UserError, make_parser, printable, progress_bar, run_script
 
 TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
 ANNOTATION_FILES = {"train": "annotation_training.pkl", "valid": "annotation_validation.pkl", "test": "annotation_test.pkl"}
-CLIP_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts")
 # A ChaLearn clip is called <YouTube id>.<number>: the clips of one video show one speaker.
 SPEAKER_REGEX = r"^([^.]+)\.\d+$"
 FACE_MARK = "_aligned"

@@ -25,7 +25,7 @@ import torch
 from torchmetrics import functional as measures
 
 from command_line import UserError, VERSION, make_parser, printable, progress_bar, run_script
-from dataset import (SPEAKER_REGEX, TRAITS, FaceDataset, Features, cached_features, chip_loader, describe, load_split,
+from dataset import (SPEAKER_REGEX, TRAITS, FaceDataset, Features, cached_features, chip_loader, clip_name, describe, load_split,
                      read_labels, read_scores, read_speakers, row_batches, speakers_of)
 from model_architectures import (autocast_dtype, backbone_key, find_checkpoint, git_commit, load_checkpoint,
                                  network_from_checkpoint, pick_device)
@@ -309,7 +309,6 @@ def _without_nan(value):
 
 def _group_tables(path, labels, predictions, constant, speakers, seed):
     """Return {group: measure(...)} by a CSV file with the columns clip and group."""
-    from dataset import clip_name
     try:
         groups = pandas.read_csv(path, encoding="utf-8-sig", dtype=str)
     except (OSError, ValueError, pandas.errors.ParserError) as error:

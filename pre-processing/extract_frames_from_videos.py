@@ -25,11 +25,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import process_files  # noqa: E402
-from command_line import UserError, make_parser, positive_int, printable, run_script  # noqa: E402
+from command_line import CLIP_SUFFIXES, UserError, make_parser, positive_int, printable, run_script  # noqa: E402
 
-CLIP_SUFFIXES = frozenset("""
-    .3g2 .3gp .amv .asf .avi .divx .dv .f4v .flv .gif .h264 .h265 .hevc .ivf .m2t .m2ts .m2v .m4v .mj2 .mjpeg .mjpg .mkv
-    .mov .mp4 .mpe .mpeg .mpg .mts .mxf .nut .obu .ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv .y4m""".split())
 MAX_PIXELS = 100_000_000
 
 # Formats that make FFmpeg open further files or addresses that the "clip" names, or that capture from devices.
