@@ -60,8 +60,8 @@ def predict_faces(network, source, device, batch_size=256, num_workers=0, title=
             for rows in batches:
                 rows = np.array(rows)
                 mirrored = np.zeros(len(rows), dtype=bool)
-                both = torch.cat([source.rows(rows, mirrored), source.rows(rows, ~mirrored)]).to(device)
-                scores[rows] = network(both).unflatten(0, (2, len(rows))).mean(0).cpu().numpy()
+                both = [source.rows(rows, side).to(device) for side in (mirrored, ~mirrored)]
+                scores[rows] = network.scores_of_both(*both).cpu().numpy()
                 bar.update(len(rows))
         else:
             for chips, rows in chip_loader(source, batches, num_workers, device):
@@ -72,8 +72,8 @@ def predict_faces(network, source, device, batch_size=256, num_workers=0, title=
 
 
 def score_chips(network, chips):
-    """Return scores B x 5 of uint8 chips B x 3 x H x W: the mean of each picture's and its mirror image's."""
-    return network(torch.cat([chips, chips.flip(-1)])).unflatten(0, (2, len(chips))).mean(0)
+    """Return scores B x 5 of uint8 chips B x 3 x H x W, of each picture and its mirror image."""
+    return network.scores_of_both(chips, chips.flip(-1))
 
 
 def scores_of_clips(clips, scores):

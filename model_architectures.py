@@ -42,7 +42,8 @@ LONGEST_GAP = 1024  # bytes of settings between two tensors of dlib's file
 # The parts of a chip's side that the network sees one after the other: with the face script's padding of 0.5 the whole chip
 # shows hair and neck, its middle three quarters are the crop (padding 0.25) that the network was made for.
 FACE_VIEWS = (1.0, 0.75)
-FACE_FEATURES = len(FACE_VIEWS) * (4 * sum(filters for filters, _, _ in FACE_STAGES[1:]) + 128)
+DESCRIPTOR_SIZE = 128
+FACE_FEATURES = len(FACE_VIEWS) * (4 * sum(filters for filters, _, _ in FACE_STAGES[1:]) + DESCRIPTOR_SIZE)
 
 
 class Architecture(NamedTuple):
@@ -78,23 +79,29 @@ def architecture_named(name):
 
 
 def config_keys(name):
-    """Return the keys of the configuration that shape this network: some of l1, l2, l3, dropout, and heads."""
+    """Return the keys of the configuration that shape this network: some of l1, l2, l3, dropout, heads and memory."""
     architecture = architecture_named(name)
     sizes = tuple(size for size in architecture.hidden if isinstance(size, str))
-    return sizes + (() if architecture.dropout or not architecture.hidden else ("dropout",)) + ("heads",)
+    dropout = () if architecture.dropout or not architecture.hidden else ("dropout",)
+    return sizes + dropout + ("heads",) + (("memory",) if has_memory(architecture) else ())
+
+
+def has_memory(architecture):
+    """Return whether such a network can remember faces: dlib's, frozen, whose descriptor tells people apart."""
+    return architecture.backbone == "face_resnet29" and not architecture.trained
 
 
 # ---------------------------------------------------------------- the network
 
 class PersonalityNetwork(nn.Module):
-    """A backbone, frozen wholly or in part, and one or several heads whose scores are averaged.
+    """A backbone, frozen wholly or in part, one or several heads whose scores are averaged, and perhaps a FaceMemory.
 
     Takes uint8 RGB chips B x 3 x H x W, or features B x F that were computed before, and gives float32 scores B x 5 in
     [0, 1] in the order of TRAITS. Scaling and normalisation happen inside, on the device of the weights. compute_dtype is
-    the type of mixed precision (None: that of the weights).
+    the type of mixed precision (None: that of the weights). memory_weight is the part of the memory in the scores.
     """
 
-    def __init__(self, backbone, trained, width, heads, input_size, views, mean, deviation):
+    def __init__(self, backbone, trained, width, heads, input_size, views, mean, deviation, memory_weight=0.0):
         super().__init__()
         self.backbone = backbone
         self.trained = tuple(trained)
@@ -102,6 +109,8 @@ class PersonalityNetwork(nn.Module):
         # one deviation for good, so all steps are averaged; those of a trained one drift, so late steps count more.
         self.standardise = nn.BatchNorm1d(width, affine=False, momentum=0.1 if trained else None)
         self.heads = heads
+        self.memory_weight = memory_weight
+        self.memory = FaceMemory(width) if memory_weight else None
         self.input_size = input_size
         self.views = views
         self.compute_dtype = None
@@ -150,12 +159,101 @@ class PersonalityNetwork(nn.Module):
     def _mixed_precision(self, device):
         return torch.autocast(device.type, dtype=self.compute_dtype or torch.bfloat16, enabled=self.compute_dtype is not None)
 
-    def forward(self, inputs, of_each_head=False):
-        """Return the scores B x 5, the mean over the heads, or with of_each_head the scores of all K heads, K x B x 5."""
-        features = self.standardise(inputs if inputs.ndim == 2 else self.features(inputs))
+    def scores_of_heads(self, features):
+        """Return the scores of all K heads, K x B x 5 float32, of features B x F."""
+        features = self.standardise(features)
         with self._mixed_precision(features.device):
-            scores = torch.stack([torch.sigmoid(head(features).float()) for head in self.heads])
-        return scores if of_each_head else scores.mean(0)
+            return torch.stack([torch.sigmoid(head(features).float()) for head in self.heads])
+
+    def forward(self, inputs, of_each_head=False):
+        """Return the scores B x 5, or with of_each_head what is trained: the scores of all K heads, K x B x 5."""
+        features = inputs if inputs.ndim == 2 else self.features(inputs)
+        scores = self.scores_of_heads(features)
+        return scores if of_each_head else self._with_memory(scores.mean(0), features)
+
+    def scores_of_both(self, pictures, mirrored):
+        """Return the scores B x 5 of faces from their pictures and their mirror images, each as forward takes them.
+
+        The heads' scores are averaged. The memory compares the mean features of the two, as it keeps them.
+        """
+        inputs = torch.cat([pictures, mirrored])
+        features = inputs if inputs.ndim == 2 else self.features(inputs)
+        scores = self.scores_of_heads(features).mean(0).unflatten(0, (2, len(pictures))).mean(0)
+        return self._with_memory(scores, features.unflatten(0, (2, len(pictures))).mean(0))
+
+    def _with_memory(self, scores, features):
+        if self.memory is None or not len(self.memory.faces):
+            return scores
+        return (1 - self.memory_weight) * scores + self.memory_weight * self.memory(features)
+
+
+class FaceMemory(nn.Module):
+    """Scores by likeness to faces of the training clips: Gaussian process regression, also called kernel ridge regression.
+
+    Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), equations 2.23 and 2.25, with the labels' mean as
+    the mean. The covariance of two faces is the sum of two squared exponentials: one of all standardised features, for how
+    faces resemble each other, and a narrow one of dlib's descriptor, for whether they are the same person's. It is solved
+    once, without epochs. The faces it keeps are part of the checkpoint: see the README on what that means for the people
+    they belong to.
+    """
+
+    # Found on folds of ChaLearn's training clips (benchmarks/accuracy.py); all figures flat around these values.
+    COMPONENTS = 512         # principal components in which all features are compared; more gave nothing
+    FEATURE_WIDTH = 4.0      # squared distance of standardised features, a feature, at which the covariance is 1/e
+    PERSON_WIDTH = 0.08      # the same for the descriptor: below 0.16 to 0.2 dlib takes two faces for one person's
+    PERSON_PART = 0.5        # variance of the second part, where that of the first is 1
+    NOISE = 0.3              # variance of a face's own deviation
+    MOST_FACES = 10_000      # time grows with the third power: about 20 s on two cores, 2 GB of memory
+
+    def __init__(self, width):
+        super().__init__()
+        self.width = width
+        self.allocate(0, self.COMPONENTS)
+
+    def allocate(self, faces, components):
+        """Make room for that many faces; what was kept before is forgotten."""
+        for name, shape in {"centre": (self.width,), "projection": (self.width, components), "faces": (faces, components),
+                            "descriptors": (faces, DESCRIPTOR_SIZE), "weights": (faces, len(TRAITS)),
+                            "constant": (len(TRAITS),)}.items():
+            self.register_buffer(name, torch.zeros(shape))
+
+    def fit(self, features, targets, seed=0):
+        """Keep N faces. features: float32 N x F, mean of the picture's and its mirror image's; targets: float32 N x 5."""
+        features, targets = features.cpu().float(), targets.cpu().float()
+        device = self.centre.device
+        components = min(self.COMPONENTS, *features.shape)
+        self.allocate(len(features), components)
+        self.centre = features.mean(0)
+        deviation = features.std(0, correction=0).clamp_min(1e-6)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            axes = torch.svd_lowrank((features - self.centre) / deviation, components, niter=2)[2]
+        self.projection = (axes / deviation[:, None]).contiguous()
+        self.faces = (features - self.centre) @ self.projection
+        self.descriptors = features[:, -DESCRIPTOR_SIZE:].contiguous()
+        self.constant = targets.mean(0)
+        covariance = self.covariance(self.faces, self.descriptors).double()
+        covariance.diagonal().add_(self.NOISE)
+        factor = torch.linalg.cholesky(covariance)
+        self.weights = torch.cholesky_solve((targets - self.constant).double(), factor).float()
+        self.to(device)
+
+    def covariance(self, faces, descriptors):
+        """Return the covariance, M x N, of M faces (components, descriptors) and the N kept ones."""
+        return (torch.exp(-squared_distances(faces, self.faces) / (self.FEATURE_WIDTH * self.width))
+                + self.PERSON_PART * torch.exp(-squared_distances(descriptors, self.descriptors) / self.PERSON_WIDTH))
+
+    def forward(self, features):
+        """Return the scores B x 5 in [0, 1] of features B x F."""
+        covariance = self.covariance((features - self.centre) @ self.projection, features[:, -DESCRIPTOR_SIZE:])
+        return (self.constant + covariance @ self.weights).clamp(0, 1)
+
+
+def squared_distances(first, second):
+    """Return the squared Euclidean distances, M x N, of the rows of M x D and N x D."""
+    # Not torch.cdist, which has no form in ONNX.
+    products = first @ second.T
+    return ((first ** 2).sum(1)[:, None] + (second ** 2).sum(1)[None] - 2 * products).clamp_min(0)
 
 
 def make_head(width, hidden, dropout):
@@ -188,6 +286,7 @@ def build_network(name, config, weights=None):
               for size in architecture.hidden]
     dropout = architecture.dropout or [_number(config, "dropout", float, 0, 0.95) for _ in hidden]
     number_of_heads = _number(config, "heads", int, 1, MOST_HEADS)
+    memory_weight = _number(config, "memory", float, 0, 1) if has_memory(architecture) and "memory" in config else 0.0
     if architecture.backbone == "face_resnet29":
         backbone, width, views = FaceResNet29(), FACE_FEATURES, FACE_VIEWS
         input_size, mean, deviation = FACE_INPUT_SIZE, FACE_MEAN, FACE_DEVIATION
@@ -199,7 +298,8 @@ def build_network(name, config, weights=None):
     if weights is not None:
         load_backbone_weights(backbone, architecture.backbone, weights)
     heads = nn.ModuleList([make_head(width, hidden, dropout) for _ in range(number_of_heads)])
-    network = PersonalityNetwork(backbone, architecture.trained, width, heads, input_size, views, mean, deviation)
+    network = PersonalityNetwork(backbone, architecture.trained, width, heads, input_size, views, mean, deviation,
+                                 memory_weight)
     return network.to(memory_format=torch.channels_last)
 
 
@@ -463,9 +563,20 @@ def load_checkpoint(path):
 def network_from_checkpoint(content, path):
     """Return the PersonalityNetwork that a checkpoint holds, in evaluation mode."""
     network = build_network(content["architecture"], content["config"])
-    check_state(network, content["network"], path)
-    network.load_state_dict(content["network"])
+    load_network_state(network, content["network"], path)
     return network.eval()
+
+
+def load_network_state(network, state, source):
+    """Fill a PersonalityNetwork with a state dict; its memory takes the size of the state's. Raises UserError."""
+    faces = state.get("memory.faces")
+    if network.memory is not None and torch.is_tensor(faces) and faces.ndim == 2 \
+            and len(faces) <= FaceMemory.MOST_FACES and faces.shape[1] <= FaceMemory.COMPONENTS:
+        device = network.mean.device
+        network.memory.allocate(*faces.shape)
+        network.memory.to(device)
+    check_state(network, state, source)
+    network.load_state_dict(state)
 
 
 def find_checkpoint(experiment_dir):

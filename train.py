@@ -39,8 +39,9 @@ from command_line import UserError, make_parser, positive_int, progress_bar, run
 from dataset import (SPEAKER_REGEX, TRAITS, FaceDataset, Features, cached_features, check_same_crop, chip_loader, describe,
                      epoch_batches, join_splits, load_split, read_chip, split_by_speaker)
 from evaluate import predict_faces, scores_of_clips, trait_accuracies, trait_correlations, versions
-from model_architectures import (ARCHITECTURES, architecture_named, autocast_dtype, backbone_key, build_network, config_keys,
-                                 default_weights, load_checkpoint, parameter_groups, pick_device, save_checkpoint)
+from model_architectures import (ARCHITECTURES, FaceMemory, architecture_named, autocast_dtype, backbone_key, build_network,
+                                 config_keys, default_weights, load_checkpoint, load_network_state, parameter_groups,
+                                 pick_device, save_checkpoint)
 
 # What is used where neither the command line nor --config says otherwise.
 DEFAULTS = {
@@ -49,6 +50,7 @@ DEFAULTS = {
     "l3": 64,                    # third hidden layer (ResNet101_v1.0)
     "dropout": 0.5,              # after each hidden layer
     "heads": 1,                  # heads trained side by side, whose scores are averaged
+    "memory": 0.7,               # part of the memory of training faces in the scores (FaceResNet29_v1.0); 0: none
     "lr": 1e-3,                  # highest learning rate of the heads
     "weight_decay": 1e-2,        # of AdamW
     "backbone_lr_factor": 0.1,   # learning rate of the last trained stage of the backbone, as a part of lr
@@ -179,6 +181,28 @@ def start_at_the_mean(network, training):
             head[-1].bias.copy_(torch.logit(means))
 
 
+def remember(network, name, training, settings, device, cache, num_workers, seed):
+    """Fit the network's memory on faces of the training clips: as many of each clip as there is room for."""
+    source = make_source(network, name, training, {**settings, "augment": 0.0}, device, cache, num_workers, False, seed)
+    # The clips' first faces come before all second ones, in random order: what there is no room for is spread evenly.
+    order = np.random.default_rng([seed, 1]).permutation(len(training.faces))
+    turn = training.faces["clip"].iloc[order].groupby(training.faces["clip"].iloc[order]).cumcount().to_numpy()
+    rows = np.sort(order[np.argsort(turn, kind="stable")][:FaceMemory.MOST_FACES])
+    if isinstance(source, Features):
+        rows = rows[~source.unreadable[rows]]
+        straight = np.zeros(len(rows), dtype=bool)
+        features = (source.rows(rows, straight) + source.rows(rows, ~straight)) / 2
+    else:
+        parts, read = [], []
+        for chips, some in chip_loader(source, [rows[i:i + 64].tolist() for i in range(0, len(rows), 64)], num_workers, device):
+            chips = chips.to(device)
+            with torch.no_grad():
+                parts.append(((network.features(chips) + network.features(chips.flip(-1))) / 2).cpu())
+            read.append(some)
+        features, rows = torch.cat(parts), torch.cat(read).numpy()
+    network.memory.fit(features, training.targets[rows], seed)
+
+
 def validate(network, source, split, device, num_workers):
     """Return {"loss", "accuracy": {trait: ...}, "pearson": {trait: ...}} per clip, as the challenge measures."""
     scores = predict_faces(network, source, device, num_workers=num_workers)
@@ -225,13 +249,16 @@ def fit(network, name, training, validation, settings, num_epochs, batch_size, s
                                                    settings["backbone_lr_factor"], settings["layer_decay"]), fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, one_cycle(num_epochs * steps_per_epoch, settings["warmup"]))
     history, first_epoch, first_step, loss_sum, best = [], 0, 0, 0.0, None
-    if not state:
+    if state:
+        load_network_state(network, state["network"], "the saved state of training")
+    else:
         start_at_the_mean(network, training)
+        if network.memory is not None:
+            remember(network, name, training, settings, device, cache, num_workers, seed)
     average = None
     if settings["average"]:
         average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings["average"]), use_buffers=True)
     if state:
-        network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
         if average:
@@ -389,7 +416,7 @@ def settled(config, given):
             raise UserError(f"{key}: {value!r} is not a {type(default).__name__} of at least 0")
     if settings["loss"] not in LOSSES:
         raise UserError(f"loss: {settings['loss']!r} is unknown; known are {', '.join(LOSSES)}")
-    for key in ("warmup", "augment"):
+    for key in ("warmup", "augment", "memory"):
         if settings[key] > 1:
             raise UserError(f"{key}: {settings[key]} is more than 1")
     if settings["average"] >= 1:
@@ -401,7 +428,8 @@ def add_recipe_options(parser):
     """Add an option for each of DEFAULTS; without a default here, so that --config can say otherwise."""
     group = parser.add_argument_group("recipe (the command line wins over --config)")
     helps = {"l1": "first hidden layer of the head", "l2": "second hidden layer", "l3": "third hidden layer",
-             "dropout": "after each hidden layer", "heads": "heads whose scores are averaged", "lr": "highest learning rate",
+             "dropout": "after each hidden layer", "heads": "heads whose scores are averaged",
+             "memory": "part of the memory of training faces in the scores (FaceResNet29_v1.0 only), 0: none", "lr": "highest learning rate",
              "weight_decay": "of AdamW", "backbone_lr_factor": "learning rate of the last trained stage, as a part of --lr",
              "layer_decay": "and of each stage before it, as a part of the next one's",
              "warmup": "part of the steps in which the learning rate rises", "loss": "one of " + ", ".join(LOSSES),

@@ -63,7 +63,7 @@ METRIC = "accuracy_mean"
 
 def space_of(model):
     """Return the part of the search space that this network has a use for."""
-    shaping = {"l1", "l2", "l3", "dropout", "heads"}
+    shaping = {"l1", "l2", "l3", "dropout", "heads", "memory"}
     return {key: value for key, value in config.items() if key not in shaping or key in config_keys(model)}
 
 
@@ -77,7 +77,8 @@ def example_of(value):
 def run_trial(trial_config, options):
     """Train one trial and report every epoch to Ray Tune. options: what is common to all trials, plain data."""
     torch.set_num_threads(max(1, int(options["cpus_per_trial"])))
-    settings = settled({key: value for key, value in trial_config.items() if key != "batch_size"}, {})
+    # The memory of faces is no matter of these hyperparameters: without it a trial is faster and shows what they do.
+    settings = settled({"memory": 0.0, **{key: value for key, value in trial_config.items() if key != "batch_size"}}, {})
     seed_everything(options["seed"])
     training, validation = load_training_and_validation(options["data_dir"], False, options["val_split"],
                                                         options["speaker_regex"], options["seed"], quiet=True)

@@ -17,8 +17,12 @@ def experiment(request, tmp_path_factory):
     """(runs folder with the untrained experiment `small`, its network): heads of random numbers are as good a test."""
     name, weights = request.param
     torch.manual_seed(0)
-    network = build_network(name, CONFIG, weights).eval()
-    content = {"architecture": name, "config": CONFIG, "traits": list(TRAITS), "network": network.state_dict(),
+    config = {**CONFIG, "memory": 0.5} if name == "FaceResNet29_v1.0" else CONFIG
+    network = build_network(name, config, weights).eval()
+    if network.memory is not None:
+        chips = torch.randint(0, 256, (12, 3, 224, 224), dtype=torch.uint8)
+        network.memory.fit(network.features(chips), torch.rand(12, 5))
+    content = {"architecture": name, "config": config, "traits": list(TRAITS), "network": network.state_dict(),
                "preprocessing": {"size": 224, "padding": 0.25}}
     runs = tmp_path_factory.mktemp("runs")
     (runs / "small").mkdir()

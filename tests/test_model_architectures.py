@@ -49,6 +49,41 @@ def test_what_is_frozen_stays_and_what_is_not_learns(name):
     assert all(rates[stage] < rates["heads"] for stage in trained)
 
 
+def test_memory_is_gaussian_process_regression():
+    """Against the textbook's formulas, written down anew; and a checkpoint of it comes back whole, a damaged one does not."""
+    torch.manual_seed(0)
+    network = build_network("FaceResNet29_v1.0", {**SMALL, "memory": 1.0}, "dlib").eval()
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(40, network.memory.width)) * generator.uniform(0.1, 3, network.memory.width) + 1
+    features[:, -128:] *= 0.02
+    targets = generator.uniform(0.2, 0.8, (40, 5))
+    other = features[:7] + 0.3 * generator.normal(size=(7, network.memory.width)) * features.std(0)
+    network.memory.fit(torch.tensor(features, dtype=torch.float32), torch.tensor(targets, dtype=torch.float32))
+
+    def covariance(first, second):
+        def distances(one, two):
+            return ((one[:, None] - two[None]) ** 2).sum(2)
+        z = [(some - features.mean(0)) / features.std(0) for some in (first, second)]
+        # 40 faces span 39 directions: what of a new face lies outside of them does not count.
+        axes = np.linalg.svd((features - features.mean(0)) / features.std(0), full_matrices=False)[2][:39]
+        return (np.exp(-distances(z[0] @ axes.T, z[1] @ axes.T) / (4 * features.shape[1]))
+                + 0.5 * np.exp(-distances(first[:, -128:], second[:, -128:]) / 0.08))
+    inverse = np.linalg.inv(covariance(features, features) + 0.3 * np.eye(40))
+    expected = targets.mean(0) + covariance(other, features) @ inverse @ (targets - targets.mean(0))
+    given = torch.tensor(other, dtype=torch.float32)
+    with torch.no_grad():
+        scores = network(given)
+    assert np.abs(scores.numpy() - expected).max() < 1e-4 and np.abs(expected - targets.mean(0)).max() > 0.05
+
+    content = {"architecture": "FaceResNet29_v1.0", "config": {key: {**SMALL, "memory": 1.0}[key] for key in
+               config_keys("FaceResNet29_v1.0")}, "network": network.state_dict()}
+    with torch.no_grad():
+        assert torch.equal(network_from_checkpoint(content, "memory.pt")(given), scores)
+    for damaged in (torch.zeros(11, 3), torch.zeros(5), torch.zeros(10**6, 2)):
+        with pytest.raises(UserError, match="memory.pt: does not fit this network: memory"):
+            network_from_checkpoint({**content, "network": {**content["network"], "memory.faces": damaged}}, "memory.pt")
+
+
 def test_scores_are_five_numbers_between_0_and_1():
     network = build_network("ResNet18_v1.0", {**SMALL, "heads": 3}, "none").eval()
     chips = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
