@@ -11,6 +11,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+# PyTorch's threads wait by spinning, which is ten times slower as soon as another program wants the same cores. Read when
+# torch is imported, so the scripts import this module before it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 VERSION = "1.0.0"
 # Endings of names that are taken for clips, in folders and in tables of labels.
 CLIP_SUFFIXES = frozenset("""

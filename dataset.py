@@ -21,6 +21,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from command_line import CLIP_SUFFIXES, UserError, make_parser, printable, progress_bar, run_script
+
 import cv2
 import numpy as np
 import pandas
@@ -29,7 +31,6 @@ from filelock import FileLock
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from command_line import CLIP_SUFFIXES, UserError, make_parser, printable, progress_bar, run_script
 
 TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
 ANNOTATION_FILES = {"train": "annotation_training.pkl", "valid": "annotation_validation.pkl", "test": "annotation_test.pkl"}

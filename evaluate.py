@@ -18,13 +18,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import matplotlib
+from command_line import UserError, VERSION, make_parser, printable, progress_bar, run_script
+
 import numpy as np
 import pandas
 import scipy.stats
 import torch
 from torchmetrics import functional as measures
 
-from command_line import UserError, VERSION, make_parser, printable, progress_bar, run_script
 from dataset import (SPEAKER_REGEX, TRAITS, FaceDataset, Features, cached_features, chip_loader, clip_name, describe, load_split,
                      read_labels, read_scores, read_speakers, row_batches, speakers_of)
 from model_architectures import (autocast_dtype, backbone_key, find_checkpoint, git_commit, load_checkpoint,
@@ -273,16 +274,23 @@ def predictions_of(experiment, args, split):
     return scores_of_clips(split.faces["clip"], scores), checkpoint, scores
 
 
-def write_evaluation(folder, labels, predictions, table, metrics, writer_dir=None):
-    """Write metrics.json, predictions.csv and the pictures of the traits; the pictures also to TensorBoard."""
+def write_evaluation(folder, labels, predictions, table, metrics, run_dir=None):
+    """Write metrics.json, predictions.csv and the pictures of the traits; with run_dir, an experiment's folder, also to
+    TensorBoard, in place of what an earlier evaluation wrote there."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(json.dumps(_without_nan(metrics), indent=2) + "\n")
     rows = predictions.join(labels.add_prefix("label_"))
     rows.to_csv(folder / "predictions.csv", float_format="%.6f", index_label="clip")
     writer = None
-    if writer_dir is not None:
+    if run_dir is not None:
         from torch.utils.tensorboard import SummaryWriter
-        writer = SummaryWriter(writer_dir)
+        mark = f".evaluation_{metrics['split']}"
+        for old in (*folder.glob("events.out.tfevents.*"), *run_dir.glob(f"events.out.tfevents.*{mark}")):
+            old.unlink()
+        writer = SummaryWriter(folder)
+        # In the run itself, where TensorBoard's table of hyperparameters looks for it.
+        with SummaryWriter(run_dir, filename_suffix=mark) as of_run:
+            of_run.add_scalar(f"hparam/accuracy_{metrics['split']}", table.loc["mean", "accuracy"], metrics["epoch"])
     for trait in TRAITS:
         figure = trait_figure(trait, labels, predictions)
         figure.savefig(folder / f"{trait}.png", dpi=110)
@@ -376,7 +384,7 @@ def main(argv=None):
             constant = training_labels.mean()
             seen = set(read_speakers(args.train_labels, training_labels.index, args.speaker_regex))
         folder = Path(args.predictions).with_suffix("").with_name(Path(args.predictions).stem + "_evaluation")
-        writer_dir = None
+        run_dir = None
         predictions = predictions.loc[predictions.index.isin(labels.index)]
     else:
         run_dir = Path(args.runs_dir) / args.experiment
@@ -392,7 +400,7 @@ def main(argv=None):
         if args.split == "valid" and set(labels.index) & set(checkpoint["clips"]):
             print("warning: this experiment was trained on validation clips too; these figures say nothing about new clips",
                   file=sys.stderr)
-        folder, writer_dir = run_dir / f"evaluation_{args.split}", run_dir / f"evaluation_{args.split}"
+        folder = run_dir / f"evaluation_{args.split}"
 
     missing = labels.index.difference(predictions.index)
     measured = labels.drop(missing)
@@ -449,12 +457,12 @@ def main(argv=None):
                                    f"{missing[0]}")
     for line in metrics["warnings"]:
         print(f"warning: {printable(line)}", file=sys.stderr)
-    write_evaluation(folder, measured, predictions.loc[measured.index], table, metrics, writer_dir)
+    write_evaluation(folder, measured, predictions.loc[measured.index], table, metrics, run_dir)
     faces, size = (None, None) if split is None else (split.faces, split.preprocessing["size"])
     from report import write_report  # here, so that training needs neither its plotting nor its template library
-    report = write_report(folder, measured, predictions, metrics, PUBLISHED, faces, size, run_dir=writer_dir and run_dir)
+    report = write_report(folder, measured, predictions, metrics, PUBLISHED, faces, size, run_dir=run_dir)
     print(f"figures, predictions and plots: {folder}; all of it on one page: {report}")
-    if writer_dir is not None:
+    if run_dir is not None:
         print(f"next: tensorboard --logdir {args.runs_dir} --host 127.0.0.1, or python predict.py {args.experiment} CLIP.mp4")
 
 

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.error import URLError
 
+from command_line import UserError, make_parser, run_script
+
 import numpy as np
 import torch
 import torchvision
 from torch import nn
 from torch.nn import functional
 
-from command_line import UserError, make_parser, run_script
 from dataset import TRAITS
 
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -16,6 +16,8 @@ import os
 import sys
 from pathlib import Path
 
+from command_line import UserError, make_parser, positive_int, printable, progress_bar, run_script
+
 # The processes that find faces import this file too; without the models they start in a fraction of the time.
 if __name__ == "__main__":
     import numpy as np
@@ -31,7 +33,6 @@ import cv2  # noqa: E402
 import extract_faces_from_frames  # noqa: E402
 import extract_frames_from_videos  # noqa: E402
 import process_files  # noqa: E402
-from command_line import UserError, make_parser, positive_int, printable, progress_bar, run_script  # noqa: E402
 
 SUFFIXES = extract_frames_from_videos.CLIP_SUFFIXES | extract_faces_from_frames.PICTURE_SUFFIXES
 NO_FACE = "no face found"

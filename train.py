@@ -24,6 +24,8 @@ import sys
 import time
 from pathlib import Path
 
+from command_line import UserError, make_parser, positive_int, progress_bar, run_script, true_or_false
+
 import numpy as np
 import pandas
 import torch
@@ -32,10 +34,10 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 from torchmetrics.functional import concordance_corrcoef
 from torchvision.utils import make_grid
 
-from command_line import UserError, make_parser, positive_int, progress_bar, run_script, true_or_false
 from dataset import (SPEAKER_REGEX, TRAITS, FaceDataset, Features, cached_features, check_same_crop, chip_loader, describe,
                      epoch_batches, join_splits, load_split, read_chip, split_by_speaker)
 from evaluate import predict_faces, scores_of_clips, trait_accuracies, trait_correlations, versions
@@ -62,6 +64,8 @@ DEFAULTS = {
     "average": 0.0,              # decay a step of the moving average of the weights; 0: none
     "mirror": True,              # half of the pictures mirrored in training
 }
+# The columns of TensorBoard's table of hyperparameters; accuracy_test comes from evaluate.py.
+HPARAM_FIGURES = ("accuracy_test", "accuracy_mean", "pearson_mean", "loss_train", "loss_valid")
 SECONDS_BETWEEN_CHECKPOINTS = float(os.environ.get("SECONDS_BETWEEN_CHECKPOINTS", 30))
 
 
@@ -372,8 +376,13 @@ def log_hyperparameters(writer, model, settings, batch_size, record):
     """Write a run's settings and last or best figures to TensorBoard's table of hyperparameters."""
     values = {"model": model, "batch_size": batch_size,
               **{key: value for key, value in settings.items() if isinstance(value, (int, float, str, bool))}}
-    figures = {f"hparam/{key}": value for key, value in record.items() if key.startswith(("loss", "accuracy_mean", "pearson_mean"))}
-    writer.add_hparams(values, figures, run_name=".")
+    # TensorBoard takes the columns of the first run it reads for all runs, so each names all of them, also those that it has
+    # no figure for; evaluate.py adds the accuracy on the test clips to the runs that it measures.
+    for summary in hparams(values, dict.fromkeys((f"hparam/{name}" for name in HPARAM_FIGURES), 0.0)):
+        writer.file_writer.add_summary(summary)
+    for name in HPARAM_FIGURES:
+        if record.get(name) is not None:
+            writer.add_scalar(f"hparam/{name}", record[name], record["epoch"])
 
 
 def constant_of(split):

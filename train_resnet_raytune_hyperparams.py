@@ -29,6 +29,8 @@ if "RAY_ADDRESS" not in os.environ and not any(word.startswith("--ray-address") 
     # Ray alone on this machine then listens on 127.0.0.1 only, on Linux as it does elsewhere; read when it is imported.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
+from command_line import UserError, make_parser, positive_int, progress_bar, run_script  # noqa: E402
+
 import pandas  # noqa: E402
 import ray  # noqa: E402
 import torch  # noqa: E402
@@ -36,7 +38,6 @@ from ray import tune  # noqa: E402
 from ray.tune.schedulers import ASHAScheduler  # noqa: E402
 from torch.utils.tensorboard import SummaryWriter  # noqa: E402
 
-from command_line import UserError, make_parser, positive_int, progress_bar, run_script  # noqa: E402
 from dataset import cached_features  # noqa: E402
 from evaluate import versions  # noqa: E402
 from model_architectures import (ARCHITECTURES, architecture_named, autocast_dtype, backbone_key, build_network,  # noqa: E402
@@ -59,6 +60,8 @@ config = {
 }
 
 METRIC = "accuracy_mean"
+# The memory of faces has no hyperparameters: without it a trial is faster and shows better what the others do.
+WITHOUT_MEMORY = {"memory": 0.0}
 
 
 def space_of(model):
@@ -74,11 +77,15 @@ def example_of(value):
     return value.sample() if hasattr(value, "sample") else value
 
 
+def short_name(trial):
+    """Return the name of a trial and its folder, which TensorBoard shows in full: its number in the search."""
+    return f"trial_{trial.trial_id.rsplit('_', 1)[-1]}"
+
+
 def run_trial(trial_config, options):
     """Train one trial and report every epoch to Ray Tune. options: what is common to all trials, plain data."""
     torch.set_num_threads(max(1, int(options["cpus_per_trial"])))
-    # The memory of faces is no matter of these hyperparameters: without it a trial is faster and shows what they do.
-    settings = settled({"memory": 0.0, **{key: value for key, value in trial_config.items() if key != "batch_size"}}, {})
+    settings = settled({**WITHOUT_MEMORY, **{key: value for key, value in trial_config.items() if key != "batch_size"}}, {})
     seed_everything(options["seed"])
     training, validation = load_training_and_validation(options["data_dir"], False, options["val_split"],
                                                         options["speaker_regex"], options["seed"], quiet=True)
@@ -164,8 +171,9 @@ def write_results(folder, model, table, space, options):
         trial_dir = Path(options["search_dir"]) / row["trial"]
         writer = SummaryWriter(trial_dir)
         values = {key: row[key] for key in space if key != "batch_size"}
-        log_hyperparameters(writer, model, {**DEFAULTS, **values}, row["batch_size"],
-                            {"accuracy_mean": row["best_accuracy"], "pearson_mean": row["best_pearson"]})
+        history = pandas.read_csv(trial_dir / "training.csv").set_index("epoch", drop=False)
+        log_hyperparameters(writer, model, {**DEFAULTS, **WITHOUT_MEMORY, **values}, row["batch_size"],
+                            history.loc[int(row["best_epoch"])].to_dict())
         writer.close()
 
 
@@ -285,8 +293,7 @@ def main(argv=None):
         tuner = tune.Tuner(
             trainable, param_space=space,
             tune_config=tune.TuneConfig(
-                num_samples=args.num_trials, reuse_actors=True, trial_name_creator=lambda trial: f"trial_{trial.trial_id}",
-                trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
+                num_samples=args.num_trials, reuse_actors=True, trial_name_creator=short_name, trial_dirname_creator=short_name,
                 search_alg=tune.search.basic_variant.BasicVariantGenerator(random_state=args.seed),
                 scheduler=ASHAScheduler(time_attr="epoch", metric=METRIC, mode="max", max_t=args.num_epochs,
                                         grace_period=grace_period, reduction_factor=3)),

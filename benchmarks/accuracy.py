@@ -20,11 +20,12 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from command_line import UserError, make_parser, run_script  # noqa: E402
+
 import numpy as np  # noqa: E402
 import pandas  # noqa: E402
 import torch  # noqa: E402
 
-from command_line import UserError, make_parser, run_script  # noqa: E402
 from dataset import Split, list_faces, read_labels, read_preprocessing, speakers_of  # noqa: E402
 from evaluate import predict_faces, scores_of_clips, trait_accuracies  # noqa: E402
 from model_architectures import autocast_dtype, build_network, pick_device  # noqa: E402

@@ -16,6 +16,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "benchmarks")]
 
+from command_line import UserError, make_parser, positive_int, run_script  # noqa: E402
+
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas  # noqa: E402
@@ -24,7 +26,6 @@ from PIL import Image  # noqa: E402
 from torchvision import transforms  # noqa: E402
 
 import preprocessing  # noqa: E402
-from command_line import UserError, make_parser, positive_int, run_script  # noqa: E402
 from dataset import TRAITS, FaceDataset, Split, list_faces, speakers_of  # noqa: E402
 from evaluate import score_chips  # noqa: E402
 from model_architectures import autocast_dtype, build_network  # noqa: E402

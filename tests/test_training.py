@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
 from command_line import UserError
@@ -50,6 +52,14 @@ def test_train_and_evaluate(run_script, chip_data, tmp_path):
     errors = np.abs(table[list(TRAITS)].to_numpy() - table[[f"label_{trait}" for trait in TRAITS]].to_numpy())
     assert metrics["traits"]["mean"]["accuracy"] == pytest.approx(1 - errors.mean(), abs=1e-5)
     assert all((folder / "evaluation_test" / f"{trait}.png").stat().st_size > 10_000 for trait in TRAITS)
+
+    # A second evaluation takes the place of the first in TensorBoard, and its table has the figure on the test clips.
+    run_script("evaluate.py", "first", "--data-dir", chip_data)
+    assert len(list((folder / "evaluation_test").glob("events.out.tfevents.*"))) == 1
+    log = EventAccumulator(str(folder)).Reload()
+    assert [event.value for event in log.Scalars("hparam/accuracy_test")] == [
+        pytest.approx(metrics["traits"]["mean"]["accuracy"])]
+    assert {"hparam/accuracy_mean", "hparam/loss_valid", "accuracy/openness", "pearson/mean"} <= set(log.Tags()["scalars"])
 
     # Nothing is overwritten silently.
     again = run_script("train.py", 25, "first", "FaceResNet29_v1.0", "false", 16, "--data-dir", chip_data, check=False)
@@ -147,6 +157,19 @@ def test_two_processes_under_torchrun(chip_data, tmp_path):
     assert np.isfinite(losses_of(tmp_path / "runs" / "pair")).all()
 
 
+def open_ports():
+    """The TCP ports of this machine that listen on another address than loopback's, as Linux lists them."""
+    ports = set()
+    for path in Path("/proc/net").glob("tcp*"):
+        for line in path.read_text().splitlines()[1:]:
+            _, local, _, state, *_ = line.split()
+            address, port = local.split(":")
+            # Words of 32 bits in the machine's byte order: 127.0.0.1 is 0100007F, and ::1 ends in 01000000.
+            if state == "0A" and not address.endswith(("7F", "01000000")):
+                ports.add(int(port, 16))
+    return ports
+
+
 def test_search_killed_resumed_and_used(run_script, chip_data, tmp_path):
     """The driver is killed in the middle and one kind of trial always fails: the rest is finished, and the best is used."""
     # The script as a user would have edited it: with this learning rate the loss is not finite.
@@ -157,12 +180,14 @@ def test_search_killed_resumed_and_used(run_script, chip_data, tmp_path):
     search = list(map(str, search))
     variables = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     folder = tmp_path / "runs" / "search"
+    ports_before = open_ports()
     process = subprocess.Popen(search, cwd=tmp_path, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                start_new_session=True)
     deadline = time.monotonic() + 120
     while not list(folder.glob("search/*/training.csv")) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert process.poll() is None
+    assert open_ports() <= ports_before
     process.kill()
     process.wait()
 
@@ -181,6 +206,8 @@ def test_search_killed_resumed_and_used(run_script, chip_data, tmp_path):
     log = pandas.read_csv(folder / "search" / trials["trial"][0] / "training.csv")
     assert log["accuracy_mean"].max() == pytest.approx(trials["best_accuracy"][0])
     assert trials["best_accuracy"][0] == trials["best_accuracy"].max()
+    scalars = set(EventAccumulator(str(folder / "search" / trials["trial"][0])).Reload().Tags()["scalars"])
+    assert {"hparam/accuracy_mean", "hparam/loss_valid", "accuracy/openness", "pearson/mean"} <= scalars
     best = json.loads((folder / "best_config.json").read_text())
     assert best["l1"] == trials["l1"][0] and best["model"] == "FaceResNet29_v1.0"
 
