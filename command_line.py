@@ -35,21 +35,37 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
         return super()._get_help_string(action)
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaints are one line: the list of all options would bury them."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message} (--help explains all arguments)\n")
+
+
 def make_parser(docstring):
     """Return an ArgumentParser whose help page is the script's docstring and which knows --version."""
-    parser = argparse.ArgumentParser(description=docstring.strip(), formatter_class=HelpFormatter, allow_abbrev=False)
+    parser = OneLineParser(description=docstring.strip(), formatter_class=HelpFormatter, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     return parser
 
 
 def positive_int(text):
     """argparse type: a whole number of at least 1."""
+    return _number_from(1, text)
+
+
+def whole_number(text):
+    """argparse type: a whole number of at least 0."""
+    return _number_from(0, text)
+
+
+def _number_from(least, text):
     try:
         value = int(text)
     except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
     return value
 
 

@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import matplotlib
-from command_line import UserError, VERSION, make_parser, printable, progress_bar, run_script
+from command_line import UserError, VERSION, make_parser, printable, progress_bar, run_script, whole_number
 
 import numpy as np
 import pandas
@@ -346,14 +346,14 @@ def parse_args(argv=None):
     parser.add_argument("--group-by", metavar="FILE.csv", help="figures for each group: columns clip and group")
     parser.add_argument("--speaker-regex", default=SPEAKER_REGEX, help="its first group is the speaker in a clip's name "
                         "(a column `speaker` in labels.csv comes first)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("--seed", type=whole_number, default=0, help="of the bootstrap")
     foreign = parser.add_argument_group("anybody's predictions")
     foreign.add_argument("--predictions", metavar="FILE.csv", help="columns clip or VideoName and the five traits")
     foreign.add_argument("--labels", metavar="FILE", help="the labels of these clips (.pkl or .csv)")
     foreign.add_argument("--train-labels", metavar="FILE", help="the training labels: their mean is the constant, their "
                          "speakers the seen ones (without it the constant is the mean of --labels)")
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--num-workers", type=int, default=0, help="processes that read pictures")
+    machine.add_argument("--num-workers", type=whole_number, default=0, help="processes that read pictures")
     machine.add_argument("--precision", choices=("auto", "bfloat16", "float32"), default="auto", help="of the backbone")
     machine.add_argument("--cache", choices=("float16", "float32", "off"), default="float16",
                          help="features of a frozen backbone")

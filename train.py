@@ -24,7 +24,7 @@ import sys
 import time
 from pathlib import Path
 
-from command_line import UserError, make_parser, positive_int, progress_bar, run_script, true_or_false
+from command_line import UserError, make_parser, positive_int, progress_bar, run_script, true_or_false, whole_number
 
 import numpy as np
 import pandas
@@ -465,8 +465,8 @@ def add_data_options(parser):
                          help="of the backbone; auto: bfloat16 where the device computes in it")
     machine.add_argument("--cache", choices=("float16", "float32", "off"), default="float16",
                          help="keep the features of a frozen backbone on disk, in this type")
-    machine.add_argument("--num-workers", type=int, default=0, help="processes that read pictures")
-    machine.add_argument("--seed", type=int, default=0, help="of everything random")
+    machine.add_argument("--num-workers", type=whole_number, default=0, help="processes that read pictures")
+    machine.add_argument("--seed", type=whole_number, default=0, help="of everything random")
 
 
 def seed_everything(seed):
@@ -488,6 +488,7 @@ def parse_args(argv=None):
     parser.add_argument("--config", metavar="FILE", help="settings found by the search: runs/EXPERIMENT/best_config.json")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the same command")
     parser.add_argument("--overwrite", action="store_true", help="replace a training of the same name")
+    parser.add_argument("--dry-run", action="store_true", help="check everything and say what would be done; write nothing")
     add_recipe_options(parser)
     add_data_options(parser)
     return parser.parse_args(argv)
@@ -570,6 +571,13 @@ def main(argv=None):
             "seed": args.seed, "weights": weights, "val_split": args.val_split, "cache": args.cache,
             "precision": args.precision, "settings": settings, "training": training.name, "data": training.fingerprint(),
             "processes": distributed.get_world_size() if distributed.is_initialized() else 1}
+    if args.dry_run:
+        learning = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+        steps = len(epoch_batches(len(training.faces), args.batch_size, args.seed, 0))
+        print(f"{args.model} with {weights} weights, {learning:,} parameters learn; {args.num_epochs} epochs of {steps} steps\n"
+              f"settings: {json.dumps(settings)}\n"
+              f"Nothing was written; next: the same command without --dry-run, which writes {folder}")
+        return 0
     if is_main_process():
         command = shlex.join(["python", Path(sys.argv[0]).name, *(sys.argv[1:] if argv is None else argv)])
         _prepare_folder(folder, used, args, command)

@@ -187,6 +187,7 @@ def parse_args(argv=None):
     parser.add_argument("model", metavar="MODEL", help="one of " + ", ".join(ARCHITECTURES))
     parser.add_argument("--resume", action="store_true", help="finish an interrupted search of the same command")
     parser.add_argument("--overwrite", action="store_true", help="replace a search of the same name")
+    parser.add_argument("--dry-run", action="store_true", help="check everything and say what would be done; write nothing")
     parser.add_argument("--grace-period", type=positive_int, help="epochs before a trial may be stopped (default: a quarter "
                         "of NUM_EPOCHS)")
     cluster = parser.add_argument_group("resources")
@@ -262,6 +263,11 @@ def main(argv=None):
     example = {**DEFAULTS, **{key: example_of(value) for key, value in space.items()}}
     seed_everything(args.seed)
     network = build_network(args.model, example, weights)
+    if args.dry_run:
+        print(f"{args.num_trials} trials of {args.model} with {weights} weights, at most {args.num_epochs} epochs each; "
+              f"drawn from\n" + "\n".join(f"  {key}: {value}" for key, value in used["config"].items())
+              + f"\nNothing was written; next: the same command without --dry-run, which writes {folder}")
+        return 0
     resume = prepare_folder(folder, used, args)
     if weights == "none" and network.frozen:
         # Random numbers are as good as any others only if all trials share them.
