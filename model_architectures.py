@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import pickle
+import struct
 import subprocess
 import sys
 import zipfile
@@ -522,13 +523,13 @@ def load_file(path, expected):
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; it should be {expected}")
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{path}: is damaged or not {expected}; make or download it again")
     try:
+        if not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile("no archive of torch.save")
         return torch.load(path, map_location="cpu", weights_only=True)
     # What torch raises depends on where in the file the damage is.
     except (RuntimeError, pickle.UnpicklingError, ValueError, KeyError, EOFError, TypeError, AttributeError, IndexError,
-            OverflowError, MemoryError, AssertionError) as error:
+            OverflowError, MemoryError, AssertionError, NotImplementedError, struct.error, zipfile.BadZipFile) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: is damaged or not {expected} ({reason}); make or download it again") from None
 

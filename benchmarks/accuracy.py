@@ -97,7 +97,10 @@ def gains(whole, training, groups, settings, seeds):
         seed_everything(seed)
         network = build_network(model, settings, "dlib").to(device)
         network.compute_dtype = autocast_dtype("auto", device)
-        fit(network, model, training, None, settings, epochs, BATCH_SIZE, seed, device, show_progress=False)
+        used = [network]  # or its moving average, which comes with what would be saved
+        fit(network, model, training, None, settings, epochs, BATCH_SIZE, seed, device, show_progress=False,
+            on_save=lambda state, averaged: used.append(averaged))
+        network = used[-1]
         for name, clips in groups.items():
             group = whole.only(clips, name)
             source = make_source(network, model, group, settings, device, "float16", 0, False, seed)

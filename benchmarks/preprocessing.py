@@ -70,7 +70,7 @@ def measure_frames(clip_dir, numbers_of_frames=(30, 1), goals=(0.85, 0.45)):
     return rows
 
 
-def measure_faces(clip_dir, frames_of_each=5):
+def measure_faces(clip_dir, frames_of_each=15):
     """JPEG frame to JPEG chip against dlib's detector alone at full size with one upsampling, and how the two agree."""
     models = faces_script.load_models()
     alone_seconds = our_seconds = 0.0
@@ -90,7 +90,8 @@ def measure_faces(clip_dir, frames_of_each=5):
                 alone = models.detector(picture, 1)
                 alone_seconds += time.process_time() - begin
                 begin = time.process_time()
-                faces_script.extract_faces(str(path), str(frame_dir), str(face_dir), predictor, 224, 0.25, "largest", 95)
+                faces_script.extract_faces(str(path), str(frame_dir), str(face_dir), predictor,
+                                           faces_script.SIZE, faces_script.PADDING, "largest", 95)
                 our_seconds += time.process_time() - begin
                 found = faces_script.find_faces(picture, models)
                 frames += 1

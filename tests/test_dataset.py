@@ -206,7 +206,7 @@ def test_fuzzed_label_files(tmp_path, long_run):
     pandas.DataFrame({"clip": [f"clip{n}.mp4" for n in range(40)], **{trait: np.linspace(0, 1, 40) for trait in TRAITS}}).to_csv(
         table, index=False)
     refused = 0
-    count = 10_000 if long_run else 400
+    count = 10_000 if long_run else 2000
     for number in range(count):
         suffix, data = (".pkl", pickled) if number % 2 else (".csv", table.getvalue().encode())
         data = bytearray(data)

@@ -191,7 +191,7 @@ def test_fuzzed_checkpoints(tmp_path, long_run):
     whole = path.read_bytes()
     generator = random.Random(7)
     refused = 0
-    count = 10_000 if long_run else 300
+    count = 10_000 if long_run else 2000
     for _ in range(count):
         data = bytearray(whole)
         for _ in range(generator.choice([1, 2, 5])):
