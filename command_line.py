@@ -4,9 +4,11 @@ Exit statuses: 0 done, 1 the machine failed (disk full), 2 wrong input (one line
 the remedy), 130 Ctrl-C, 141 the reader of the output went away, 143 SIGTERM.
 """
 import argparse
+import contextlib
 import errno
 import os
 import sys
+import threading
 from pathlib import Path
 
 from tqdm import tqdm
@@ -90,9 +92,32 @@ def printable(text):
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in str(text))
 
 
+@contextlib.contextmanager
+def written_aside(path):
+    """Yield a path to write to, which gets the name `path` when the block has ended well and is removed when it has not: the
+    file of that name is always a whole one."""
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.partial")
+    try:
+        yield aside
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def disk_error(error):
+    """Return the OSError of a full disk or quota that an exception is, or that led to it; None where there is none."""
+    while error is not None and getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def run_script(main, argv=None):
     """Run main(argv) and end the process with its exit status; turn known errors into one line on stderr."""
     name = Path(sys.argv[0]).name
+    # TensorBoard writes in a thread, which ends on a full disk with a traceback; main then hears of it as an error, too.
+    threading.excepthook = lambda failure: disk_error(failure.exc_value) or threading.__excepthook__(failure)
     try:
         status = main(argv)
     except UserError as error:
@@ -105,10 +130,11 @@ def run_script(main, argv=None):
         # The reader of the output (head, less) has gone; nothing is left to say, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        full = disk_error(error)
+        if full is None:
             raise
-        print(f"{name}: error: no space left on the disk of {printable(error.filename or 'the target folder')}; "
+        print(f"{name}: error: no space left on the disk of {printable(getattr(full, 'filename', None) or 'the target folder')}; "
               "all that was complete is intact: free some space and run the same command again", file=sys.stderr)
         status = 1
     sys.exit(status or 0)

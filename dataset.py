@@ -552,6 +552,20 @@ def _is_whole(path, number_of_faces, dtype):
     return values.ndim == 3 and values.shape[:2] == (2, number_of_faces) and values.dtype == dtype
 
 
+def _new_memory_map(path, dtype, shape):
+    """Return a new .npy file as a writable memory map for which the disk has set aside all the room it needs: writing to a
+    memory map on a full disk kills the process without a word. Raises OSError, and leaves no file, where there is no room."""
+    try:
+        values = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        if hasattr(os, "posix_fallocate"):
+            with open(path, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+        return values
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+
+
 @torch.inference_mode()
 def _write_features(path, faces, split, network, device, dtype, batch_size, num_workers):
     only_these = Split(split.name, faces.reset_index(drop=True), split.labels, split.speakers, split.preprocessing)
@@ -569,7 +583,7 @@ def _write_features(path, faces, split, network, device, dtype, batch_size, num_
             chips = chips.to(device, non_blocking=True)
             both = network(torch.cat([chips, chips.flip(-1)])).cpu().numpy()
             if values is None:
-                values = np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=(2, len(faces), both.shape[1]))
+                values = _new_memory_map(partial, dtype, (2, len(faces), both.shape[1]))
             wanted = batches[number]
             values[:, wanted] = np.nan
             values[:, rows.numpy()] = both.reshape(2, len(rows), -1)

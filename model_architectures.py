@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.error import URLError
 
-from command_line import UserError, make_parser, run_script
+from command_line import UserError, make_parser, run_script, written_aside
 
 import numpy as np
 import torch
@@ -536,13 +536,10 @@ def load_file(path, expected):
 
 def save_checkpoint(path, content):
     """Write a checkpoint aside and rename it, so that the file under its name is always whole."""
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.partial")
-    with open(aside, "wb") as file:
+    with written_aside(path) as aside, open(aside, "wb") as file:
         torch.save({"format": CHECKPOINT_FORMAT, **content}, file)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(aside, path)
 
 
 def load_checkpoint(path):
@@ -630,12 +627,10 @@ def export_model(checkpoint, path, target, form):
     metadata = {"architecture": checkpoint["architecture"], "traits": ",".join(TRAITS), "scores": "in [0, 1]",
                 "input": f"uint8 RGB face chips N x 3 x {size} x {size}",
                 "preprocessing": json.dumps(checkpoint["preprocessing"])}
-    target = Path(target)
-    aside = target.with_name(f".partial.{target.name}")
     chips = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     shapes = {"chips": {0: torch.export.Dim("N", min=1, max=65536)}}
     module = ExportedNetwork(network, size).eval().to(memory_format=torch.contiguous_format)
-    with torch.no_grad():
+    with torch.no_grad(), written_aside(target) as aside:
         program = torch.export.export(module, (chips,), dynamic_shapes=shapes)
         if form == "torch":
             torch.export.save(program, aside, extra_files={"metadata.json": json.dumps(metadata)})
@@ -643,7 +638,6 @@ def export_model(checkpoint, path, target, form):
             converted = torch.onnx.export(program, (), input_names=["chips"], output_names=["scores"], dynamo=True, verbose=False)
             converted.model.metadata_props.update(metadata)
             converted.save(aside, external_data=False)
-    os.replace(aside, target)
 
 
 # ---------------------------------------------------------------- devices

@@ -16,7 +16,7 @@ import os
 import sys
 from pathlib import Path
 
-from command_line import UserError, make_parser, positive_int, printable, progress_bar, run_script
+from command_line import UserError, make_parser, positive_int, printable, progress_bar, run_script, written_aside
 
 # The processes that find faces import this file too; without the models they start in a fraction of the time.
 if __name__ == "__main__":
@@ -141,12 +141,11 @@ def annotate(picture, rows):
 
 def _write_table(path, rows):
     table = pandas.DataFrame(rows, columns=["clip", "face", *TRAITS, "frames", "faces", *(f"spread_{t}" for t in TRAITS), "problem"])
-    aside = path.with_name(f".{path.name}.partial")
-    if path.suffix.lower() == ".json":
-        aside.write_text(table.to_json(orient="records", indent=2, double_precision=6) + "\n")
-    else:
-        table.to_csv(aside, index=False, float_format="%.6f")
-    os.replace(aside, path)
+    with written_aside(path) as aside:
+        if path.suffix.lower() == ".json":
+            aside.write_text(table.to_json(orient="records", indent=2, double_precision=6) + "\n")
+        else:
+            table.to_csv(aside, index=False, float_format="%.6f")
 
 
 def _plain_name(path, taken):

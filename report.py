@@ -9,7 +9,6 @@ import base64
 import html
 import json
 import math
-import os
 from pathlib import Path
 
 import cv2
@@ -19,7 +18,7 @@ import pandas
 import plotly.graph_objects as plots
 from plotly.offline import get_plotlyjs
 
-from command_line import UserError
+from command_line import UserError, written_aside
 from dataset import TRAITS, read_chip
 
 CLIPS_SHOWN = 6         # best ones, and as many worst ones
@@ -58,10 +57,9 @@ def write_report(folder, labels, predictions, metrics, published, faces=None, ch
         figures=figures, published=published.to_dict("index"), training_command=training_command,
         plotly=jinja2.utils.markupsafe.Markup(get_plotlyjs()))
     path = Path(folder) / "report.html"
-    aside = path.with_name(".report.html.partial")
     # A clip's name may hold bytes that are no UTF-8; they are shown as question marks.
-    aside.write_text(page, encoding="utf-8", errors="replace")
-    os.replace(aside, path)
+    with written_aside(path) as aside:
+        aside.write_text(page, encoding="utf-8", errors="replace")
     return path
 
 

@@ -24,7 +24,7 @@ import sys
 import time
 from pathlib import Path
 
-from command_line import UserError, make_parser, positive_int, progress_bar, run_script, true_or_false, whole_number
+from command_line import UserError, make_parser, positive_int, progress_bar, run_script, true_or_false, whole_number, written_aside
 
 import numpy as np
 import pandas
@@ -602,7 +602,8 @@ def main(argv=None):
 
     def on_epoch(record):
         history.append(record)
-        pandas.DataFrame(history).to_csv(folder / "training.csv", index=False)
+        with written_aside(folder / "training.csv") as aside:
+            pandas.DataFrame(history).to_csv(aside, index=False)
         log_epoch(writer, record)
         text = f"epoch {record['epoch']}/{args.num_epochs}: loss {record['loss_train']:.5f}"
         if validation is not None:

@@ -12,6 +12,7 @@ highest mean accuracy per clip on the validation clips over all of its epochs. W
 (for train.py --config), trials.csv (one row a trial), search_args.json, and search/<trial>/ with each trial's TensorBoard
 logs and checkpoints.
 """
+import errno
 import json
 import logging
 import os
@@ -29,7 +30,8 @@ if "RAY_ADDRESS" not in os.environ and not any(word.startswith("--ray-address") 
     # Ray alone on this machine then listens on 127.0.0.1 only, on Linux as it does elsewhere; read when it is imported.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
-from command_line import UserError, make_parser, positive_int, progress_bar, run_script  # noqa: E402
+from command_line import (UserError, disk_error, make_parser, positive_int, progress_bar, run_script,  # noqa: E402
+                          written_aside)  # noqa: E402
 
 import pandas  # noqa: E402
 import ray  # noqa: E402
@@ -60,6 +62,7 @@ config = {
 }
 
 METRIC = "accuracy_mean"
+ROOM_NEEDED = 1_000_000  # bytes; with less than that on the disk an error of Ray's is one of the disk
 # The memory of faces has no hyperparameters: without it a trial is faster and shows better what the others do.
 WITHOUT_MEMORY = {"memory": 0.0}
 
@@ -110,7 +113,8 @@ def run_trial(trial_config, options):
         log_epoch(writer, record)
         writer.flush()
         # Written at every epoch, since the scheduler may end the trial after any.
-        pandas.DataFrame(history).to_csv(folder / "training.csv", index=False)
+        with written_aside(folder / "training.csv") as aside:
+            pandas.DataFrame(history).to_csv(aside, index=False)
         best = max(history, key=lambda record: record[METRIC])
         figures = {**record, "best_accuracy": best[METRIC], "best_pearson": best["pearson_mean"], "best_epoch": best["epoch"]}
         if not unreported:
@@ -307,7 +311,13 @@ def main(argv=None):
                 name="search", storage_path=str(folder), verbose=0,
                 callbacks=[TrialProgress(args.num_trials, str(folder / 'search'))],
                 failure_config=tune.FailureConfig(max_failures=1), checkpoint_config=tune.CheckpointConfig(num_to_keep=2)))
-    results = tuner.fit()
+    try:
+        results = tuner.fit()
+    except Exception as error:
+        # Ray reports a full disk as whatever then went wrong.
+        if disk_error(error) is None and shutil.disk_usage(folder).free < ROOM_NEEDED:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from None
+        raise
     table = trial_table(results)
     if table["best_accuracy"].notna().any():
         write_results(folder, args.model, table, space, options)

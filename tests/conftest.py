@@ -122,3 +122,22 @@ def chip_data(tmp_path_factory):
     """Data folder of made-up chips: 48 training, 16 validation and 16 test clips with two faces each. Do not write into
     it."""
     return write_chips(tmp_path_factory.mktemp("chips") / "data", {"train": 48, "valid": 16, "test": 16})
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function that gives a disk in memory the size it is called with ("1m") and returns its folder; skips where mounting
+    is not allowed."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+
+    def resize(size):
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"remount,size={size}" if os.path.ismount(folder) else f"size={size}",
+                               "tmpfs", folder], capture_output=True)
+        if done.returncode:
+            pytest.skip("mounting a small tmpfs is not allowed here")
+        return folder
+
+    yield resize
+    if os.path.ismount(folder):
+        subprocess.run(["umount", folder], check=True)

@@ -1,6 +1,7 @@
 """Search, training, evaluation: the real scripts on small data, and what a user sees of them."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,6 +156,30 @@ def test_two_processes_under_torchrun(chip_data, tmp_path):
     assert result.stdout.count("epoch 2/2") == 1
     assert json.loads((tmp_path / "runs" / "pair" / "args.json").read_text())["used"]["processes"] == 2
     assert np.isfinite(losses_of(tmp_path / "runs" / "pair")).all()
+
+
+def test_full_disk(run_script, chip_data, small_disk, monkeypatch):
+    """First the features do not fit, then the second checkpoint; with room the same command, or --resume, finishes."""
+    monkeypatch.setenv("SECONDS_BETWEEN_CHECKPOINTS", "0")
+    disk = small_disk("200m")
+    shutil.copytree(chip_data, disk / "data", ignore=shutil.ignore_patterns("features", "videos", "frames"))
+    used = shutil.disk_usage(disk).used
+    small_disk(used + 400_000)
+    command = ["train.py", 3, "full", "FaceResNet29_v1.0", "true", 16, *SMALL_HEAD, "--data-dir", disk / "data", "--runs-dir", disk]
+
+    def assert_refused(*more):
+        result = run_script(*command, *more, check=False)
+        assert result.returncode == 1 and "no space left" in result.stderr and len(result.stderr.splitlines()) == 1, result.stderr
+        assert not [path for path in disk.rglob("*") if ".partial" in path.name]
+
+    assert_refused()
+    small_disk(used + 36_000_000)
+    shutil.rmtree(disk / "full")
+    assert_refused()
+    assert load_checkpoint(disk / "full" / "checkpoint_previous.pt")["training"]["step"] > 0
+    small_disk("200m")
+    run_script(*command, "--resume")
+    assert len(pandas.read_csv(disk / "full" / "training.csv")) == 3 and load_checkpoint(disk / "full" / "checkpoint_last.pt")
 
 
 def open_ports():
