@@ -26,10 +26,10 @@ from PIL import Image  # noqa: E402
 from torchvision import transforms  # noqa: E402
 
 import preprocessing  # noqa: E402
-from dataset import TRAITS, FaceDataset, Split, list_faces, speakers_of  # noqa: E402
+from dataset import TRAITS, FaceDataset, Features, Split, list_faces, speakers_of  # noqa: E402
 from evaluate import score_chips  # noqa: E402
-from model_architectures import autocast_dtype, build_network  # noqa: E402
-from train import DEFAULTS, fit, seed_everything  # noqa: E402
+from model_architectures import FaceMemory, autocast_dtype, build_network  # noqa: E402
+from train import DEFAULTS, fit, make_source, seed_everything  # noqa: E402
 
 TRIALS, EPOCHS, BATCH_SIZE = 20, 10, 128
 
@@ -118,6 +118,44 @@ def measure_forward(split, name):
     return f"forward pass, {name}", "float32", baseline, fast, fast / baseline, None
 
 
+def print_cost(split, seconds_a_clip, seconds_a_frame):
+    """Print what the challenge (6,000 / 2,000 / 2,000 clips, 30 frames each) costs on this CPU with FaceResNet29_v1.0.
+
+    split: faces to measure on; seconds_a_clip: of drawing 30 frames; seconds_a_frame: of finding a face. Every figure is
+    multiplied from a measured one; no trial of the search is stopped early, which a real one does.
+    """
+    settings, model, device = dict(DEFAULTS), "FaceResNet29_v1.0", torch.device("cpu")
+    network = build_network(model, settings, "dlib")
+    network.compute_dtype = autocast_dtype("auto", device)
+    clips = list(split.labels.index)
+    training, validation = split.only(clips[len(clips) // 4:], "training"), split.only(clips[:len(clips) // 4], "validation")
+    features = seconds_of(lambda: [make_source(network, model, part, settings, device, "float16", 0, False, 0)
+                                   for part in (training, validation)]) / len(split.faces)
+
+    def epochs(number, settings, validation):
+        seed_everything(0)
+        network = build_network(model, settings, "dlib")
+        return seconds_of(lambda: fit(network, model, training, validation, settings, number, BATCH_SIZE, 0, device,
+                                      show_progress=False))
+
+    without = {**settings, "memory": 0.0}
+    usual = {**without, "l1": 512, "l2": 128}  # the middle of the search space
+    validated = (epochs(3, usual, validation) - epochs(1, usual, validation)) / 2
+    plain = (epochs(3, without, None) - epochs(1, without, None)) / 2
+    # All is proportional to the number of faces, but for the memory, which keeps MOST_FACES of them whatever their number.
+    many = 30 * 6000 / len(training.faces)
+    kept = Features([np.random.default_rng(0).standard_normal((2, FaceMemory.MOST_FACES, network.memory.width), np.float32)])
+    memory = seconds_of(lambda: network.memory.fit(kept.rows(np.arange(len(kept)), np.zeros(len(kept), dtype=bool)),
+                                                   torch.rand(len(kept), len(TRAITS))))
+    parts = {"frames, 10,000 clips x 30": 10_000 * seconds_a_clip, "faces in 300,000 frames": 300_000 * seconds_a_frame,
+             "features of 300,000 faces and their mirror images": 300_000 * features,
+             f"search, {TRIALS} trials x {EPOCHS} epochs of 180,000 faces": TRIALS * EPOCHS * validated * many,
+             f"final training, {EPOCHS} epochs of 240,000 faces": EPOCHS * plain * many * 8000 / 6000 + memory}
+    print("\nThe challenge's 10,000 clips x 30 frames with FaceResNet29_v1.0, core-hours on this CPU:")
+    for name, seconds in (*parts.items(), ("sum", sum(parts.values()))):
+        print(f"  {name:<60} {seconds / 3600:.2f}")
+
+
 def parse_args(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("clip_dir", metavar="CLIP_DIR", type=Path)
@@ -134,12 +172,14 @@ def main(argv=None):
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
     torch.set_num_threads(1)
-    rows = [*preprocessing.measure_frames(args.clip_dir), *preprocessing.measure_faces(args.clip_dir),
-            *preprocessing.measure_workers(args.clip_dir)]
+    frames, faces = preprocessing.measure_frames(args.clip_dir), preprocessing.measure_faces(args.clip_dir)
+    rows = [*frames, *faces, *preprocessing.measure_workers(args.clip_dir)]
     with tempfile.TemporaryDirectory() as folder:
         split = portrait_split(args.portraits, Path(folder), args.faces)
         rows += [measure_decoding(split), measure_forward(split, "ResNet18_v1.0"), measure_forward(split, "FaceResNet29_v1.0"),
                  measure_search(split)]
+        # The numbers of clips and frames stand in the rows' names.
+        print_cost(split, frames[0][3] / int(frames[0][0].split()[4]), faces[0][3] / int(faces[0][0].split()[1]))
     preprocessing.print_table(rows)
     table = pandas.DataFrame(rows, columns=["what", "baseline", "baseline_seconds", "our_seconds", "ratio", "goal"])
     table.to_csv(args.out, index=False)
