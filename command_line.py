@@ -97,7 +97,7 @@ def written_aside(path):
     """Yield a path to write to, which gets the name `path` when the block has ended well and is removed when it has not: the
     file of that name is always a whole one."""
     path = Path(path)
-    aside = path.with_name(f".{path.name}.partial")
+    aside = path.with_name(f".partial.{path.name}")  # with its ending, by which libraries know the format
     try:
         yield aside
         os.replace(aside, path)
@@ -134,7 +134,8 @@ def run_script(main, argv=None):
         full = disk_error(error)
         if full is None:
             raise
-        print(f"{name}: error: no space left on the disk of {printable(getattr(full, 'filename', None) or 'the target folder')}; "
-              "all that was complete is intact: free some space and run the same command again", file=sys.stderr)
+        place = printable(getattr(full, "filename", None) or "the target folder")
+        print(f"{name}: error: no space left on the disk of {place}; all that was complete is intact: free some space and run the "
+              "same command again", file=sys.stderr)
         status = 1
     sys.exit(status or 0)

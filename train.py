@@ -24,7 +24,8 @@ import sys
 import time
 from pathlib import Path
 
-from command_line import UserError, make_parser, positive_int, progress_bar, run_script, true_or_false, whole_number, written_aside
+from command_line import (UserError, make_parser, positive_int, progress_bar, run_script, true_or_false, whole_number,
+                          written_aside)
 
 import numpy as np
 import pandas
@@ -438,7 +439,8 @@ def add_recipe_options(parser):
     group = parser.add_argument_group("recipe (the command line wins over --config)")
     helps = {"l1": "first hidden layer of the head", "l2": "second hidden layer", "l3": "third hidden layer",
              "dropout": "after each hidden layer", "heads": "heads whose scores are averaged",
-             "memory": "part of the memory of training faces in the scores (FaceResNet29_v1.0 only), 0: none", "lr": "highest learning rate",
+             "memory": "part of the memory of training faces in the scores (FaceResNet29_v1.0 only), 0: none",
+             "lr": "highest learning rate",
              "weight_decay": "of AdamW", "backbone_lr_factor": "learning rate of the last trained stage, as a part of --lr",
              "layer_decay": "and of each stage before it, as a part of the next one's",
              "warmup": "part of the steps in which the learning rate rises", "loss": "one of " + ", ".join(LOSSES),
@@ -557,6 +559,8 @@ def main(argv=None):
     if config.get("model", args.model) != args.model:
         raise UserError(f"--config {args.config}: was found for {config['model']}, not for {args.model}")
     settings = settled(config, {key: getattr(args, key) for key in DEFAULTS})
+    if args.memory and "memory" not in config_keys(args.model):
+        raise UserError(f"--memory {args.memory}: {args.model} has none; FaceResNet29_v1.0 has")
     if settings["augment"] and not architecture.trained and args.cache != "off" and is_main_process():
         print("note: --augment needs the pictures, so the cached features are not used in training", file=sys.stderr)
     start_processes()
