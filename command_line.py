@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import errno
 import os
+import shlex
 import sys
 import threading
 from pathlib import Path
@@ -22,6 +23,21 @@ VERSION = "1.0.0"
 CLIP_SUFFIXES = frozenset("""
     .3g2 .3gp .amv .asf .avi .divx .dv .f4v .flv .gif .h264 .h265 .hevc .ivf .m2t .m2ts .m2v .m4v .mj2 .mjpeg .mjpg .mkv
     .mov .mp4 .mpe .mpeg .mpg .mts .mxf .nut .obu .ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv .y4m""".split())
+
+
+def _end_quietly(kind, error, trace):
+    """Ctrl-C while the libraries are still being imported, which takes seconds, comes before run_script can catch it."""
+    cause = error
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        sys.__excepthook__(kind, error, trace)
+        return
+    print(f"\n{Path(sys.argv[0]).name}: stopped by Ctrl-C", file=sys.stderr, flush=True)
+    os._exit(130)
+
+
+sys.excepthook = _end_quietly
 
 
 class UserError(Exception):
@@ -90,6 +106,17 @@ def progress_bar(iterable=None, **options):
 def printable(text):
     """Return the text on one line with control characters escaped, so that a file's name cannot garble a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in str(text))
+
+
+def counted(number, word):
+    """Return "1 clip", "2 clips"."""
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def folder_options(args, names=("data_dir", "runs_dir")):
+    """Return, as text for a next command, those of the options --data-dir and --runs-dir that are not the default."""
+    return "".join(f" --{name.replace('_', '-')} {shlex.quote(getattr(args, name))}" for name in names
+                   if getattr(args, name) != name.removesuffix("_dir"))
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ annotation_*.pkl or a labels.csv with the columns clip,openness,conscientiousnes
 Look at what the suite makes of a data folder:
 
     python dataset.py data
+    python dataset.py data --speaker-regex '(.*)_[0-9]+'      the speaker in names such as anna_12.mp4
 """
 import csv
 import hashlib
@@ -21,7 +22,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from command_line import CLIP_SUFFIXES, UserError, make_parser, printable, progress_bar, run_script
+from command_line import CLIP_SUFFIXES, UserError, counted, make_parser, printable, progress_bar, run_script
 
 import cv2
 import numpy as np
@@ -358,11 +359,12 @@ def split_by_speaker(split, fraction, seed):
 def describe(split):
     """Return one line on a split: clips, faces, faces a clip, clips without a face."""
     with_face = split.faces["clip"].nunique()
-    line = (f"{split.name}: {len(split.labels)} clips of {split.speakers.nunique()} speakers, {len(split.faces)} faces, "
+    line = (f"{split.name}: {counted(len(split.labels), 'clip')} of {counted(split.speakers.nunique(), 'speaker')}, "
+            f"{counted(len(split.faces), 'face')}, "
             f"{len(split.faces) / max(1, with_face):.1f} a clip")
     without = split.clips_without_face
     if without:
-        line += f"; {len(without)} clips have no face and are left out (the first: {printable(without[0])})"
+        line += f"; left out: {counted(len(without), 'clip')} without a face (the first: {printable(without[0])})"
     return line
 
 
@@ -602,13 +604,14 @@ def _write_features(path, faces, split, network, device, dtype, batch_size, num_
 def parse_args(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("data_dir", metavar="DATA_DIR", help="data folder with train, valid and test")
+    parser.add_argument("--speaker-regex", default=SPEAKER_REGEX, help="its first group is the speaker in a clip's name")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
     for split_name in ANNOTATION_FILES:
-        split = load_split(args.data_dir, split_name)
+        split = load_split(args.data_dir, split_name, args.speaker_regex)
         print(describe(split))
         means, deviations = split.labels.mean(), split.labels.std()
         print("    " + ", ".join(f"{trait} {means[trait]:.3f} ± {deviations[trait]:.3f}" for trait in TRAITS))

@@ -17,8 +17,10 @@ import warnings
 from importlib.metadata import version
 from pathlib import Path
 
+from command_line import (UserError, VERSION, folder_options, make_parser, printable, progress_bar, run_script,
+                          whole_number)
+
 import matplotlib
-from command_line import UserError, VERSION, make_parser, printable, progress_bar, run_script, whole_number
 
 import numpy as np
 import pandas
@@ -43,6 +45,7 @@ PUBLISHED = pandas.DataFrame(
      ("OCEAN-AI, faces of a clip", 0.9152, 0.9128, 0.9179, 0.9195, 0.9130, 0.9128)],
     columns=["system", "mean", *TRAITS]).set_index("system")
 RESAMPLES = 2000
+FEW_SPEAKERS = 30  # fewer, and the interval by bootstrap over them is itself too narrow
 
 
 # ---------------------------------------------------------------- predictions
@@ -180,7 +183,7 @@ def compare(labels, first, second, speakers, seed=0):
     return pandas.DataFrame(rows).T
 
 
-def warnings_about(table, labels, predictions):
+def warnings_about(table, labels, predictions, speakers):
     """Return the lines a reader must see before trusting the figures."""
     lines = []
     worse = [trait for trait in TRAITS if table.loc[trait, "gain"] < 0]
@@ -190,6 +193,9 @@ def warnings_about(table, labels, predictions):
             and predictions.loc[labels.index, trait].std() < 0.05 * labels[trait].std()]
     if flat:
         lines.append(f"predictions have collapsed to (nearly) a constant: {', '.join(flat)}")
+    number = speakers.loc[labels.index].nunique()
+    if number < FEW_SPEAKERS:
+        lines.append(f"only {number} speakers: all figures are rough, and comparing them with published ones means nothing")
     return lines
 
 
@@ -222,6 +228,8 @@ def trait_figure(trait, labels, predictions):
     panels[0, 0].set(title="labels", xlabel="score", ylabel="clips", xlim=(0, 1))
     panels[0, 1].hist(predicted, bins, color="tab:orange")
     panels[0, 1].set(title="predictions", xlabel="score", ylabel="clips", xlim=(0, 1))
+    for panel in panels[0]:
+        panel.yaxis.get_major_locator().set_params(integer=True)
     panels[1, 0].plot([0, 1], [0, 1], color="0.6", linewidth=1)
     panels[1, 0].scatter(true, predicted, s=14, alpha=0.5, color="tab:blue", linewidths=0)
     panels[1, 0].set(title="predictions over labels", xlabel="label", ylabel="prediction", xlim=(0, 1), ylim=(0, 1))
@@ -235,6 +243,14 @@ def trait_figure(trait, labels, predictions):
 
 
 # ---------------------------------------------------------------- one experiment
+
+def _trained_in(run_dir):
+    """Return the data folder that args.json of an experiment names, None where it names none."""
+    try:
+        return json.loads((run_dir / "args.json").read_text()).get("data_dir")
+    except (OSError, ValueError, AttributeError):
+        return None
+
 
 def versions():
     """Return the versions that a result depends on."""
@@ -450,11 +466,14 @@ def main(argv=None):
               f"interval without 0: more than chance)\n{comparison.drop(columns='clips').to_string(float_format='{:+.4f}'.format)}")
 
     print(f"\npublished, on the official 2,000 test clips (standard error about 0.001)\n"
-          f"{PUBLISHED.to_string(float_format='{:.4f}'.format)}\n")
-    metrics["warnings"] = warnings_about(table, measured, predictions)
+          f"{PUBLISHED.rename_axis(None).to_string(float_format='{:.4f}'.format)}\n")
+    metrics["warnings"] = warnings_about(table, measured, predictions, speakers)
     if len(missing):
         metrics["warnings"].append(f"{len(missing)} of {len(labels)} clips have no prediction and are left out, the first is "
                                    f"{missing[0]}")
+    if split is not None and _trained_in(run_dir) not in (None, str(Path(args.data_dir).resolve())):
+        metrics["warnings"].append(f"trained on the clips in {_trained_in(run_dir)}, measured on those in {args.data_dir}; "
+                                   "--data-dir names another folder")
     for line in metrics["warnings"]:
         print(f"warning: {printable(line)}", file=sys.stderr)
     write_evaluation(folder, measured, predictions.loc[measured.index], table, metrics, run_dir)
@@ -463,7 +482,8 @@ def main(argv=None):
     report = write_report(folder, measured, predictions, metrics, PUBLISHED, faces, size, run_dir=run_dir)
     print(f"figures, predictions and plots: {folder}; all of it on one page: {report}")
     if run_dir is not None:
-        print(f"next: tensorboard --logdir {args.runs_dir} --host 127.0.0.1, or python predict.py {args.experiment} CLIP.mp4")
+        print(f"next: tensorboard --logdir {shlex.quote(args.runs_dir)} --host 127.0.0.1, or python predict.py {args.experiment} "
+              f"CLIP.mp4{folder_options(args, ['runs_dir'])}")
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def overlay(chip, maps, scores=None):
     chip: uint8 RGB 3 x H x W. maps: float 5 x H x W in [0, 1]. scores: five numbers, or None.
     """
     picture = np.ascontiguousarray(np.asarray(chip).transpose(1, 2, 0))
-    panels, labels = [picture], ["chip"]
+    panels, labels = [picture], ["one face"]
     for number, (trait, heat) in enumerate(zip(TRAITS, np.asarray(maps))):
         colours = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_INFERNO)[:, :, ::-1]
         panels.append((0.45 * picture + 0.55 * colours).astype(np.uint8))

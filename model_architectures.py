@@ -4,8 +4,7 @@
     python model_architectures.py export EXPERIMENT --format onnx   one file that other programs can run
     python model_architectures.py export EXPERIMENT --format torch  the same for torch.export.load
 
-An exported model takes uint8 RGB chips N x 3 x 224 x 224, any N, and gives float32 scores N x 5; scaling and normalisation
-happen inside. Its metadata (ONNX: metadata_props, torch: extra_files) name the order of the traits and the cropping.
+`python model_architectures.py export --help` says what an exported model is.
 """
 import hashlib
 import importlib.util
@@ -586,7 +585,8 @@ def find_checkpoint(experiment_dir):
             return experiment_dir / name
     others = sorted(path.parent.name for path in experiment_dir.parent.glob("*/checkpoint_*.pt"))
     known = f"trained are {', '.join(dict.fromkeys(others))}" if others else "train one with train.py"
-    raise UserError(f"{experiment_dir}: holds no checkpoint; {known}")
+    problem = "holds no checkpoint" if experiment_dir.is_dir() else "no such experiment"
+    raise UserError(f"{experiment_dir}: {problem}; {known}")
 
 
 # ---------------------------------------------------------------- export
@@ -635,7 +635,8 @@ def export_model(checkpoint, path, target, form):
         if form == "torch":
             torch.export.save(program, aside, extra_files={"metadata.json": json.dumps(metadata)})
         else:
-            converted = torch.onnx.export(program, (), input_names=["chips"], output_names=["scores"], dynamo=True, verbose=False)
+            converted = torch.onnx.export(program, (), input_names=["chips"], output_names=["scores"], dynamo=True, verbose=False,
+                                          dynamic_shapes={"chips": {0: "N"}})  # names the axis
             converted.model.metadata_props.update(metadata)
             converted.save(aside, external_data=False)
 
@@ -675,14 +676,27 @@ def git_commit():
 
 # ---------------------------------------------------------------- command line
 
+EXPORT_HELP = """Write a trained network as one file that other programs can run, without this suite.
+
+    python model_architectures.py export final                     runs/final/model.onnx
+    python model_architectures.py export final --format torch      runs/final/model.pt2, for torch.export.load
+
+The model takes uint8 RGB chips N x 3 x 224 x 224, any N, and gives float32 scores N x 5; scaling and normalisation happen
+inside. Its metadata (ONNX: metadata_props, torch: extra_files) name the order of the traits and the cropping. A file of that
+name is replaced. A network with a memory of faces takes the training clips' faces with it: see the README before you
+publish it.
+"""
+
+
 def parse_args(argv=None):
     parser = make_parser(__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="list|export", required=True)
     commands.add_parser("list", help="print the networks")
-    export = commands.add_parser("export", help="write a trained network as one file for other programs")
+    export = commands.add_parser("export", help="write a trained network as one file for other programs",
+                                 description=EXPORT_HELP, formatter_class=parser.formatter_class)
     export.add_argument("experiment", metavar="EXPERIMENT", help="name of a folder in --runs-dir")
-    export.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="ONNX, or torch.export (default: onnx)")
-    export.add_argument("--runs-dir", default="runs", help="folder of the experiments (default: runs)")
+    export.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="ONNX, or torch.export")
+    export.add_argument("--runs-dir", default="runs", help="folder of the experiments")
     export.add_argument("--out", metavar="FILE", help="default: model.onnx or model.pt2 in the experiment's folder")
     return parser.parse_args(argv)
 
@@ -694,12 +708,21 @@ def main(argv=None):
         target = Path(args.out) if args.out else path.with_name("model.onnx" if args.format == "onnx" else "model.pt2")
         if not target.parent.is_dir() or target.is_dir():
             raise UserError(f"--out {target}: give a file in a folder that exists")
-        export_model(load_checkpoint(path), path, target, args.format)
+        checkpoint = load_checkpoint(path)
+        export_model(checkpoint, path, target, args.format)
         print(f"exported {path} to {target} ({target.stat().st_size / 1e6:.1f} MB)")
+        if checkpoint["config"].get("memory"):
+            print(f"note: {target} holds descriptors of the training clips' faces, by which people can be recognised; train with "
+                  "--memory 0 what you want to publish", file=sys.stderr)
         return
+    print(f"{'MODEL':<20}{'backbone':<16}{'trained with the head':<26}layers of the head")
     for name, architecture in ARCHITECTURES.items():
         head = "-".join(str(size) for size in (*architecture.hidden, len(TRAITS)))
-        print(f"{name:<20} {architecture.backbone:<15} trains {'+'.join(architecture.trained) or 'the head only':<32} head {head}")
+        trained = " ".join(architecture.trained) or "nothing"
+        if len(architecture.trained) > 3:
+            trained = f"{architecture.trained[0]} to {architecture.trained[-1]}"
+        print(f"{name:<20}{architecture.backbone:<16}{trained:<26}{head}")
+    print("l1, l2 and l3 are sizes that the configuration gives; 5 are the traits")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@
     python predict.py EXPERIMENT group.mp4 --faces all              every face, numbered from left to right
 
 Frames are drawn, faces found and aligned as by the two pre-processing scripts, but in memory. A clip's scores are the mean
-over its frames; spread is the standard deviation over them. A file that cannot be scored costs a line on stderr and, with
---out, stands in the table with its problem.
+over its frames; spread is the standard deviation over them. Heat maps and their scores are of one face, of the middle
+frame. The challenge's neuroticism is emotional stability in truth: high means calm. A file that cannot be scored costs a
+line on stderr and, with --out, stands in the table with its problem.
 """
 import contextlib
 import functools
@@ -141,6 +142,7 @@ def annotate(picture, rows):
 
 def _write_table(path, rows):
     table = pandas.DataFrame(rows, columns=["clip", "face", *TRAITS, "frames", "faces", *(f"spread_{t}" for t in TRAITS), "problem"])
+    table = table.astype(dict.fromkeys(["face", "frames", "faces"], "Int64"))  # whole numbers beside empty cells
     with written_aside(path) as aside:
         if path.suffix.lower() == ".json":
             aside.write_text(table.to_json(orient="records", indent=2, double_precision=6) + "\n")
@@ -165,7 +167,7 @@ def files_below(paths):
     """Yield (path, known) as process_files.map_files takes them, for files and all clips and pictures in folders."""
     for path in paths:
         if os.path.isdir(path):
-            for found, problem in process_files.find_files(path, SUFFIXES):
+            for found, problem in sorted(process_files.find_files(path, SUFFIXES), key=lambda entry: entry[0]):
                 yield found, (None, problem) if problem else None
         elif os.path.splitext(path)[1].lower() not in SUFFIXES:
             yield path, (None, "neither a clip nor a picture by its name's ending")
@@ -238,9 +240,11 @@ def main(argv=None):
                     picture = overlay(chips[0].cpu().numpy(), maps, scores[len(faces) // 2])
                     cv2.imwrite(str(Path(args.explain) / f"{name}_heat_maps.png"), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C; what was scored so far follows", file=sys.stderr)
+        print("stopped by Ctrl-C" + ("; what was scored so far follows" if rows else " before any file was scored"), file=sys.stderr)
         status = 130
     scored = [row for row in rows if not row["problem"]]
+    if status and not rows:
+        return status
     if scored:
         shown = pandas.DataFrame(scored)
         shown["clip"] = shown["clip"].map(lambda path: printable(os.path.basename(path)))

@@ -38,10 +38,11 @@ def write_report(folder, labels, predictions, metrics, published, faces=None, ch
     history, training_command = None, None
     if run_dir is not None:
         history, training_command = _read_training(Path(run_dir), warnings)
-    tables = {"all clips": metrics["traits"]}
-    for name, title in (("seen", "speakers in training"), ("unseen", "speakers not in training")):
-        if name in metrics:
-            tables[title] = metrics[name]
+    parts = {title: metrics[name] for name, title in (("seen", "speakers in training"), ("unseen", "speakers not in training"))
+             if name in metrics}
+    # Where all clips are of one kind, one table says it.
+    tables = {f"all clips: {title}": table for title, table in parts.items()} if len(parts) == 1 else {
+        "all clips": metrics["traits"], **parts}
     groups = {f"group {name}": table for name, table in metrics.get("groups", {}).items()}
     best, worst = _best_and_worst(labels, predictions, faces, chip_size)
     figures = {"gain": _gain_figure({**tables, **groups}),
@@ -173,7 +174,7 @@ def _gain_figure(tables):
         traces.append(plots.Bar(x=["mean", *TRAITS], y=gains, name=html.escape(f"{name} ({int(rows[0]['clips'])})", quote=False),
                                 error_y={"type": "data", "symmetric": False, "array": up, "arrayminus": down},
                                 hovertemplate="%{x}: %{y:+.4f}<extra>%{fullData.name}</extra>"))
-    mean = tables["all clips"]["mean"]
+    mean = next(iter(tables.values()))["mean"]  # of all clips
     return _figure(f"Bars of the gain in accuracy over the constant prediction for each trait; its mean over all clips is "
                    f"{mean['gain']:+.4f}. The numbers are in the tables.", traces, barmode="group",
                    title="Gain over the constant prediction", yaxis={"title": "gain in accuracy", "zeroline": True})

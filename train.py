@@ -24,8 +24,8 @@ import sys
 import time
 from pathlib import Path
 
-from command_line import (UserError, make_parser, positive_int, progress_bar, run_script, true_or_false, whole_number,
-                          written_aside)
+from command_line import (UserError, folder_options, make_parser, positive_int, progress_bar, run_script, true_or_false,
+                          whole_number, written_aside)
 
 import numpy as np
 import pandas
@@ -219,7 +219,7 @@ def validate(network, source, split, device, num_workers):
 
 
 class Stopped(Exception):
-    """SIGTERM or a request to stop came; the state has been saved."""
+    """Ctrl-C, SIGTERM or another request to stop came; the state has been saved."""
 
 
 def fit(network, name, training, validation, settings, num_epochs, batch_size, seed, device, cache="float16", num_workers=0,
@@ -405,8 +405,10 @@ def read_config(path):
     """Return the settings in a JSON file as written by the search. Raises UserError for unknown keys or damage."""
     try:
         config = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"--config {path}: cannot be read as JSON ({error})") from None
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}; the search writes runs/EXPERIMENT/best_config.json") from None
+    except ValueError as error:
+        raise UserError(f"--config {path}: is no JSON ({error})") from None
     if not isinstance(config, dict):
         raise UserError(f"--config {path}: is no dictionary of settings")
     unknown = sorted(config.keys() - DEFAULTS.keys() - {"batch_size", "model"})
@@ -503,26 +505,37 @@ def experiment_folder(runs_dir, experiment):
     return Path(runs_dir) / experiment
 
 
-def _prepare_folder(folder, used, args, command):
-    """Refuse to overwrite another training, or to resume with other settings; write args.json."""
-    record = folder / "args.json"
-    exists = record.exists() or any(folder.glob("checkpoint_*.pt"))
+def check_experiment(record, exists, used, args):
+    """Raise UserError where a training or search would replace another one, or go on with other settings.
+
+    record: path of the JSON file whose "used" holds the settings of the experiment in that folder, if it exists; used: the
+    settings of now.
+    """
     if exists and args.resume:
         try:
             before = json.loads(record.read_text())["used"]
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{record}: is missing or damaged; start again with --overwrite") from None
         for key, value in used.items():
-            if before.get(key) != value:
-                raise UserError(f"--resume: {folder} was started with {key} {before.get(key)!r}, now it is {value!r}; give the "
-                                "same, or another EXPERIMENT")
+            was = before.get(key)
+            if isinstance(value, dict) and isinstance(was, dict):
+                was, value = ({name: some[name] for name in some if was.get(name) != value.get(name)} for some in (was, value))
+            if was != value:
+                raise UserError(f"--resume: {record.parent} was started with {key} {was!r}, now it is {value!r}; give the same, or "
+                                "another EXPERIMENT")
     elif exists and not args.overwrite:
-        raise UserError(f"{folder}: a training of this name exists; choose another EXPERIMENT, or --resume it, or --overwrite it")
+        raise UserError(f"{record.parent}: an experiment of this name exists; choose another EXPERIMENT, or --resume it, or "
+                        "--overwrite it")
+
+
+def _prepare_folder(folder, used, args, command):
+    record = folder / "args.json"
     folder.mkdir(parents=True, exist_ok=True)
     if not args.resume:
         for path in [*folder.glob("checkpoint_*.pt"), *folder.glob("events.out.tfevents.*"), folder / "training.csv"]:
             path.unlink(missing_ok=True)
-    content = {"used": used, "command": command, "versions": versions(), "resumed": args.resume}
+    content = {"used": used, "command": command, "data_dir": str(Path(args.data_dir).resolve()), "versions": versions(),
+               "resumed": args.resume}
     record.write_text(json.dumps(content, indent=2) + "\n")
 
 
@@ -538,6 +551,8 @@ def _load_state(folder):
             print(f"warning: {error}; falling back to the checkpoint before it", file=sys.stderr)
     if paths:
         print("warning: no checkpoint is whole; training starts from the beginning", file=sys.stderr)
+    elif is_main_process():
+        print(f"note: {folder} holds no checkpoint yet; training starts from the beginning", file=sys.stderr)
     return None
 
 
@@ -575,6 +590,9 @@ def main(argv=None):
             "seed": args.seed, "weights": weights, "val_split": args.val_split, "cache": args.cache,
             "precision": args.precision, "settings": settings, "training": training.name, "data": training.fingerprint(),
             "processes": distributed.get_world_size() if distributed.is_initialized() else 1}
+    if is_main_process():  # the others may look when it has already begun to write
+        exists = (folder / "args.json").exists() or any(folder.glob("checkpoint_*.pt"))
+        check_experiment(folder / "args.json", exists, used, args)
     if args.dry_run:
         learning = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
         steps = len(epoch_batches(len(training.faces), args.batch_size, args.seed, 0))
@@ -582,13 +600,14 @@ def main(argv=None):
               f"settings: {json.dumps(settings)}\n"
               f"Nothing was written; next: the same command without --dry-run, which writes {folder}")
         return 0
-    if is_main_process():
-        command = shlex.join(["python", Path(sys.argv[0]).name, *(sys.argv[1:] if argv is None else argv)])
-        _prepare_folder(folder, used, args, command)
     state = _load_state(folder) if args.resume else None
     if state and state["epoch"] >= args.num_epochs:
-        print(f"{folder}: all {args.num_epochs} epochs are done; next: python evaluate.py {args.experiment}")
+        print(f"{folder}: all {args.num_epochs} epochs are done; next: python evaluate.py {args.experiment}{folder_options(args)}")
         return 0
+    if is_main_process():
+        words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--resume"]
+        command = shlex.join(["python", Path(sys.argv[0]).name, *words])
+        _prepare_folder(folder, used, args, command)
     device = pick_device()
     network = network.to(device)
     network.compute_dtype = autocast_dtype(args.precision, device)
@@ -626,15 +645,27 @@ def main(argv=None):
             save_checkpoint(folder / "checkpoint_best.pt", checkpoint_content(
                 args.model, settings, training, best["network"], state["history"][best["epoch"] - 1], best["epoch"]))
 
-    asked_to_stop = []
-    signal.signal(signal.SIGTERM, lambda *_: asked_to_stop.append(True))
+    stop = {"signal": None, "possible": False}
+
+    def ask_to_stop(number, _):
+        if number == signal.SIGINT and (stop["signal"] or not stop["possible"]):
+            raise KeyboardInterrupt  # nothing to save yet, or asked twice
+        stop["signal"] = number
+
+    def stop_requested():
+        stop["possible"] = True
+        return stop["signal"] is not None
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ask_to_stop)
     try:
         fit(network, args.model, training, validation, settings, args.num_epochs, args.batch_size, args.seed, device,
-            args.cache, args.num_workers, state, on_epoch, on_save, lambda: bool(asked_to_stop))
+            args.cache, args.num_workers, state, on_epoch, on_save, stop_requested)
     except Stopped:
         if is_main_process():
-            print(f"stopped by SIGTERM, all is saved; go on with the same command and --resume", file=sys.stderr)
-        return 143
+            print(f"stopped by {'Ctrl-C' if stop['signal'] == signal.SIGINT else 'SIGTERM'}, all is saved; go on with the same "
+                  "command and --resume", file=sys.stderr)
+        return 128 + stop["signal"]
     finally:
         if writer:
             writer.flush()
@@ -645,7 +676,8 @@ def main(argv=None):
         log_hyperparameters(writer, args.model, settings, args.batch_size,
                             best if validation is not None else history[-1])
         writer.close()
-        print(f"checkpoints, training.csv and TensorBoard logs: {folder}\nnext: python evaluate.py {args.experiment}")
+        print(f"checkpoints, training.csv and TensorBoard logs: {folder}\n"
+              f"next: python evaluate.py {args.experiment}{folder_options(args)}")
     if distributed.is_initialized():
         distributed.destroy_process_group()
     return 0

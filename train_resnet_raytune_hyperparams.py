@@ -7,15 +7,16 @@
     python train_resnet_raytune_hyperparams.py 20 30 search FaceResNet29_v1.0 --resume    finishes an interrupted search
     python train_resnet_raytune_hyperparams.py 200 30 search ResNet50_v1.0 --ray-address auto    on a running cluster
 
-What is searched stands in the variable `config` below; every trial draws from it. The best trial is the one with the
-highest mean accuracy per clip on the validation clips over all of its epochs. Writes runs/EXPERIMENT/: best_config.json
-(for train.py --config), trials.csv (one row a trial), search_args.json, and search/<trial>/ with each trial's TensorBoard
-logs and checkpoints.
+What is searched stands in the variable `config` at the top of this script; every trial draws from it. Trials that fall
+behind the others are stopped early. The best trial is the one with the highest mean accuracy per clip on the validation
+clips over all of its epochs. Writes runs/EXPERIMENT/: best_config.json (for train.py --config), trials.csv (one row a
+trial), search_args.json, and search/<trial>/ with each trial's TensorBoard logs and checkpoints.
 """
 import errno
 import json
 import logging
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -30,8 +31,8 @@ if "RAY_ADDRESS" not in os.environ and not any(word.startswith("--ray-address") 
     # Ray alone on this machine then listens on 127.0.0.1 only, on Linux as it does elsewhere; read when it is imported.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
-from command_line import (UserError, disk_error, make_parser, positive_int, progress_bar, run_script,  # noqa: E402
-                          written_aside)  # noqa: E402
+from command_line import (UserError, disk_error, folder_options, make_parser, positive_int, progress_bar,  # noqa: E402
+                          run_script, written_aside)
 
 import pandas  # noqa: E402
 import ray  # noqa: E402
@@ -44,8 +45,8 @@ from dataset import cached_features  # noqa: E402
 from evaluate import versions  # noqa: E402
 from model_architectures import (ARCHITECTURES, architecture_named, autocast_dtype, backbone_key, build_network,  # noqa: E402
                                  config_keys, default_weights, load_file, pick_device, save_checkpoint)
-from train import (DEFAULTS, add_data_options, experiment_folder, fit, load_training_and_validation, log_epoch,  # noqa: E402
-                   log_hyperparameters, seed_everything, settled)
+from train import (DEFAULTS, add_data_options, check_experiment, experiment_folder, fit,  # noqa: E402
+                   load_training_and_validation, log_epoch, log_hyperparameters, seed_everything, settled)
 
 # The search space: a key of train.py's DEFAULTS or batch_size, and what it is drawn from. A network that has no use for a
 # key (l3 is of ResNet101_v1.0 alone) does without it; a key that is not here keeps its default.
@@ -132,14 +133,15 @@ def run_trial(trial_config, options):
 class TrialProgress(tune.Callback):
     """A progress bar over the trials, and a line for each that ends."""
 
-    def __init__(self, number_of_trials, search_dir):
+    def __init__(self, number_of_trials, num_epochs, search_dir):
+        self.num_epochs = num_epochs
         self.search_dir = search_dir
         self.bar = progress_bar(total=number_of_trials, desc="search", unit="trial")
 
     def on_trial_complete(self, iteration, trials, trial, **info):
         figures = trial.last_result
         self.bar.write(f"{trial}: best accuracy {figures['best_accuracy']:.4f} in epoch {figures['best_epoch']}, "
-                       f"{figures['epoch']} epochs", file=sys.stdout)
+                       f"{'stopped after' if figures['epoch'] < self.num_epochs else 'of'} {figures['epoch']}", file=sys.stdout)
         sys.stdout.flush()
         self.bar.update()
 
@@ -153,12 +155,16 @@ class TrialProgress(tune.Callback):
 
 # ---------------------------------------------------------------- results
 
-def trial_table(results):
-    """Return one row a trial, the best first: trial, status, best_accuracy, best_epoch, epochs, and its configuration."""
+def trial_table(results, num_epochs):
+    """Return one row a trial, the best first: trial, status, best_accuracy, best_epoch, epochs, and its configuration.
+
+    status: finished, stopped early (by ASHA, behind others), unfinished (the search was interrupted) or failed.
+    """
     rows = []
     for result in results:
         figures = result.metrics or {}
-        status = "failed" if result.error else "finished" if "best_accuracy" in figures else "unfinished"
+        status = ("failed" if result.error else "unfinished" if not figures.get("done")
+                  else "finished" if figures["epoch"] >= num_epochs else "stopped early")
         rows.append({"trial": Path(result.path).name, "status": status, "best_accuracy": figures.get("best_accuracy"),
                      "best_pearson": figures.get("best_pearson"), "best_epoch": figures.get("best_epoch"),
                      "epochs": figures.get("epoch"), **(result.config or {})})
@@ -216,22 +222,12 @@ def start_ray(address, source_dir):
 
 
 def prepare_folder(folder, used, args):
-    """Return True where a search is to be resumed. Refuse to overwrite another one, or to resume one of other settings."""
+    """Return True where a search is to be resumed; else clear the folder for a new one and note its settings."""
     record = folder / "search_args.json"
     if record.exists() and args.resume:
-        try:
-            before = json.loads(record.read_text())["used"]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(f"{record}: is damaged; start again with --overwrite") from None
-        for key, value in used.items():
-            if before.get(key) != value:
-                raise UserError(f"--resume: the search in {folder} was started with {key} {before.get(key)!r}, now it is "
-                                f"{value!r}; give the same, or another EXPERIMENT")
         return tune.Tuner.can_restore(str(folder / "search"))
     if args.resume:
         print(f"note: {folder} holds no search yet; a new one is started", file=sys.stderr)
-    elif record.exists() and not args.overwrite:
-        raise UserError(f"{folder}: a search of this name exists; choose another EXPERIMENT, or --resume it, or --overwrite it")
     if record.exists():
         for name in ("search_args.json", "trials.csv", "best_config.json"):
             (folder / name).unlink(missing_ok=True)
@@ -267,6 +263,7 @@ def main(argv=None):
     example = {**DEFAULTS, **{key: example_of(value) for key, value in space.items()}}
     seed_everything(args.seed)
     network = build_network(args.model, example, weights)
+    check_experiment(folder / "search_args.json", (folder / "search_args.json").exists(), used, args)
     if args.dry_run:
         print(f"{args.num_trials} trials of {args.model} with {weights} weights, at most {args.num_epochs} epochs each; "
               f"drawn from\n" + "\n".join(f"  {key}: {value}" for key, value in used["config"].items())
@@ -309,7 +306,7 @@ def main(argv=None):
                                         grace_period=grace_period, reduction_factor=3)),
             run_config=tune.RunConfig(
                 name="search", storage_path=str(folder), verbose=0,
-                callbacks=[TrialProgress(args.num_trials, str(folder / 'search'))],
+                callbacks=[TrialProgress(args.num_trials, args.num_epochs, str(folder / 'search'))],
                 failure_config=tune.FailureConfig(max_failures=1), checkpoint_config=tune.CheckpointConfig(num_to_keep=2)))
     try:
         results = tuner.fit()
@@ -318,24 +315,29 @@ def main(argv=None):
         if disk_error(error) is None and shutil.disk_usage(folder).free < ROOM_NEEDED:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from None
         raise
-    table = trial_table(results)
+    table = trial_table(results, args.num_epochs)
     if table["best_accuracy"].notna().any():
         write_results(folder, args.model, table, space, options)
     ray.shutdown()
     unfinished = int((table["status"] == "unfinished").sum()) + max(0, args.num_trials - len(table))
     failed = table[table["status"] == "failed"]
-    print(f"\n{table.head(10).to_string(index=False, float_format='{:.4g}'.format)}\n")
+    early = int((table["status"] == "stopped early").sum())
     if not table["best_accuracy"].notna().any():
+        if unfinished:
+            print("stopped before any trial had a result; next: the same command with --resume goes on")
+            return 130
         raise UserError(f"no trial gave a result; the reasons are in {folder / 'search'}/*/error.txt")
+    print(f"\n{table[table['best_accuracy'].notna()].head(10).to_string(index=False, float_format='{:.4g}'.format)}\n")
     best = table.iloc[0]
     print(f"best: {best['trial']} with accuracy {best['best_accuracy']:.4f} on {validation.name} in epoch "
-          f"{int(best['best_epoch'])}; {len(failed)} trials failed, {unfinished} are unfinished")
-    print(f"table, best configuration and logs: {folder}")
+          f"{int(best['best_epoch'])}; {early} trials stopped early, {len(failed)} failed, {unfinished} are unfinished")
+    print(f"table, best configuration and logs: {Path(args.runs_dir) / args.experiment}")
     if unfinished:
         print("next: the same command with --resume finishes the rest")
         return 130
-    print(f"next: python train.py {args.num_epochs} FINAL {args.model} true {best['batch_size']} --config "
-          f"{Path(args.runs_dir) / args.experiment / 'best_config.json'}")
+    batch_size = min(int(best["batch_size"]), len(training.faces) + len(validation.faces))
+    print(f"next: python train.py {args.num_epochs} final {args.model} true {batch_size} --config "
+          f"{shlex.quote(str(Path(args.runs_dir, args.experiment, 'best_config.json')))}{folder_options(args)}")
     return 0
 
 

@@ -17,18 +17,19 @@ import hashlib
 import importlib.util
 import io
 import os
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
-import dlib
-import numpy as np
-from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
-
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import process_files  # noqa: E402
 from command_line import UserError, make_parser, positive_int, printable, run_script  # noqa: E402
+
+import cv2  # noqa: E402
+import dlib  # noqa: E402
+import numpy as np  # noqa: E402
+from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: E402
 
 PICTURE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"])
 PICTURE_FORMATS = [plugin.format for plugin in (
@@ -269,10 +270,10 @@ def main(argv=None):
     with process_files.open_target(face_dir, settings):
         summary = process_files.run_batch(function, find_work(), face_dir, total, "frame", arguments.workers,
                                           arguments.ray_address, NO_FACE)
-    if summary.expected:
-        print(f"{summary.expected} frames without a face.")
-    process_files.print_summary(summary, "frames", "faces", face_dir, "python train.py --help, once the splits train, "
-                                "valid and test of the data folder all have their faces")
+    data_dir = Path(face_dir).parent.parent
+    option = "" if str(data_dir) == "data" else f" --data-dir {shlex.quote(str(data_dir))}"
+    process_files.print_summary(summary, "frame", "face", face_dir, "with the faces of train, valid and test, python "
+                                f"train_resnet_raytune_hyperparams.py 20 30 search FaceResNet29_v1.0{printable(option)}", NO_FACE)
     return summary.status
 
 

@@ -19,13 +19,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
-import cv2
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import process_files  # noqa: E402
 from command_line import CLIP_SUFFIXES, UserError, make_parser, positive_int, printable, run_script  # noqa: E402
+
+import av  # noqa: E402
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
 
 MAX_PIXELS = 100_000_000
 
@@ -423,13 +423,13 @@ def main(argv=None):
                                  dry_run=arguments.dry_run)
     items = ((path, None if problem is None else (None, problem)) for path, problem in find_clips())
     if arguments.dry_run:
-        process_files.print_dry_run(function, items, total, "clips", "frames", arguments.frame_dir, arguments.workers)
+        process_files.print_dry_run(function, items, total, "clip", "frame", arguments.frame_dir, arguments.workers)
         return 0
     with process_files.open_target(arguments.frame_dir, settings):
         summary = process_files.run_batch(function, items, arguments.frame_dir, total, "clip", arguments.workers,
                                           arguments.ray_address)
     face_dir = Path(arguments.frame_dir).with_name("faces")
-    process_files.print_summary(summary, "clips", "frames", arguments.frame_dir,
+    process_files.print_summary(summary, "clip", "frame", arguments.frame_dir,
                                 f"python pre-processing/extract_faces_from_frames.py {printable(arguments.frame_dir)} "
                                 f"{printable(face_dir)}")
     return summary.status

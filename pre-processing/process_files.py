@@ -27,10 +27,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from command_line import UserError, printable, progress_bar  # noqa: E402
+from command_line import UserError, counted, printable, progress_bar  # noqa: E402
+
+import numpy as np  # noqa: E402
 
 SCRATCH = ".unfinished"
 FAILURES = "failures.csv"
@@ -568,7 +568,7 @@ def run_batch(function, items, target, total, unit, workers=None, ray_address=No
 
 
 def print_dry_run(function, items, total, inputs, outputs, target, workers):
-    """Print what run_batch would make, from a function that makes nothing; touch no file."""
+    """Print what run_batch would make, from a function that makes nothing; touch no file. inputs, outputs: words for one."""
     made = present = failed = 0
     with contextlib.closing(map_files(function, items, workers)) as results:
         for path, result, problem in progress_bar(results, total=total, unit=inputs):
@@ -577,23 +577,30 @@ def print_dry_run(function, items, total, inputs, outputs, target, workers):
                 present += result[1]
                 problem = result[2]
             failed += problem is not None
-    print(f"Dry run: from {total} {inputs}, {made} {outputs} would be made in {printable(target)}, {present} are there "
-          f"already, {failed} {inputs} have a problem. Nothing was written; next: the same command without --dry-run.")
+    print(f"Dry run: from {counted(total, inputs)}, {counted(made, outputs)} would be made in {printable(target)}; {present} "
+          f"there already; {counted(failed, inputs)} with a problem. Nothing was written; next: the same command without "
+          "--dry-run.")
 
 
-def print_summary(summary, inputs, outputs, target, following):
-    """Print what a run did and, on the last line, where the results are and what to run next.
+def print_summary(summary, inputs, outputs, target, following, expected_reason=None):
+    """Print what a run did and, on the last line, where the results are and what to run next. inputs, outputs: words for one.
 
     Raises UserError where a complete run has nothing to show but problems.
     """
+    speed = f" ({summary.inputs / summary.seconds:.1f} {inputs}s/s)" if summary.made and summary.seconds else ""
+    print(f"{counted(summary.inputs, inputs)} in {summary.seconds:.1f} s{speed}: {counted(summary.made, outputs)} made, "
+          f"{summary.present} there already.")
+    problems = [f"{expected_reason}: {counted(summary.expected, inputs)}"] if summary.expected else []
+    if summary.failed > summary.expected:
+        problems.append(f"other problems: {summary.failed - summary.expected}" if problems
+                        else f"problems: {counted(summary.failed, inputs)}")
+    if problems:
+        print(f"{', '.join(problems).capitalize()}; listed in {printable(Path(target, FAILURES))}")
     if summary.status:
-        print(f"Stopped after {summary.inputs} {inputs}; run the same command again to go on.")
-    speed = f" ({summary.inputs / summary.seconds:.1f} {inputs}/s)" if summary.seconds else ""
-    print(f"{summary.inputs} {inputs} in {summary.seconds:.1f} s{speed}: {summary.made} {outputs} made, "
-          f"{summary.present} were there already.")
-    if summary.failed:
-        print(f"{summary.failed} {inputs} with a problem, listed in {printable(Path(target, FAILURES))}")
-    if not summary.status and not summary.made + summary.present and summary.failed > summary.expected:
-        raise UserError(f"{target}: not one of the {summary.inputs} {inputs} could be used; "
+        print(f"Stopped. {outputs.capitalize()}s of the {inputs}s that were under way stay in {printable(target)}; next: the same "
+              "command, which goes on")
+        return
+    if not summary.made + summary.present and summary.failed > summary.expected:
+        raise UserError(f"{target}: {counted(summary.inputs, inputs)}, and nothing could be made of any; "
                         f"{Path(target, FAILURES)} says why")
-    print(f"{outputs.capitalize()}: {printable(target)}   next: {following}")
+    print(f"{outputs.capitalize()}s: {printable(target)}   next: {following}")

@@ -71,9 +71,11 @@ def test_clips_are_averaged_over_their_frames():
 def test_warnings():
     labels, predictions, speakers = made_up()
     predictions["openness"] = 0.95
-    lines = " ".join(warnings_about(measure(labels, predictions, labels.mean(), speakers), labels, predictions))
+    lines = " ".join(warnings_about(measure(labels, predictions, labels.mean(), speakers), labels, predictions, speakers))
     assert "worse than the constant prediction: openness" in lines and "collapsed" in lines
-    assert not warnings_about(measure(labels, made_up()[1], labels.mean(), speakers), labels, made_up()[1])
+    assert not warnings_about(measure(labels, made_up()[1], labels.mean(), speakers), labels, made_up()[1], speakers)
+    alone = speakers.map(lambda _: "one")
+    assert "only 1 speakers" in warnings_about(measure(labels, made_up()[1], labels.mean(), alone), labels, made_up()[1], alone)[0]
 
 
 def test_anybodys_predictions(run_script, tmp_path):

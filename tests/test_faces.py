@@ -64,11 +64,11 @@ def test_second_run_searches_nothing_but_what_changed(frames, tmp_path, run_scri
     run_script(SCRIPT, frames, faces)
     before = {path: path.stat().st_mtime_ns for path in faces.rglob("*.jpg")}
     again = run_script(SCRIPT, frames, faces)
-    assert "0 faces made, 3 were there already" in again.stdout and "1 frames without a face" in again.stdout
+    assert "0 faces made, 3 there already" in again.stdout and "No face found: 1 frame;" in again.stdout
     assert "0 of 4 frames would be searched" in run_script(SCRIPT, frames, faces, "--dry-run").stdout
     cv2.imwrite(str(frames / "none__frame_0.jpg"), scene((300, 60, 600)))
     changed = run_script(SCRIPT, frames, faces)
-    assert "1 faces made, 3 were there already" in changed.stdout
+    assert "1 face made, 3 there already" in changed.stdout
     assert (faces / "failures.csv").read_text() == "input,reason\n"
     assert before.items() <= {path: path.stat().st_mtime_ns for path in faces.rglob("*.jpg")}.items()
     refused = run_script(SCRIPT, frames, faces, "--size", 112, check=False)

@@ -159,7 +159,7 @@ def test_ctrl_c(many, tmp_path, script, source, more):
     assert seconds < 2 * max(1.0, os.getloadavg()[0]), seconds
     assert process.returncode == 130
     assert "Traceback" not in errors and len(errors.splitlines()) <= 2
-    assert "run the same command again" in output
+    assert "next: the same command, which goes on" in output
     assert (folder / "failures.csv").is_file() and not (folder / ".unfinished").exists()
     assert all_gone(process.pid)
 
@@ -168,7 +168,7 @@ def test_stopped_run_keeps_the_last_failures(many, tmp_path, run_script):
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "bad.mp4").write_bytes(b"no clip")
     refused = run_script(FRAMES, "videos", "frames", 5, check=False)
-    assert refused.returncode == 2 and "not one of the 1 clips" in refused.stderr
+    assert refused.returncode == 2 and "1 clip, and nothing could be made" in refused.stderr
     (tmp_path / "frames" / ".unfinished").mkdir()
     failures = process_files.Failures(tmp_path / "frames")
     failures.add(tmp_path / "videos" / "other.mp4", "new")

@@ -115,7 +115,7 @@ def uninterrupted(tmp_path_factory):
     return data, folder / "runs" / "whole"
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL and truncated checkpoint"])
+@pytest.mark.parametrize("how", ["SIGTERM", "Ctrl-C", "SIGKILL and truncated checkpoint"])
 def test_interrupted_and_resumed_training_is_the_same(run_script, uninterrupted, tmp_path, how):
     data, whole = uninterrupted
     broken = [str(word) if word != "EXPERIMENT" else "broken" for word in (*RESUMED, "--data-dir", data)]
@@ -126,15 +126,16 @@ def test_interrupted_and_resumed_training_is_the_same(run_script, uninterrupted,
     while not (folder / "checkpoint_previous.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert process.poll() is None, process.communicate()
-    process.send_signal(signal.SIGTERM if how == "SIGTERM" else signal.SIGKILL)
+    number = {"SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}.get(how, signal.SIGKILL)
+    process.send_signal(number)
     errors = process.communicate(timeout=30)[1]
-    if how == "SIGTERM":
-        assert process.returncode == 143 and "--resume" in errors
+    if number != signal.SIGKILL:
+        assert process.returncode == 128 + number and f"stopped by {how}" in errors and "--resume" in errors
     else:
         last = folder / "checkpoint_last.pt"
         last.write_bytes((folder / "checkpoint_previous.pt").read_bytes()[:100_000])
     resumed = run_script(*broken, "--resume", env=SAVE_ALWAYS)
-    assert how == "SIGTERM" or "falling back" in resumed.stderr
+    assert number != signal.SIGKILL or "falling back" in resumed.stderr
     for name in ("checkpoint_last.pt", "checkpoint_best.pt"):
         assert_equal_states(network_of(whole / name), network_of(folder / name))
     assert losses_of(whole) == losses_of(folder)
