@@ -227,7 +227,7 @@ def test_search_killed_resumed_and_used(run_script, chip_data, tmp_path):
     assert result.returncode == 0, result.stderr
     trials = pandas.read_csv(folder / "trials.csv")
     assert sorted(zip(trials["lr"], trials["status"])) == [(1e-3, "finished")] * 2 + [(1e30, "failed")] * 2
-    assert "2 trials failed, 0 are unfinished" in result.stdout
+    assert "2 failed, 0 are unfinished" in result.stdout
     # The best over all epochs, as the trial's own log says.
     log = pandas.read_csv(folder / "search" / trials["trial"][0] / "training.csv")
     assert log["accuracy_mean"].max() == pytest.approx(trials["best_accuracy"][0])
