@@ -44,7 +44,11 @@ LONGEST_GAP = 1024  # bytes of settings between two tensors of dlib's file
 # shows hair and neck, its middle three quarters are the crop (padding 0.25) that the network was made for.
 FACE_VIEWS = (1.0, 0.75)
 DESCRIPTOR_SIZE = 128
-FACE_FEATURES = len(FACE_VIEWS) * (4 * sum(filters for filters, _, _ in FACE_STAGES[1:]) + DESCRIPTOR_SIZE)
+# Each stage's maps are averaged to so many rows and columns. The early ones know of skin, hair and light, and where they are,
+# what the last ones, made to tell people apart, have dropped.
+FACE_GRIDS = (4, 4, 2, 2, 2)
+FACE_FEATURES = len(FACE_VIEWS) * (sum(filters * grid ** 2 for (filters, _, _), grid in zip(FACE_STAGES, FACE_GRIDS))
+                                   + DESCRIPTOR_SIZE)
 
 
 class Architecture(NamedTuple):
@@ -357,7 +361,8 @@ def backbone_key(network, name):
     digest = hashlib.sha256()
     for key, value in network.backbone.state_dict().items():
         digest.update(key.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return f"{architecture_named(name).backbone} views {network.views} at {network.input_size} px weights {digest.hexdigest()}"
+    return (f"{architecture_named(name).backbone} views {network.views} at {network.input_size} px, "
+            f"{network.standardise.num_features} features, weights {digest.hexdigest()}")
 
 
 def parameter_groups(network, lr, weight_decay, backbone_lr_factor, layer_decay):
@@ -452,12 +457,10 @@ class FaceResNet29(nn.Module):
         return self.descriptor(last_map.mean((2, 3)))
 
     def forward(self, pictures):
-        """Return what the heads see of a view, B x 2944: the maps of stages 2 to 5, each averaged to 2 x 2, and the descriptor.
-
-        The early maps know of skin, hair and light what the last ones, made to tell people apart, have dropped.
-        """
+        """Return what the heads see of a view, B x 4224: the maps of all stages, averaged as FACE_GRIDS says, and the
+        descriptor."""
         maps = self.stage_maps(pictures)
-        pooled = [functional.adaptive_avg_pool2d(some, 2).flatten(1) for some in maps[1:]]
+        pooled = [functional.adaptive_avg_pool2d(some, grid).flatten(1) for some, grid in zip(maps, FACE_GRIDS)]
         return torch.cat([*pooled, self.describe(maps[-1])], dim=1)
 
     def convolutions(self):
