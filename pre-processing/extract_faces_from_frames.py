@@ -270,10 +270,13 @@ def main(argv=None):
     with process_files.open_target(face_dir, settings):
         summary = process_files.run_batch(function, find_work(), face_dir, total, "frame", arguments.workers,
                                           arguments.ray_address, NO_FACE)
-    data_dir = Path(face_dir).parent.parent
-    option = "" if str(data_dir) == "data" else f" --data-dir {shlex.quote(str(data_dir))}"
-    process_files.print_summary(summary, "frame", "face", face_dir, "with the faces of train, valid and test, python "
-                                f"train_resnet_raytune_hyperparams.py 20 30 search FaceResNet29_v1.0{printable(option)}", NO_FACE)
+    following = "training takes them from DATA_DIR/{train,valid,test}/faces"
+    if Path(face_dir).name == "faces" and Path(face_dir).parent.name in ("train", "valid", "test"):
+        data_dir = str(Path(face_dir).parent.parent)
+        option = "" if data_dir == "data" else f" --data-dir {shlex.quote(data_dir)}"
+        following = ("with the faces of train, valid and test, python train_resnet_raytune_hyperparams.py 20 30 search "
+                     f"FaceResNet29_v1.0{printable(option)}")
+    process_files.print_summary(summary, "frame", "face", face_dir, following, NO_FACE)
     return summary.status
 
 
