@@ -174,7 +174,7 @@ def test_full_disk(run_script, chip_data, small_disk, monkeypatch):
         assert not [path for path in disk.rglob("*") if ".partial" in path.name]
 
     assert_refused()
-    small_disk(used + 36_000_000)
+    small_disk(used + 44_000_000)
     shutil.rmtree(disk / "full")
     assert_refused()
     assert load_checkpoint(disk / "full" / "checkpoint_previous.pt")["training"]["step"] > 0
@@ -226,7 +226,8 @@ def test_search_killed_resumed_and_used(run_script, chip_data, tmp_path):
     result = subprocess.run([*search, "--resume"], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr
     trials = pandas.read_csv(folder / "trials.csv")
-    assert sorted(zip(trials["lr"], trials["status"])) == [(1e-3, "finished")] * 2 + [(1e30, "failed")] * 2
+    ended = trials["status"].replace("stopped early", "finished")  # ASHA stops whichever of the two is behind
+    assert sorted(zip(trials["lr"], ended)) == [(1e-3, "finished")] * 2 + [(1e30, "failed")] * 2
     assert "2 failed, 0 are unfinished" in result.stdout
     # The best over all epochs, as the trial's own log says.
     log = pandas.read_csv(folder / "search" / trials["trial"][0] / "training.csv")
