@@ -1,4 +1,4 @@
-"""What every script of the suite does the same way: help pages, progress bars, errors and exit statuses.
+"""What every script does the same way: options, help pages, errors, exit statuses, progress bars, files written whole.
 
 Exit statuses: 0 done, 1 the machine failed (disk full), 2 wrong input (one line on stderr names the file and
 the remedy), 130 Ctrl-C, 141 the reader of the output went away, 143 SIGTERM.
@@ -10,8 +10,10 @@ import os
 import shlex
 import sys
 import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 # PyTorch's threads wait by spinning, which is ten times slower as soon as another program wants the same cores. Read when
@@ -19,10 +21,6 @@ from tqdm import tqdm
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 VERSION = "1.0.0"
-# Endings of names that are taken for clips, in folders and in tables of labels.
-CLIP_SUFFIXES = frozenset("""
-    .3g2 .3gp .amv .asf .avi .divx .dv .f4v .flv .gif .h264 .h265 .hevc .ivf .m2t .m2ts .m2v .m4v .mj2 .mjpeg .mjpg .mkv
-    .mov .mp4 .mpe .mpeg .mpg .mts .mxf .nut .obu .ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv .y4m""".split())
 
 
 def _end_quietly(kind, error, trace):
@@ -60,19 +58,19 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (--help explains all arguments)\n")
 
 
-def make_parser(docstring):
+def make_parser(docstring: str) -> argparse.ArgumentParser:
     """Return an ArgumentParser whose help page is the script's docstring and which knows --version."""
     parser = OneLineParser(description=docstring.strip(), formatter_class=HelpFormatter, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     return parser
 
 
-def positive_int(text):
+def positive_int(text: str) -> int:
     """argparse type: a whole number of at least 1."""
     return _number_from(1, text)
 
 
-def whole_number(text):
+def whole_number(text: str) -> int:
     """argparse type: a whole number of at least 0."""
     return _number_from(0, text)
 
@@ -87,14 +85,14 @@ def _number_from(least, text):
     return value
 
 
-def true_or_false(text):
+def true_or_false(text: str) -> bool:
     """argparse type: the words true and false, in any case."""
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
     return text.lower() == "true"
 
 
-def progress_bar(iterable=None, **options):
+def progress_bar(iterable: Iterable | None = None, **options) -> tqdm:
     """Return a tqdm bar on stderr; silent where stderr is not a terminal, without colour and with plain characters
     where NO_COLOR is set."""
     options.setdefault("dynamic_ncols", True)
@@ -103,44 +101,66 @@ def progress_bar(iterable=None, **options):
     return tqdm(iterable, ascii=True if os.environ.get("NO_COLOR") else None, **options)
 
 
-def printable(text):
+def printable(text: object) -> str:
     """Return the text on one line with control characters escaped, so that a file's name cannot garble a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in str(text))
 
 
-def counted(number, word):
+def counted(number: int, word: str) -> str:
     """Return "1 clip", "2 clips"."""
     return f"{number} {word}{'' if number == 1 else 's'}"
 
 
-def folder_options(args, names=("data_dir", "runs_dir")):
+def folder_options(args: argparse.Namespace, names: Iterable[str] = ("data_dir", "runs_dir")) -> str:
     """Return, as text for a next command, those of the options --data-dir and --runs-dir that are not the default."""
     return "".join(f" --{name.replace('_', '-')} {shlex.quote(getattr(args, name))}" for name in names
                    if getattr(args, name) != name.removesuffix("_dir"))
 
 
 @contextlib.contextmanager
-def written_aside(path):
-    """Yield a path to write to, which gets the name `path` when the block has ended well and is removed when it has not: the
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a path to write to, which is renamed to `path` when the block has ended well and removed when it has not: a
     file of that name is always a whole one."""
     path = Path(path)
-    aside = path.with_name(f".partial.{path.name}")  # with its ending, by which libraries know the format
+    partial = path.with_name(f".partial.{path.name}")  # keeps its ending, by which libraries know the format
     try:
-        yield aside
-        os.replace(aside, path)
+        yield partial
+        os.replace(partial, path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
 
 
-def disk_error(error):
+@contextlib.contextmanager
+def folder_lock(folder: str | os.PathLike, seconds: float = 5.0) -> Iterator[None]:
+    """Hold an existing folder for this run alone, until the block ends or the process dies.
+
+    Waits a few seconds for another run, since one that was killed a moment ago may still be ending. Raises UserError where
+    another run holds the folder, or where no file can be written there.
+    """
+    lock = FileLock(Path(folder, ".lock"), timeout=seconds)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{folder}: another run is working there; wait for its end or name another folder") from None
+    except PermissionError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); name another folder") from None
+    except NotImplementedError:
+        pass  # a network folder that knows no locks: the user sees to it that one run works there at a time
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def disk_error(error: BaseException | None) -> OSError | None:
     """Return the OSError of a full disk or quota that an exception is, or that led to it; None where there is none."""
     while error is not None and getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
         error = error.__cause__ or error.__context__
     return error
 
 
-def run_script(main, argv=None):
+def run_script(main: Callable, argv: list[str] | None = None) -> None:
     """Run main(argv) and end the process with its exit status; turn known errors into one line on stderr."""
     name = Path(sys.argv[0]).name
     # TensorBoard writes in a thread, which ends on a full disk with a traceback; main then hears of it as an error, too.

@@ -2,7 +2,7 @@
 
 Grad-CAM in the form of Draelos and Carin (HiResCAM, 2020): gradient times activation at every place, summed over the filters.
 For the ResNets, whose last maps are averaged, it is Grad-CAM itself (Selvaraju et al. 2017) but for a factor. The head of the
-face network sees its maps' quarters apart; weights averaged over the whole map, as Grad-CAM has them, lose the place: on the
+face network sees a grid of places of each map. Weights averaged over the whole map, as in Grad-CAM, lose the place: on the
 demo the map for agreeableness then lies on the spot that steers it no more than the maps of the other traits do.
 
     python predict.py EXPERIMENT clip.mp4 --explain maps       one picture a file: the chip and the five maps over it
@@ -15,11 +15,8 @@ import torch
 from captum.attr import LayerGradientXActivation
 from torch import nn
 
-from dataset import TRAITS
-
-# The ResNets' last maps. The face network's head sees the maps of stages 2 to 5, so only the stages before the third carry
-# all that the score depends on; of these the first points best (35 x 35 places).
-EXPLAINED_LAYER = {"ResNet": "layer4", "FaceResNet29": "stage1"}
+from labels import TRAITS
+from model_architectures import PersonalityNetwork
 
 
 class _ScoresOfView(nn.Module):
@@ -35,23 +32,23 @@ class _ScoresOfView(nn.Module):
         return self.network(torch.cat(features, dim=1))
 
 
-def explain_chips(network, chips, layer=None):
+def explain_chips(network: PersonalityNetwork, chips: torch.Tensor, layer: str | None = None) -> np.ndarray:
     """Return heat maps, float32 N x 5 x H x W in [0, 1], of uint8 RGB chips N x 3 x H x W, on any device.
 
     network: a PersonalityNetwork in evaluation mode. layer: the name of the backbone's stage whose maps are weighted; None:
-    that of EXPLAINED_LAYER. Only places that raise the score count. The maps of all views are added at their places; each
+    the one that the table of backbones names. Only places that raise the score count. The maps of all views are added at their places; each
     map's largest value is 1 (all 0 where nothing raises the score).
     """
     network.eval()
-    layer = network.backbone.get_submodule(layer or EXPLAINED_LAYER[type(network.backbone).__name__])
+    layer = network.backbone.get_submodule(layer or network.kind.explained_stage)
     height, width = chips.shape[-2:]
     # Frozen weights take no gradient; that the views take one is enough for the maps behind them.
     with torch.inference_mode(False), torch.enable_grad():
         maps = torch.zeros(len(chips), len(TRAITS), height, width)
         pictures = chips.to(network.mean.device, network.mean.dtype) / 255
-        views = [network.view_of(pictures, part) for part in network.views]
+        views = [network.view_of(pictures, part) for part in network.kind.views]
         features = [network.features_of_view(view).detach() for view in views]
-        for number, part in enumerate(network.views):
+        for number, part in enumerate(network.kind.views):
             method = LayerGradientXActivation(_ScoresOfView(network, number, features), layer)
             inside = [round(part * length) for length in (height, width)]
             top, left = (height - inside[0]) // 2, (width - inside[1]) // 2
@@ -64,7 +61,7 @@ def explain_chips(network, chips, layer=None):
     return torch.where(largest > 0, maps / largest.clamp_min(1e-30), 0).numpy()
 
 
-def overlay(chip, maps, scores=None):
+def overlay(chip: np.ndarray, maps: np.ndarray, scores: np.ndarray | None = None) -> np.ndarray:
     """Return one picture, uint8 RGB: the chip and its five maps over it, with the traits' names and scores below.
 
     chip: uint8 RGB 3 x H x W. maps: float 5 x H x W in [0, 1]. scores: five numbers, or None.

@@ -11,6 +11,8 @@ import json
 import math
 from pathlib import Path
 
+from command_line import UserError, atomic_write
+
 import cv2
 import jinja2
 import numpy as np
@@ -18,22 +20,25 @@ import pandas
 import plotly.graph_objects as plots
 from plotly.offline import get_plotlyjs
 
-from command_line import UserError, written_aside
-from dataset import TRAITS, read_chip
+from dataset import read_chip
+from labels import TRAITS
+from metrics import PUBLISHED, Evaluation
 
 CLIPS_SHOWN = 6         # best ones, and as many worst ones
 CHIP_SIZE_SHOWN = 160   # pixels: sharp at 80 CSS pixels on a phone
 MOST_POINTS = 4000      # a scatter of more clips shows a random part of them, so that the page stays quick
 
 
-def write_report(folder, labels, predictions, metrics, published, faces=None, chip_size=None, run_dir=None):
-    """Write folder/report.html and return its path.
+def write_report(evaluation: Evaluation) -> Path:
+    """Write report.html into the evaluation's folder and return its path.
 
-    labels, predictions: DataFrames of the same clips (index clip, columns TRAITS, float in [0, 1]). metrics: what
-    metrics.json holds; what it lacks (seen, unseen, groups, comparison) the page leaves out. published: DataFrame of known
-    systems, columns mean and TRAITS. faces: DataFrame with the columns path and clip, where the chips come from; None: the
-    page shows no pictures. chip_size: pixels of a chip. run_dir: the experiment's folder with training.csv and args.json.
+    What its metrics lack (seen, unseen, groups, comparison) the page leaves out. Without an experiment the page shows no
+    pictures and no training curves.
     """
+    labels, predictions, metrics, run_dir = evaluation.labels, evaluation.predictions, evaluation.metrics, evaluation.run_dir
+    faces, chip_size = None, None
+    if evaluation.split is not None:
+        faces, chip_size = evaluation.split.faces, evaluation.split.preprocessing["size"]
     warnings = list(metrics.get("warnings", ()))
     history, training_command = None, None
     if run_dir is not None:
@@ -55,12 +60,12 @@ def write_report(folder, labels, predictions, metrics, published, faces=None, ch
     environment.filters["number"] = _number
     page = environment.get_template("report_template.html").render(
         metrics=metrics, warnings=warnings, traits=TRAITS, tables=tables, groups=groups, best=best, worst=worst,
-        figures=figures, published=published.to_dict("index"), training_command=training_command,
+        figures=figures, published=PUBLISHED.to_dict("index"), training_command=training_command,
         plotly=jinja2.utils.markupsafe.Markup(get_plotlyjs()))
-    path = Path(folder) / "report.html"
+    path = evaluation.folder / "report.html"
     # A clip's name may hold bytes that are no UTF-8; they are shown as question marks.
-    with written_aside(path) as aside:
-        aside.write_text(page, encoding="utf-8", errors="replace")
+    with atomic_write(path) as partial:
+        partial.write_text(page, encoding="utf-8", errors="replace")
     return path
 
 

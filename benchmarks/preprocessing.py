@@ -20,9 +20,10 @@ import av
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "pre-processing"))
+import process_files  # noqa: E402
+
 import extract_faces_from_frames as faces_script  # noqa: E402
 import extract_frames_from_videos as frames_script  # noqa: E402
-import process_files  # noqa: E402
 
 
 def _clips(clip_dir):

@@ -32,14 +32,14 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from command_line import UserError, make_parser, positive_int, progress_bar, run_script
+
 import av
 import cv2
 import numpy as np
 import pandas
 from scipy.stats import qmc
 from skimage import data
-
-from command_line import UserError, make_parser, positive_int, progress_bar, run_script
 
 # As in dataset.py, whose import takes seconds (PyTorch).
 TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")

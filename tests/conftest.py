@@ -94,7 +94,7 @@ def write_chips(folder, clips_of_split, faces_a_clip=2, seed=0):
     import numpy as np
     import pandas
 
-    from dataset import TRAITS
+    from labels import TRAITS
 
     generator = np.random.default_rng(seed)
     number = 0

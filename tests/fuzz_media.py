@@ -19,12 +19,15 @@ from pathlib import Path
 import cv2
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pre-processing"))
-import extract_faces_from_frames as faces_script  # noqa: E402
-import extract_frames_from_videos as frames_script  # noqa: E402
-import process_files  # noqa: E402
-from make_media import portrait, write_clip  # noqa: E402
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "pre-processing"), str(REPOSITORY / "tests")]
+
+from find_faces import CropSettings, extract_faces
+from labels import CLIP_SUFFIXES
+from make_media import portrait, write_clip
+from read_clips import FrameSettings, extract_frames
+from target_folder import open_target
+from worker_pool import map_files
 
 
 def make_seeds(folder):
@@ -80,10 +83,9 @@ def mutated_files(seeds, folder, number_of_files, seed):
 
 def work_on(path, target):
     """Do what the script for this kind of file does."""
-    if Path(path).suffix in frames_script.CLIP_SUFFIXES:
-        return frames_script.extract_clip(path, target, number_of_frames=10, seed=0, quality=95, dry_run=False)
-    predictor = faces_script.find_predictor()
-    return faces_script.extract_faces(path, str(Path(path).parent), target, predictor, 64, 0.25, "largest", 95)
+    if Path(path).suffix in CLIP_SUFFIXES:
+        return extract_frames(path, target, FrameSettings(number_of_frames=10))
+    return extract_faces(path, str(Path(path).parent), target, CropSettings(size=64, padding=0.25))
 
 
 def fuzz(folder, number_of_files, seed=0, workers=None):
@@ -94,10 +96,10 @@ def fuzz(folder, number_of_files, seed=0, workers=None):
     (folder / "mutated").mkdir()
     counts = {"files": 0, "good": 0, "refused": 0, "died": 0, "unexpected": 0}
     target = folder / "target"
-    with process_files.open_target(target, {}):
+    with open_target(target, {}):
         items = mutated_files(seeds, folder / "mutated", number_of_files, seed)
         work = functools.partial(work_on, target=str(target))
-        with contextlib.closing(process_files.map_files(work, items, workers)) as results:
+        with contextlib.closing(map_files(work, items, workers)) as results:
             for path, result, problem in results:
                 counts["files"] += 1
                 if problem is None and result[2] is None:
@@ -115,6 +117,8 @@ def fuzz(folder, number_of_files, seed=0, workers=None):
 
 
 if __name__ == "__main__":
+    import fuzz_media  # the workers import it by this name
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=int, help="number of mutated files")
     parser.add_argument("--seed", type=int, default=0)
@@ -122,4 +126,4 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     target_folder = Path(arguments.folder or tempfile.mkdtemp())
     target_folder.mkdir(parents=True, exist_ok=True)
-    print(target_folder, fuzz(target_folder, arguments.files, arguments.seed))
+    print(target_folder, fuzz_media.fuzz(target_folder, arguments.files, arguments.seed))

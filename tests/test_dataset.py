@@ -4,16 +4,20 @@ import os
 import pickle
 import random
 
+from command_line import UserError
+
 import numpy as np
 import pandas
 import pytest
 import torch
-
-from command_line import UserError
 from conftest import write_chips
-from dataset import (TRAITS, FaceDataset, cached_features, clip_name, epoch_batches, list_faces, load_split, read_labels,
-                     read_scores, speakers_of, split_by_speaker)
 
+from dataset import FaceDataset, epoch_batches, list_faces, load_split, split_by_speaker
+from device import Machine
+from features import cached_features
+from labels import TRAITS, clip_name, read_labels, read_scores, speakers_of
+
+MACHINE = Machine(torch.device("cpu"), cache="float32")
 HEADER = "clip," + ",".join(TRAITS) + "\n"
 
 
@@ -166,7 +170,7 @@ def test_feature_cache_is_reused_and_made_anew(tmp_path):
         return chips.float().mean((2, 3))
 
     def features():
-        return cached_features(load_split(data, "train"), network, "test weights 1", torch.device("cpu"), "float32")
+        return cached_features(load_split(data, "train"), network, "test weights 1", MACHINE)
 
     rows = np.arange(10)
     first = features()
@@ -189,8 +193,7 @@ def test_cached_features_run_no_code(tmp_path):
     data = write_chips(tmp_path / "data", {"train": 3})
 
     def features():
-        return cached_features(load_split(data, "train"), lambda chips: chips.float().mean((2, 3)), "test weights 1",
-                               torch.device("cpu"), "float32")
+        return cached_features(load_split(data, "train"), lambda chips: chips.float().mean((2, 3)), "test weights 1", MACHINE)
 
     features()
     cache, mark = next((data / "train" / "features").glob("*.npy")), tmp_path / "it_ran"

@@ -3,7 +3,8 @@ import cv2
 import numpy as np
 import pandas
 
-from dataset import TRAITS, clip_name, list_faces
+from dataset import list_faces
+from labels import TRAITS, clip_name
 
 SMALL = ("--clips-train", 4, "--clips-valid", 2, "--clips-test", 3)
 

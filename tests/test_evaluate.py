@@ -1,14 +1,15 @@
 """Figures against independent computations, the bootstrap, and anybody's predictions."""
 import json
 
+from command_line import UserError
+
 import numpy as np
 import pandas
 import pytest
 import scipy.stats
 
-from command_line import UserError
-from dataset import TRAITS, speakers_of
-from evaluate import compare, measure, scores_of_clips, speaker_interval, warnings_about
+from labels import TRAITS, speakers_of
+from metrics import compare, measure, scores_of_clips, speaker_interval, warnings_about
 
 
 def made_up(clips=120, noise=0.08, seed=0):
@@ -75,7 +76,7 @@ def test_warnings():
     assert "worse than the constant prediction: openness" in lines and "collapsed" in lines
     assert not warnings_about(measure(labels, made_up()[1], labels.mean(), speakers), labels, made_up()[1], speakers)
     alone = speakers.map(lambda _: "one")
-    assert "only 1 speakers" in warnings_about(measure(labels, made_up()[1], labels.mean(), alone), labels, made_up()[1], alone)[0]
+    assert "only 1 speaker:" in warnings_about(measure(labels, made_up()[1], labels.mean(), alone), labels, made_up()[1], alone)[0]
 
 
 def test_anybodys_predictions(run_script, tmp_path):

@@ -1,25 +1,21 @@
 """Faces: found, aligned, the largest first, searched once."""
 import csv
 import json
-import sys
 
 import cv2
 import dlib
 import numpy as np
 import pytest
 
-from conftest import REPOSITORY
+from find_faces import find_faces, find_predictor, load_models, read_picture
 from make_media import portrait
-
-sys.path.insert(0, str(REPOSITORY / "pre-processing"))
-import extract_faces_from_frames as faces_script  # noqa: E402
 
 SCRIPT = "pre-processing/extract_faces_from_frames.py"
 
 
 @pytest.fixture(scope="module")
 def models():
-    return faces_script.load_models()
+    return load_models()
 
 
 def scene(*faces, width=1280, height=720):
@@ -54,7 +50,7 @@ def test_faces_of_a_folder(frames, tmp_path, run_script):
         chip = cv2.imread(str(path))
         assert chip.shape == (224, 224, 3)
         # Aligned: the eyes and the nose of dlib's mean face, whatever the place and size in the frame.
-        landmarks = faces_script.load_models().predictor(chip, dlib.rectangle(50, 50, 174, 174))
+        landmarks = load_models().predictor(chip, dlib.rectangle(50, 50, 174, 174))
         points = np.array([[point.x, point.y] for point in landmarks.parts()])
         assert abs(points[:4, 1].mean() - 85) < 25 and abs(points[4, 0] - 112) < 25
 
@@ -87,7 +83,7 @@ def test_all_faces_and_workers(frames, tmp_path, run_script):
 
 def test_a_folder_of_many_faces(models):
     picture = scene(*[(20 + 210 * column, 10 + 175 * row, 170) for row in range(4) for column in range(6)])
-    rectangles = faces_script.find_faces(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), models, find_all=True)
+    rectangles = find_faces(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), models, find_all=True)
     assert len(rectangles) == 24
     areas = [rectangle.area() for rectangle in rectangles]
     assert areas == sorted(areas, reverse=True)
@@ -96,7 +92,7 @@ def test_a_folder_of_many_faces(models):
 @pytest.mark.parametrize("size", [600, 300, 120])
 def test_coarse_search_agrees_with_the_detector_alone(models, size):
     picture = cv2.cvtColor(scene((500, 50, size)), cv2.COLOR_BGR2RGB)
-    found = faces_script.find_faces(picture, models)[0]
+    found = find_faces(picture, models)[0]
     alone = max(models.detector(picture, 1), key=lambda rectangle: rectangle.area())
     common = found.intersect(alone).area()
     assert common / (found.area() + alone.area() - common) > 0.5
@@ -110,8 +106,8 @@ def test_exif_orientation(models, tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     turned.save(tmp_path / "picture.jpg", exif=exif, quality=95)
-    picture = faces_script.read_picture(tmp_path / "picture.jpg")
-    assert picture.shape == (480, 640, 3) and faces_script.find_faces(picture, models)
+    picture = read_picture(tmp_path / "picture.jpg")
+    assert picture.shape == (480, 640, 3) and find_faces(picture, models)
 
 
 def test_predictor_argument(frames, tmp_path, run_script):
@@ -119,6 +115,6 @@ def test_predictor_argument(frames, tmp_path, run_script):
     for name in ("wrong.dat", "missing.dat"):
         refused = run_script(SCRIPT, frames, tmp_path / "faces", tmp_path / name, check=False)
         assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1 and name in refused.stderr
-    path_68 = faces_script.find_predictor().replace("_5_", "_68_")
+    path_68 = find_predictor().replace("_5_", "_68_")
     run_script(SCRIPT, frames, tmp_path / "faces", path_68)
     assert "68" in json.loads((tmp_path / "faces" / "preprocessing.json").read_text())["predictor"]

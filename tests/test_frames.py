@@ -1,16 +1,13 @@
 """Frames: the same pictures as a plain decode, the same choice every time, nothing made twice."""
 import random
-import sys
 
 import cv2
 import numpy as np
 import pytest
 
-from conftest import REPOSITORY
+from clip_packets import list_packets
 from make_media import plain_decode, rotate_clip, write_clip
-
-sys.path.insert(0, str(REPOSITORY / "pre-processing"))
-import extract_frames_from_videos as frames_script  # noqa: E402
+from read_clips import choose_frames, decode_wanted, read_frames
 
 SCRIPT = "pre-processing/extract_frames_from_videos.py"
 KINDS = {
@@ -68,26 +65,26 @@ def test_little_is_decoded(clips):
     # Of 60 frames with a key frame every 12 the one wanted needs its group at most; without B-frames that nothing refers
     # to even less.
     path = clips / "references.mp4"
-    packets = frames_script.list_packets(path)
+    packets = list_packets(path)
     decoded = []
     for index in (0, 25, 59):
-        for found, frame in frames_script._decode_wanted(path, packets, {index}):
+        for found, frame in decode_wanted(path, packets, {index}):
             decoded.append(found)
     assert decoded == [0, 25, 59]
     assert packets.clean.sum() >= 3
 
 
 def test_choice_is_seeded_nested_and_uniform(tmp_path):
-    draws = [frames_script.choose_frames(f"clip{clip}", range(100), 10, 0) for clip in range(200)]
+    draws = [choose_frames(f"clip{clip}", range(100), 10, 0) for clip in range(200)]
     for clip in range(5):
-        assert draws[clip] < frames_script.choose_frames(f"clip{clip}", range(100), 30, 0)
-        assert draws[clip] != frames_script.choose_frames(f"clip{clip}", range(100), 10, 1)
+        assert draws[clip] < choose_frames(f"clip{clip}", range(100), 30, 0)
+        assert draws[clip] != choose_frames(f"clip{clip}", range(100), 10, 1)
     counts = np.bincount([index for draw in draws for index in draw], minlength=100)
     assert counts.sum() == 2000 and np.abs(counts.reshape(10, 10).sum(1) - 200).max() < 60
     # Frames that cannot be read change nothing for the others.
-    whole = frames_script.choose_frames("clip", range(100), 10, 0)
+    whole = choose_frames("clip", range(100), 10, 0)
     lost = random.Random(0).choice(sorted(whole))
-    assert whole - {lost} < frames_script.choose_frames("clip", [index for index in range(100) if index != lost], 10, 0)
+    assert whole - {lost} < choose_frames("clip", [index for index in range(100) if index != lost], 10, 0)
 
 
 def test_second_run_and_other_workers(clips, tmp_path, run_script):
@@ -114,7 +111,7 @@ def test_rotation(tmp_path, degrees):
     plain = write_clip(tmp_path / "clip.mp4", frames=3)
     pictures = plain_decode(plain)
     rotate_clip(plain, degrees)
-    found = dict(frames_script.read_frames(plain, 3))
+    found = dict(read_frames(plain, 3))
     for index, picture in enumerate(pictures):
         assert np.array_equal(found[index], np.rot90(picture, -degrees // 90)), index
 
@@ -136,5 +133,5 @@ def test_nested_folders_and_equal_names(tmp_path, run_script):
 def test_real_clips(chalearn_dir):
     for path in sorted((chalearn_dir / "clips" / "test" / "videos").glob("*.mp4"))[:2]:
         pictures = plain_decode(path)
-        for index, picture in frames_script.read_frames(path, 10):
+        for index, picture in read_frames(path, 10):
             assert np.array_equal(picture, pictures[index]), f"{path.name}, frame {index}"

@@ -3,18 +3,21 @@ import os
 import random
 import zipfile
 
+from command_line import UserError
+
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from command_line import UserError
-from dataset import DEFAULT_PREPROCESSING, TRAITS
-from model_architectures import (ARCHITECTURES, FACE_INPUT_SIZE, build_network, config_keys, face_weights_path, load_checkpoint,
-                                 load_file, network_from_checkpoint, parameter_groups, read_face_weights, save_checkpoint)
-from train import DEFAULTS
+from checkpoint import FORMAT, Checkpoint, load_checkpoint
+from face_resnet29 import FACE_INPUT_SIZE, face_weights_path, read_face_weights
+from labels import DEFAULT_PREPROCESSING, TRAITS
+from model_architectures import ARCHITECTURES, build_network, config_keys, load_file, load_network_state
+from settings import Settings
+from training import parameter_groups
 
-SMALL = {**DEFAULTS, "l1": 16, "l2": 8, "l3": 4}
+SMALL = {**Settings().as_dict(), "l1": 16, "l2": 8, "l3": 4}
 LIGHT = ["ResNet18_v1.0", "ResNet18_v2.0", "ResNet18_v3.0", "ResNet34_v2.0", "ResNet101_v2.0", "FaceResNet29_v1.0",
          "FaceResNet29_v2.0", "FaceResNet29_v3.0"]
 
@@ -31,7 +34,8 @@ def test_what_is_frozen_stays_and_what_is_not_learns(name):
     torch.manual_seed(0)
     network = build_network(name, SMALL, "none")
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    optimizer = torch.optim.AdamW(parameter_groups(network, 0.01, 0.0, 0.1, 0.5))
+    optimizer = torch.optim.AdamW(parameter_groups(network, Settings(lr=0.01, weight_decay=0.0, backbone_lr_factor=0.1,
+                                                            layer_decay=0.5)))
     network.train()
     chips = torch.randint(0, 256, (4, 3, 224, 224), dtype=torch.uint8)
     for _ in range(2):
@@ -75,13 +79,12 @@ def test_memory_is_gaussian_process_regression():
         scores = network(given)
     assert np.abs(scores.numpy() - expected).max() < 1e-4 and np.abs(expected - targets.mean(0)).max() > 0.05
 
-    content = {"architecture": "FaceResNet29_v1.0", "config": {key: {**SMALL, "memory": 1.0}[key] for key in
-               config_keys("FaceResNet29_v1.0")}, "network": network.state_dict()}
+    checkpoint = checkpoint_of(network, "FaceResNet29_v1.0", {**SMALL, "memory": 1.0})
     with torch.no_grad():
-        assert torch.allclose(network_from_checkpoint(content, "memory.pt")(given), scores, atol=1e-6)
+        assert torch.allclose(checkpoint.build("memory.pt")(given), scores, atol=1e-6)
     for damaged in (torch.zeros(11, 3), torch.zeros(5), torch.zeros(10**6, 2)):
         with pytest.raises(UserError, match="memory.pt: does not fit this network: memory"):
-            network_from_checkpoint({**content, "network": {**content["network"], "memory.faces": damaged}}, "memory.pt")
+            load_network_state(network, {**network.state_dict(), "memory.faces": damaged}, "memory.pt")
 
 
 def test_scores_are_five_numbers_between_0_and_1():
@@ -146,9 +149,13 @@ def test_weights_from_a_file(tmp_path):
         build_network("ResNet18_v1.0", SMALL, "dlib")
 
 
-def content_of(network, name="ResNet18_v1.0"):
-    return {"architecture": name, "config": {key: SMALL[key] for key in config_keys(name)}, "traits": list(TRAITS),
-            "preprocessing": DEFAULT_PREPROCESSING, "network": network.state_dict()}
+def checkpoint_of(network, name="ResNet18_v1.0", settings=SMALL):
+    return Checkpoint(name, {key: settings[key] for key in config_keys(name)}, DEFAULT_PREPROCESSING, network.state_dict(),
+                      dict.fromkeys(TRAITS, 0.5), ["a.1", "b.1"], ["a", "b"], "train", 1, {"loss_train": 0.1})
+
+
+def content_of(network):
+    return {"format": FORMAT, "traits": list(TRAITS), **vars(checkpoint_of(network))}
 
 
 class _Touch:
@@ -162,16 +169,16 @@ class _Touch:
 def test_checkpoints_run_no_code_and_damage_is_named(tmp_path):
     network = build_network("ResNet18_v1.0", SMALL, "none").eval()
     path = tmp_path / "checkpoint_best.pt"
-    save_checkpoint(path, content_of(network))
+    checkpoint_of(network).save(path)
     assert os.listdir(tmp_path) == [path.name]
-    again = network_from_checkpoint(load_checkpoint(path), path)
+    again = load_checkpoint(path).build(path)
     chips = torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8)
     assert torch.equal(again(chips), network(chips))
 
     mark, evil = tmp_path / "it_ran", tmp_path / "evil.pt"
     for key in ("architecture", "config", "network", "new"):
-        for content in ({**content_of(network), "format": 1, key: _Touch(mark)},
-                        {**content_of(network), "format": 1, key: {"deep": [_Touch(mark)]}}):
+        for content in ({**content_of(network), key: _Touch(mark)},
+                        {**content_of(network), key: {"deep": [_Touch(mark)]}}):
             for old_format in (False, True):
                 torch.save(content, evil, _use_new_zipfile_serialization=not old_format)
                 with pytest.raises(UserError, match="evil.pt"):
@@ -179,15 +186,15 @@ def test_checkpoints_run_no_code_and_damage_is_named(tmp_path):
                 assert not mark.exists()
     for key, value in {"architecture": "ResNet99", "config": {"l1": 10**9, "l2": 8, "dropout": 0.1, "heads": 1},
                        "traits": ["O"], "network": {}, "format": 99}.items():
-        torch.save({"format": 1, **content_of(network), key: value}, evil)
+        torch.save({**content_of(network), key: value}, evil)
         with pytest.raises(UserError):
-            network_from_checkpoint(load_checkpoint(evil), evil)
+            load_checkpoint(evil).build(evil)
 
 
 def test_fuzzed_checkpoints(tmp_path, long_run):
     """Checkpoints with mutated bytes (headers, pickled part, directory of the zip) are read or refused in one line."""
     path = tmp_path / "mutated.pt"
-    torch.save({"format": 1, **content_of(build_network("ResNet18_v1.0", SMALL, "none")), "network": {"w": torch.zeros(3)}}, path)
+    torch.save({**content_of(build_network("ResNet18_v1.0", SMALL, "none")), "network": {"w": torch.zeros(3)}}, path)
     whole = path.read_bytes()
     generator = random.Random(7)
     refused = 0

@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pandas
 import pytest
-
 from conftest import run_script_in
-from dataset import TRAITS
+
+from labels import TRAITS
 
 
 @pytest.fixture(scope="module")

@@ -13,14 +13,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from conftest import REPOSITORY, run_script_in
+from failures import Failures
 from fuzz_media import fuzz
 from make_media import portrait, rotate_clip, write_clip
-
-sys.path.insert(0, str(REPOSITORY / "pre-processing"))
-import process_files  # noqa: E402
 
 FRAMES = "pre-processing/extract_frames_from_videos.py"
 FACES = "pre-processing/extract_faces_from_frames.py"
@@ -170,17 +169,16 @@ def test_stopped_run_keeps_the_last_failures(many, tmp_path, run_script):
     refused = run_script(FRAMES, "videos", "frames", 5, check=False)
     assert refused.returncode == 2 and "1 clip, and nothing could be made" in refused.stderr
     (tmp_path / "frames" / ".unfinished").mkdir()
-    failures = process_files.Failures(tmp_path / "frames")
+    failures = Failures(tmp_path / "frames")
     failures.add(tmp_path / "videos" / "other.mp4", "new")
     failures.close(complete=False)
     assert set(failures_in(tmp_path / "frames")) == {"bad.mp4", "other.mp4"}
 
 
 def test_hang_is_bounded(tmp_path):
-    (tmp_path / "hang.py").write_text(f"""
-import contextlib, os, sys, time
-sys.path.insert(0, {str(REPOSITORY / "pre-processing")!r})
-import process_files
+    (tmp_path / "work.py").write_text("""
+import os, time
+from worker_pool import heartbeat
 
 def work(path):
     if path == "hangs":
@@ -189,19 +187,27 @@ def work(path):
         os.abort()
     for step in range(4):
         time.sleep(0.4)
-        process_files.progress()
+        heartbeat()
+    if path == "unpicklable":
+        return lambda: None
     return path
+""")
+    (tmp_path / "hang.py").write_text(f"""
+import contextlib, re, sys
+sys.path[1:1] = {[str(REPOSITORY), str(REPOSITORY / "pre-processing")]!r}
+from work import work
+from worker_pool import map_files
 
-if __name__ == "__main__":
-    items = [(name, None) for name in ("hangs", "a", "crashes", "b")]
-    with contextlib.closing(process_files.map_files(work, items, workers=2, stall_seconds=1)) as results:
-        for result in results:
-            print(result)
+items = [(name, None) for name in ("hangs", "a", "crashes", "b", "unpicklable", "c")]
+with contextlib.closing(map_files(work, items, workers=2, stall_seconds=1)) as results:
+    for result in results:
+        print((*result[:2], result[2] and re.sub("unexpected .*", "unexpected", result[2])))
 """)
     result = subprocess.run([sys.executable, tmp_path / "hang.py"], capture_output=True, text=True, timeout=30)
     assert result.stdout.splitlines() == [
-        "('hangs', None, 'no progress for 1 seconds')", "('a', 'a', None)",
-        "('crashes', None, 'its process was killed by SIGABRT; perhaps damaged, or memory ran out')", "('b', 'b', None)"]
+        "('hangs', None, 'no progress for 1 second')", "('a', 'a', None)",
+        "('crashes', None, 'its process was killed by SIGABRT; perhaps damaged, or memory ran out')", "('b', 'b', None)",
+        "('unpicklable', None, 'unexpected')", "('c', 'c', None)"]
 
 
 def test_full_disk(many, undisturbed, small_disk, run_script):
@@ -386,12 +392,9 @@ def test_file_without_read_permission(many, tmp_path):
 
 
 def test_one_run_at_a_time(many, tmp_path, run_script):
-    import fcntl
     (tmp_path / "frames").mkdir()
-    descriptor = os.open(tmp_path / "frames", os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    refused = run_script(FRAMES, many / "videos", "frames", 2, check=False)
-    os.close(descriptor)
+    with FileLock(tmp_path / "frames" / ".lock"):
+        refused = run_script(FRAMES, many / "videos", "frames", 2, check=False)
     assert refused.returncode == 2 and "another run" in refused.stderr
 
 

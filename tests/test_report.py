@@ -6,7 +6,7 @@ import numpy as np
 import pandas
 import pytest
 
-from dataset import TRAITS
+from labels import TRAITS
 
 BROWSER = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome")) if path), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",

@@ -8,24 +8,30 @@ import sys
 import time
 from pathlib import Path
 
+from command_line import UserError
+
 import numpy as np
 import pandas
 import pytest
 import torch
+from conftest import REPOSITORY, run_script_in, write_chips
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-from command_line import UserError
-from conftest import REPOSITORY, run_script_in, write_chips
-from dataset import TRAITS, load_split
-from model_architectures import build_network, load_checkpoint
-from train import DEFAULTS, fit
+from checkpoint import load_checkpoint
+from dataset import load_split
+from device import Machine
+from features import make_source
+from labels import TRAITS
+from model_architectures import build_network
+from settings import Settings
+from training import Faces, Plan, fit, start_training
 
 SMALL_HEAD = ["--l1", 32, "--l2", 16, "--dropout", 0.1]
 
 
 def network_of(path):
-    return load_checkpoint(path)["network"]
+    return load_checkpoint(path).network
 
 
 def assert_equal_states(first, second):
@@ -43,7 +49,7 @@ def test_train_and_evaluate(run_script, chip_data, tmp_path):
     folder = tmp_path / "runs" / "first"
     assert {"args.json", "training.csv", "checkpoint_best.pt", "checkpoint_last.pt"} <= set(os.listdir(folder))
     history = pandas.read_csv(folder / "training.csv")
-    assert len(history) == 25 and history["accuracy_mean"].idxmax() + 1 == load_checkpoint(folder / "checkpoint_best.pt")["epoch"]
+    assert len(history) == 25 and history["accuracy_mean"].idxmax() + 1 == load_checkpoint(folder / "checkpoint_best.pt").epoch
 
     result = run_script("evaluate.py", "first", "--data-dir", chip_data)
     assert "Pearson r" in result.stdout and "original repository" in result.stdout
@@ -72,14 +78,15 @@ def test_scrambled_pictures_teach_nothing(tmp_path):
     """What the original did to every picture: H x W x 3 read as 3 x H x W. A network must notice the difference."""
     import cv2
     data = write_chips(tmp_path / "data", {"train": 64, "valid": 32})
-    settings = {**DEFAULTS, "l1": 32, "l2": 16, "dropout": 0.1}
+    plan, machine = Plan(Settings(l1=32, l2=16, dropout=0.1), num_epochs=25, batch_size=16), Machine(torch.device("cpu"))
 
     def best_pearson():
         torch.manual_seed(0)
-        network = build_network("FaceResNet29_v1.0", settings, "dlib")
-        history = fit(network, "FaceResNet29_v1.0", load_split(data, "train"), load_split(data, "valid"), settings, 25, 16, 0,
-                      torch.device("cpu"), show_progress=False)
-        return max(record["pearson_mean"] for record in history)
+        network = build_network("FaceResNet29_v1.0", plan.settings.as_dict(), "dlib")
+        faces, validation = (Faces(split, make_source(network, split, machine))
+                             for split in (load_split(data, "train"), load_split(data, "valid")))
+        state = start_training(network, faces, plan, machine)
+        return max(record["pearson_mean"] for record in fit(state, plan, faces, validation, show_progress=False))
 
     straight = best_pearson()
     for split in ("train", "valid"):
@@ -101,7 +108,7 @@ def test_cached_and_uncached_training_have_the_same_losses(run_script, chip_data
     assert np.abs(np.subtract(first, second)).max() < 1e-4
 
 
-RESUMED = ["train.py", 4, "EXPERIMENT", "FaceResNet29_v2.0", "false", 16, *SMALL_HEAD, "--average", 0.9, "--mixup", 0.2,
+RESUMED = ["train.py", 4, "EXPERIMENT", "FaceResNet29_v2.0", "false", 16, *SMALL_HEAD, "--ema-decay", 0.9, "--mixup", 0.2,
            "--augment", 0.5, "--precision", "float32"]
 SAVE_ALWAYS = {"SECONDS_BETWEEN_CHECKPOINTS": "0"}
 
@@ -177,7 +184,7 @@ def test_full_disk(run_script, chip_data, small_disk, monkeypatch):
     small_disk(used + 44_000_000)
     shutil.rmtree(disk / "full")
     assert_refused()
-    assert load_checkpoint(disk / "full" / "checkpoint_previous.pt")["training"]["step"] > 0
+    assert load_checkpoint(disk / "full" / "checkpoint_previous.pt").training["step"] > 0
     small_disk("200m")
     run_script(*command, "--resume")
     assert len(pandas.read_csv(disk / "full" / "training.csv")) == 3 and load_checkpoint(disk / "full" / "checkpoint_last.pt")
@@ -241,7 +248,7 @@ def test_search_killed_resumed_and_used(run_script, chip_data, tmp_path):
     run_script("train.py", 2, "final", "FaceResNet29_v1.0", "true", 16, "--data-dir", chip_data, "--config",
                folder / "best_config.json")
     content = load_checkpoint(tmp_path / "runs" / "final" / "checkpoint_last.pt")
-    assert content["config"]["l1"] == best["l1"] and len(content["clips"]) == 64 and content["trained_on"] == "train+valid"
+    assert content.config["l1"] == best["l1"] and len(content.clips) == 64 and content.trained_on == "train+valid"
     assert not (tmp_path / "runs" / "final" / "checkpoint_best.pt").exists()
 
 

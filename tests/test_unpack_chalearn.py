@@ -17,7 +17,7 @@ from pathlib import Path
 import pybit7z
 import pytest
 
-from dataset import ANNOTATION_FILES, TRAITS
+from labels import ANNOTATION_FILES, TRAITS
 
 SCRIPT = "pre-processing/unpack_chalearn.py"
 OUTER, INNER = "outer pass", "inner.Pass!"
@@ -56,7 +56,8 @@ def annotation(clips):
 
 
 def read_tree(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*")
+            if path.is_file() and path.name != ".lock"}
 
 
 def failures(folder):

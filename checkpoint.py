@@ -1,0 +1,142 @@
+"""The checkpoint of a training: its format, written, checked and found in one place."""
+import math
+import os
+import platform
+import subprocess
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+
+from command_line import VERSION, UserError, atomic_write
+
+import torch
+
+from device import Machine
+from labels import TRAITS
+from model_architectures import PersonalityNetwork, build_network, load_file, load_network_state
+
+FORMAT = 2
+BEST, LAST, PREVIOUS = "checkpoint_best.pt", "checkpoint_last.pt", "checkpoint_previous.pt"
+
+
+@dataclass
+class Checkpoint:
+    """All that evaluation, prediction, export and resuming need of a trained network."""
+    architecture: str           # a key of model_architectures.ARCHITECTURES
+    config: dict                # the settings that shape the network
+    preprocessing: dict         # how its faces were cropped: size (px), padding, ...
+    network: dict               # state dict of the network
+    constant: dict              # {trait: mean label of the training clips}, the baseline of every evaluation
+    clips: list                 # names of the training clips
+    speakers: list              # names of their speakers
+    trained_on: str             # name of the training split
+    epoch: int                  # epochs done
+    metrics: dict               # the last epoch's record
+    training: dict | None = None    # what resuming needs
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the checkpoint so that the file under its name is always whole."""
+        with atomic_write(path) as partial, open(partial, "wb") as file:
+            torch.save({"format": FORMAT, "traits": list(TRAITS), **{item.name: getattr(self, item.name) for item in fields(self)}},
+                       file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def build(self, path: str | os.PathLike) -> PersonalityNetwork:
+        """Return the network in evaluation mode. Raises UserError, naming path, where the weights do not fit."""
+        network = build_network(self.architecture, self.config)
+        load_network_state(network, self.network, path)
+        return network.eval()
+
+
+# ---------------------------------------------------------------- checks
+
+def _is_number(value, low=-math.inf, high=math.inf):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_list_of_names(value):
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+# What is said of a key whose value does not pass its check.
+CHECKS = {
+    "architecture": (lambda value: isinstance(value, str), "is no name of a network"),
+    "config": (lambda value: isinstance(value, dict) and all(isinstance(key, str) for key in value), "is no dictionary of settings"),
+    "preprocessing": (lambda value: isinstance(value, dict) and _is_number(value.get("size"), 1, 4096)
+                      and isinstance(value.get("size"), int) and _is_number(value.get("padding"), 0, 5),
+                      "has no size in pixels and padding of the faces"),
+    "network": (lambda value: isinstance(value, dict) and all(isinstance(key, str) for key in value), "is no state dict"),
+    "constant": (lambda value: isinstance(value, dict) and all(_is_number(value.get(trait), 0, 1) for trait in TRAITS),
+                 "has no number in [0, 1] for each trait"),
+    "clips": (_is_list_of_names, "is no list of names"),
+    "speakers": (_is_list_of_names, "is no list of names"),
+    "trained_on": (lambda value: isinstance(value, str), "is no name of a split"),
+    "epoch": (lambda value: _is_number(value, 0, 10**9) and isinstance(value, int), "is no number of epochs"),
+    "metrics": (lambda value: isinstance(value, dict) and all(isinstance(key, str) for key in value), "is no record of figures"),
+    "training": (lambda value: value is None or isinstance(value, dict), "is no state of a training"),
+}
+
+
+def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
+    """Return the checkpoint in a file. No code in the file is run.
+
+    Raises UserError where it is damaged, of another format, or lacks anything that any script reads.
+    """
+    content = load_file(path, "a checkpoint of train.py")
+    if not isinstance(content, dict) or "format" not in content:
+        raise UserError(f"{path}: is no checkpoint of this suite; train a new one with train.py")
+    if content["format"] != FORMAT or isinstance(content["format"], bool):
+        raise UserError(f"{path}: was written in format {content['format']!r}, this version reads {FORMAT}; train again")
+    traits = content.get("traits")
+    if not isinstance(traits, (list, tuple)) or tuple(traits) != TRAITS:
+        raise UserError(f"{path}: its scores are {traits!r}, not {', '.join(TRAITS)}; train again")
+    for key, (check, complaint) in CHECKS.items():
+        if key not in content:
+            raise UserError(f"{path}: is damaged, it lacks {key}; use another checkpoint or train again")
+        if not check(content[key]):
+            raise UserError(f"{path}: is damaged, its {key} {complaint}; use another checkpoint or train again")
+    for key, value in content["network"].items():
+        if torch.is_tensor(value) and value.is_floating_point() and not value.isfinite().all():
+            raise UserError(f"{path}: its weights hold numbers that are not finite ({key}); use another checkpoint or train again")
+    return Checkpoint(**{item.name: content[item.name] for item in fields(Checkpoint)})
+
+
+def find_checkpoint(experiment_dir: str | os.PathLike) -> Path:
+    """Return the path of the checkpoint to use: the best one, else the last, else the one before.
+
+    Raises UserError where there is none.
+    """
+    experiment_dir = Path(experiment_dir)
+    for name in (BEST, LAST, PREVIOUS):
+        if (experiment_dir / name).exists():
+            return experiment_dir / name
+    others = sorted(path.parent.name for path in experiment_dir.parent.glob("*/checkpoint_*.pt"))
+    known = f"trained are {', '.join(dict.fromkeys(others))}" if others else "train one with train.py"
+    problem = "holds no checkpoint" if experiment_dir.is_dir() else "no such experiment"
+    raise UserError(f"{experiment_dir}: {problem}; {known}")
+
+
+def load_experiment(experiment: str, runs_dir: str | os.PathLike, machine: Machine) -> tuple[PersonalityNetwork, Checkpoint]:
+    """Return an experiment's network, in evaluation mode on the machine's device, and its checkpoint."""
+    path = find_checkpoint(Path(runs_dir) / experiment)
+    checkpoint = load_checkpoint(path)
+    return machine.place(checkpoint.build(path)), checkpoint
+
+
+# ---------------------------------------------------------------- versions
+
+def git_commit() -> str | None:
+    """Return the commit of the suite's checkout, or None outside one."""
+    try:
+        result = subprocess.run(["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"], capture_output=True,
+                                text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None
+
+
+def versions() -> dict:
+    """Return the versions that a result depends on."""
+    return {"suite": VERSION, "commit": git_commit(), "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "torchvision", "numpy", "pandas", "scipy", "torchmetrics")}}

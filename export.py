@@ -1,0 +1,105 @@
+"""Write a trained network as one file that other programs can run, without this suite.
+
+    python export.py final                     runs/final/model.onnx
+    python export.py final --format torch      runs/final/model.pt2, for torch.export.load
+
+The model takes uint8 RGB chips N x 3 x 224 x 224, any N, and gives float32 scores N x 5; scaling and normalisation happen
+inside. Its metadata (ONNX: metadata_props, torch: extra_files) name the order of the traits and the cropping. A file of that
+name is replaced. A network with a memory of faces takes the training clips' faces with it: see the README before you
+publish it.
+"""
+import json
+import sys
+from pathlib import Path
+
+from command_line import UserError, atomic_write, make_parser, run_script
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from experiment import experiment_folder
+from labels import TRAITS
+from model_architectures import PersonalityNetwork
+
+FILE_OF_FORMAT = {"onnx": "model.onnx", "torch": "model.pt2"}
+
+
+class ExportedNetwork(nn.Module):
+    """What is exported of a PersonalityNetwork: uint8 chips N x 3 x size x size in, float32 scores N x 5 out.
+
+    ONNX knows no resizing that equals PyTorch's with antialiasing. It is linear, rows apart from columns, so two matrices a
+    view do the same.
+    """
+
+    def __init__(self, network: PersonalityNetwork, size: int):
+        super().__init__()
+        self.network = network
+        self.corners = []
+        for number, part in enumerate(network.kind.views):
+            length = round(part * size)
+            self.corners.append(((size - length) // 2, length))
+            weights = functional.interpolate(torch.eye(length)[None, None], (network.kind.input_size, length), mode="bilinear",
+                                             antialias=True, align_corners=False)[0, 0]
+            self.register_buffer(f"resize{number}", weights)
+
+    def forward(self, chips: torch.Tensor) -> torch.Tensor:
+        pictures = chips.to(torch.float32) / 255
+        features = []
+        for number, (corner, length) in enumerate(self.corners):
+            weights = self.get_buffer(f"resize{number}")
+            view = pictures[:, :, corner:corner + length, corner:corner + length]
+            view = torch.matmul(torch.matmul(weights, view), weights.T)
+            features.append(self.network.backbone((view - self.network.mean) / self.network.std))
+        return self.network(torch.cat(features, dim=1))
+
+
+def export_model(checkpoint: Checkpoint, path: Path, target: Path, file_format: str) -> None:
+    """Write the network of a checkpoint (read from path) to the file target. file_format: "onnx" or "torch"."""
+    network = checkpoint.build(path)
+    size = checkpoint.preprocessing["size"]
+    metadata = {"architecture": checkpoint.architecture, "traits": ",".join(TRAITS), "scores": "in [0, 1]",
+                "input": f"uint8 RGB face chips N x 3 x {size} x {size}",
+                "preprocessing": json.dumps(checkpoint.preprocessing)}
+    chips = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    shapes = {"chips": {0: torch.export.Dim("N", min=1, max=65536)}}
+    module = ExportedNetwork(network, size).eval().to(memory_format=torch.contiguous_format)
+    with torch.no_grad(), atomic_write(target) as partial:
+        program = torch.export.export(module, (chips,), dynamic_shapes=shapes)
+        if file_format == "torch":
+            torch.export.save(program, partial, extra_files={"metadata.json": json.dumps(metadata)})
+        else:
+            converted = torch.onnx.export(program, (), input_names=["chips"], output_names=["scores"], dynamo=True, verbose=False,
+                                          dynamic_shapes={"chips": {0: "N"}})  # names the axis
+            converted.model.metadata_props.update(metadata)
+            converted.save(partial, external_data=False)
+
+
+# ---------------------------------------------------------------- command line
+
+def parse_args(argv=None):
+    parser = make_parser(__doc__)
+    parser.add_argument("experiment", metavar="EXPERIMENT", help="name of a folder in --runs-dir")
+    parser.add_argument("--format", choices=tuple(FILE_OF_FORMAT), default="onnx", help="ONNX, or torch.export")
+    parser.add_argument("--runs-dir", default="runs", help="folder of the experiments")
+    parser.add_argument("--out", metavar="FILE", help="default: model.onnx or model.pt2 in the experiment's folder")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    path = find_checkpoint(experiment_folder(args.runs_dir, args.experiment))
+    target = Path(args.out) if args.out else path.with_name(FILE_OF_FORMAT[args.format])
+    if not target.parent.is_dir() or target.is_dir():
+        raise UserError(f"--out {target}: give a file in a folder that exists")
+    checkpoint = load_checkpoint(path)
+    export_model(checkpoint, path, target, args.format)
+    print(f"exported {path} to {target} ({target.stat().st_size / 1e6:.1f} MB)")
+    if checkpoint.config.get("memory"):
+        print(f"note: {target} holds descriptors of the training clips' faces, by which people can be recognised; train with "
+              "--memory 0 what you want to publish", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,163 @@
+"""A run of a pre-processing script over all its files: options, progress, failures.csv, and what is said at the end."""
+import argparse
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from command_line import UserError, counted, disk_error, positive_int, printable, progress_bar
+
+from failures import Failures
+from labels import JPEG_QUALITY
+from target_folder import FAILURES
+from worker_pool import Known, map_files
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a run as Ctrl-C does, with another exit status."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a run has to do.
+
+    function: picklable function of a module; function(path) returns (made, present, problem): two numbers of files in the
+    target folder, and None or a reason for failures.csv. items: as in worker_pool.map_files; total: their number.
+    inputs, outputs: the words for one file of the source and of the target. expected_reason: the problem that is no error.
+    """
+    function: Callable[[str], tuple[int, int, str | None]]
+    items: Iterable[tuple[str, Known]]
+    total: int
+    target: str
+    inputs: str
+    outputs: str
+    expected_reason: str | None = None
+
+
+@dataclass
+class Summary:
+    """What a run did: made and present count files in the target folder, failed counts lines in failures.csv (of these,
+    `expected` bear the reason that is no error), status is the exit status."""
+    inputs: int = 0
+    made: int = 0
+    present: int = 0
+    failed: int = 0
+    expected: int = 0
+    status: int = 0
+    seconds: float = 0.0
+
+
+def seed_number(text: str) -> int:
+    """argparse type: a whole number of at most 64 bits."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 2**64
+    if not -2**63 <= value < 2**64:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number of at most 64 bits")
+    return value
+
+
+def jpeg_quality(text: str) -> int:
+    """argparse type: a whole number from 1 to 100."""
+    if not text.isdecimal() or not 1 <= len(text) <= 3 or not 1 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from 1 to 100")
+    return int(text)
+
+
+def add_batch_options(parser: argparse.ArgumentParser, inputs: str) -> None:
+    """Add the options that all runs share. inputs: the word for one file of the source."""
+    parser.add_argument("--quality", type=jpeg_quality, metavar="1-100", default=JPEG_QUALITY, help="JPEG quality")
+    parser.add_argument("--workers", type=positive_int, default=os.cpu_count(),
+                        help=f"processes, one {inputs} each at a time")
+    parser.add_argument("--ray-address", default=os.environ.get("RAY_ADDRESS"), metavar="ADDRESS",
+                        help=f"spread the {inputs}s over this Ray cluster (also: the variable RAY_ADDRESS)")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be made")
+
+
+def raise_terminated(*_) -> None:
+    """Handler of SIGTERM."""
+    raise Terminated
+
+
+def run_batch(batch: Batch, workers: int | None = None, ray_address: str | None = None) -> Summary:
+    """Run the function over all items, write failures.csv, show a progress bar. Call it inside open_target."""
+    summary = Summary()
+    begin = time.monotonic()
+    failures = Failures(batch.target)
+    before = signal.signal(signal.SIGTERM, raise_terminated)
+    bar = progress_bar(total=batch.total, unit=batch.inputs)
+    complete = False
+    try:
+        with contextlib.closing(map_files(batch.function, batch.items, workers, ray_address)) as results:
+            for path, result, problem in results:
+                summary.inputs += 1
+                if result is not None:
+                    made, present, problem = result
+                    summary.made += made
+                    summary.present += present
+                failures.add(path, problem)
+                if problem is not None:
+                    summary.failed += 1
+                    summary.expected += problem == batch.expected_reason
+                bar.update()
+        complete = True
+    except KeyboardInterrupt as error:
+        summary.status = 143 if isinstance(error, Terminated) else 130
+    except OSError as error:
+        if disk_error(error):
+            error.filename = os.fspath(batch.target)
+        raise
+    finally:
+        # A second Ctrl-C must not tear what follows.
+        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        bar.close()
+        with contextlib.suppress(OSError):  # on a full disk the last run's list stays
+            failures.close(complete)
+        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGTERM, before)
+    summary.seconds = time.monotonic() - begin
+    return summary
+
+
+def print_dry_run(batch: Batch, workers: int | None = None) -> None:
+    """Print what run_batch would make, from a function that makes nothing; touch no file."""
+    made = present = failed = 0
+    with contextlib.closing(map_files(batch.function, batch.items, workers)) as results:
+        for _, result, problem in progress_bar(results, total=batch.total, unit=batch.inputs):
+            if result is not None:
+                made += result[0]
+                present += result[1]
+                problem = result[2]
+            failed += problem is not None
+    print(f"Dry run: from {counted(batch.total, batch.inputs)}, {counted(made, batch.outputs)} would be made in "
+          f"{printable(batch.target)}; {present} there already; {counted(failed, batch.inputs)} with a problem. Nothing was "
+          "written; next: the same command without --dry-run.")
+
+
+def print_summary(batch: Batch, summary: Summary, following: str) -> None:
+    """Print what a run did and, on the last line, where the results are and what to run next (following).
+
+    Raises UserError where a complete run has nothing to show but problems.
+    """
+    inputs, target = batch.inputs, batch.target
+    listed = Path(target, FAILURES)
+    speed = f" ({summary.inputs / summary.seconds:.1f} {inputs}s/s)" if summary.made and summary.seconds else ""
+    print(f"{counted(summary.inputs, inputs)} in {summary.seconds:.1f} s{speed}: {counted(summary.made, batch.outputs)} made, "
+          f"{summary.present} there already.")
+    problems = [f"{batch.expected_reason}: {counted(summary.expected, inputs)}"] if summary.expected else []
+    if summary.failed > summary.expected:
+        problems.append(f"other problems: {summary.failed - summary.expected}" if problems
+                        else f"problems: {counted(summary.failed, inputs)}")
+    if problems:
+        print(f"{', '.join(problems).capitalize()}; listed in {printable(listed)}")
+    if summary.status:
+        print(f"Stopped. {batch.outputs.capitalize()}s that were finished stay in {printable(target)}; next: the same "
+              "command, which goes on")
+        return
+    if not summary.made + summary.present and summary.failed > summary.expected:
+        raise UserError(f"{target}: {counted(summary.inputs, inputs)}, and nothing could be made of any; {listed} says why")
+    print(f"{batch.outputs.capitalize()}s: {printable(target)}   next: {following}")

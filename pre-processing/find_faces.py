@@ -1,0 +1,244 @@
+"""Faces in pictures: read a picture, find the faces, turn them upright, write them as chips."""
+import functools
+import importlib.util
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from command_line import UserError, printable
+
+import cv2
+import dlib
+import numpy as np
+from PIL import (
+    BmpImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+
+from labels import FACE_SIZE, JPEG_QUALITY, NO_FACE, PICTURE_SUFFIXES, face_name
+from target_folder import check_name, find_files, write_file
+from worker_pool import heartbeat
+
+PICTURE_FORMATS = [plugin.format for plugin in (
+    JpegImagePlugin.JpegImageFile, PngImagePlugin.PngImageFile, BmpImagePlugin.BmpImageFile, WebPImagePlugin.WebPImageFile,
+    TiffImagePlugin.TiffImageFile)]
+# Endings of pictures that neither OpenCV nor Pillow reads here. They cost a line; passed over, nobody would miss them.
+OTHER_PICTURE_SUFFIXES = frozenset([
+    ".avif", ".dng", ".heic", ".heics", ".heif", ".heifs", ".hif", ".jp2", ".jxl"])
+MAX_PIXELS = 100_000_000
+PADDING = 0.5
+
+# Longest side in pixels of the pictures searched one after the other, whether in colour, and the score from which a face
+# found there ends the search. dlib's smallest face is 80 pixels wide: at a coarse scale a smaller one gets a low score
+# and a box that is too large, so low scores are settled at a finer scale. Grey takes two thirds of the time of colour.
+# Two weak faces at one place at two scales are one clear face; that spares the last, slow search. Chosen on 600 frames of
+# 20 clips: where dlib's detector at full size with one upsampling has a face, the largest here is the same one.
+COARSE_SEARCHES = ((320, False, 0.5), (480, False, 0.3), (640, True, 0.15))
+WEAK_SCORE = -0.2
+# The last search is at full size with one upsampling, as far as that is not over this longest side.
+FINEST_SIDE = 4096
+
+Image.MAX_IMAGE_PIXELS = None  # the limit here is checked on the header, before anything is decoded
+cv2.setNumThreads(1)
+
+
+@dataclass(frozen=True)
+class Models:
+    """dlib's face detector and landmark predictor."""
+    detector: dlib.fhog_object_detector
+    predictor: dlib.shape_predictor
+
+
+@dataclass(frozen=True)
+class CropSettings:
+    """How faces become chips.
+
+    predictor: path of the landmark model, None for the 5-point one; size: width and height of a chip in pixels; padding:
+    margin around the landmarks, in parts of the face's size; find_all: all faces of a picture, not only the largest;
+    quality: of JPEG, 1 to 100.
+    """
+    predictor: str | None = None
+    size: int = FACE_SIZE
+    padding: float = PADDING
+    find_all: bool = False
+    quality: int = JPEG_QUALITY
+
+
+# ---------------------------------------------------------------- models
+
+def find_predictor(predictor_path: str | os.PathLike | None = None) -> str:
+    """Return the path of the landmark model. Raises UserError where there is none."""
+    if predictor_path is None:
+        package = importlib.util.find_spec("face_recognition_models")
+        if package is None:
+            raise UserError("the package face_recognition_models is not installed: pip install -r requirements.txt, "
+                            "or name a landmark model of dlib as third argument")
+        predictor_path = Path(package.origin).with_name("models") / "shape_predictor_5_face_landmarks.dat"
+    if not os.path.isfile(predictor_path):
+        raise UserError(f"{predictor_path}: no such file; name a landmark model of dlib (5 or 68 points)")
+    return os.fspath(predictor_path)
+
+
+@functools.lru_cache(maxsize=1)
+def load_models(predictor_path: str | os.PathLike | None = None) -> Models:
+    """Return Models: dlib's frontal face detector and a landmark predictor (5 or 68 points; default the 5-point one).
+
+    They are loaded once in a process. Raises UserError for a missing file or one that is no landmark model.
+    """
+    path = find_predictor(predictor_path)
+    try:
+        predictor = dlib.shape_predictor(path)
+    except RuntimeError as error:
+        raise UserError(f"{path}: no landmark model of dlib ({str(error).splitlines()[0]})") from None
+    models = Models(dlib.get_frontal_face_detector(), predictor)
+    points = predictor(np.zeros((100, 100), np.uint8), dlib.rectangle(10, 10, 90, 90)).num_parts
+    if points not in (5, 68):
+        raise UserError(f"{path}: a model of {points} landmarks; alignment needs one of 5 or 68")
+    return models
+
+
+# ---------------------------------------------------------------- finding and aligning
+
+def find_faces(picture: np.ndarray, models: Models, find_all: bool = False) -> list[dlib.rectangle]:
+    """Return the rectangles of the faces in a picture, in its pixels, the largest first.
+
+    picture: uint8 RGB array H x W x 3, C-contiguous. The search goes from coarse to fine and ends at the first scale
+    with a clear face: smaller faces beside it may be left out, unless find_all asks for the finest scale at once.
+    """
+    longest = max(picture.shape[:2])
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    searches = [] if find_all else [search for search in COARSE_SEARCHES if search[0] <= longest]
+    searches.append((min(longest, FINEST_SIDE), True, 0.0))
+    weak = []
+    for side, in_colour, least_score in searches:
+        heartbeat()
+        searched = picture if in_colour else grey
+        scale = longest / side
+        if scale > 1:
+            size = [max(1, round(length / scale)) for length in picture.shape[1::-1]]
+            searched = cv2.resize(searched, size, interpolation=cv2.INTER_AREA)
+        is_last = (side, in_colour, least_score) == searches[-1]
+        upsampling = int(is_last and 2 * side <= FINEST_SIDE)
+        boxes, scores, _ = models.detector.run(searched, upsampling, 0.0 if is_last else WEAK_SCORE)
+        found = [(score, dlib.rectangle(*(round(edge * scale) for edge in edges_of(box))))
+                 for box, score in zip(boxes, scores)]
+        found.sort(key=lambda pair: -pair[1].area())
+        if found and max(scores) >= least_score:
+            return [rectangle for score, rectangle in found if score >= 0]  # a weak one beside a clear one is noise
+        if found and any(overlap(found[0][1], earlier) > 0.5 for earlier in weak):
+            return [found[0][1]]
+        weak += [rectangle for _, rectangle in found[:1]]
+    return []
+
+
+def edges_of(rectangle: dlib.rectangle) -> tuple[int, int, int, int]:
+    """Return left, top, right and bottom in pixels."""
+    return rectangle.left(), rectangle.top(), rectangle.right(), rectangle.bottom()
+
+
+def overlap(first: dlib.rectangle, second: dlib.rectangle) -> float:
+    """Return the area that two rectangles share, in parts of the area of both together (IoU)."""
+    shared = first.intersect(second).area()
+    return shared / (first.area() + second.area() - shared)
+
+
+def align_face(picture: np.ndarray, rectangle: dlib.rectangle, models: Models, size: int = FACE_SIZE,
+               padding: float = PADDING) -> np.ndarray:
+    """Return the face in a rectangle, turned upright by its landmarks, as uint8 RGB array size x size x 3.
+
+    picture: uint8 RGB array H x W x 3, C-contiguous; padding: margin around the landmarks, in parts of the face's size.
+    """
+    return dlib.get_face_chip(picture, models.predictor(picture, rectangle), size=size, padding=padding)
+
+
+# ---------------------------------------------------------------- pictures
+
+def unreadable_kind(path: str | os.PathLike) -> str | None:
+    """Return a problem for a picture of a kind that cannot be read here, by its name's ending; None for other files."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix not in OTHER_PICTURE_SUFFIXES:
+        return None
+    return f"{suffix[1:].upper()} pictures cannot be read here; convert it to JPEG"
+
+
+def find_pictures(folder: str | os.PathLike, exclude: str | os.PathLike | None = None,
+                  ) -> Iterator[tuple[str, str | None]]:
+    """Yield (path, problem) for every picture in a folder, as target_folder.find_files does; pictures of a kind that cannot
+    be read here have a problem."""
+    for path, problem in find_files(folder, PICTURE_SUFFIXES | OTHER_PICTURE_SUFFIXES, exclude):
+        yield path, problem or unreadable_kind(path)
+
+
+def read_picture(path: str | os.PathLike) -> np.ndarray:
+    """Return a picture file as uint8 RGB array H x W x 3, turned as its EXIF tag asks.
+
+    Alpha is dropped, grey and CMYK become RGB, 16 bits become 8. Raises UserError for damaged files, files over
+    MAX_PIXELS and files of other formats, OSError for one that cannot be opened.
+    """
+    data = Path(path).read_bytes()
+    if not data:
+        raise UserError("is empty; replace or remove it")
+    if data[4:8] == b"ftyp":  # a phone's picture under another ending
+        raise UserError(unreadable_kind("picture.heic"))
+    try:
+        with Image.open(io.BytesIO(data), formats=PICTURE_FORMATS) as image:
+            width, height = image.size
+            # OpenCV fills the missing part of a truncated JPEG with grey; Pillow refuses it, but takes longer.
+            is_truncated = image.format in ("JPEG", "MPO") and b"\xff\xd9" not in data[-1024:]
+            if is_truncated and width * height <= MAX_PIXELS:
+                image.load()
+    except MemoryError:
+        raise
+    except UnidentifiedImageError:
+        raise UserError("no picture that can be read (neither JPEG, PNG, BMP, WebP nor TIFF); replace or remove it") from None
+    except Exception as error:
+        raise UserError(f"no picture that can be read ({printable(error)}); replace or remove it") from None
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{width} x {height} pixels are over the limit of {MAX_PIXELS // 10**6} million; scale it down")
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if picture is None:
+        raise UserError("no picture that can be read (damaged); replace or remove it")
+    return picture
+
+
+def encode_jpeg(picture: np.ndarray, quality: int = JPEG_QUALITY) -> np.ndarray:
+    """Return an RGB picture, uint8 H x W x 3, as the bytes (uint8 array) of a JPEG file. Raises UserError where it is too
+    large for one."""
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise UserError(f"a picture of {picture.shape[1]} x {picture.shape[0]} pixels cannot be written as JPEG")
+    return data
+
+
+# ---------------------------------------------------------------- writing
+
+def stem_of(path: str, frame_dir: str) -> str:
+    """Return a frame's path relative to frame_dir without its ending: the name that its chips begin with."""
+    return os.path.splitext(os.path.relpath(path, frame_dir))[0]
+
+
+def extract_faces(path: str, frame_dir: str, face_dir: str, settings: CropSettings) -> tuple[int, int, str | None]:
+    """Write the chips of one frame to face_dir; return (made, present, problem) as batch.Batch asks.
+
+    Call it inside target_folder.open_target. Raises UserError for a picture that cannot be read, OSError for a full disk.
+    """
+    check_name(face_dir, face_name(stem_of(path, frame_dir)))
+    models = load_models(settings.predictor)
+    picture = read_picture(path)
+    rectangles = find_faces(picture, models, settings.find_all)
+    if not rectangles:
+        return 0, 0, NO_FACE
+    if not settings.find_all:
+        rectangles = rectangles[:1]
+    # The first name comes last: where it exists, all the others do.
+    for number in range(len(rectangles), 0, -1):
+        chip = align_face(picture, rectangles[number - 1], models, settings.size, settings.padding)
+        write_file(face_dir, face_name(stem_of(path, frame_dir), number), encode_jpeg(chip, settings.quality))
+    return len(rectangles), 0, None

@@ -1,0 +1,227 @@
+"""Frames drawn from a clip: which ones, and their pictures, decoded as a plain decode from the start would give them."""
+import hashlib
+import heapq
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from command_line import UserError
+
+import av
+import cv2
+import numpy as np
+
+from clip_packets import Packets, demux, displayed_size, list_packets, open_clip
+from labels import JPEG_QUALITY, frame_name
+from target_folder import check_name, is_finished, write_file
+from worker_pool import heartbeat
+
+cv2.setNumThreads(1)
+
+
+@dataclass(frozen=True)
+class FrameSettings:
+    """Which frames are drawn and how they are written. quality: of JPEG, 1 to 100."""
+    number_of_frames: int
+    seed: int = 0
+    quality: int = JPEG_QUALITY
+
+
+# ---------------------------------------------------------------- choosing
+
+def choose_frames(clip: str, indices: Iterable[int], number_of_frames: int, seed: int) -> set[int]:
+    """Return the frames drawn from a clip: `number_of_frames` of `indices`, or all if there are fewer.
+
+    Each index has a place in the draw that depends only on the seed, the clip's name (without suffix) and the index, so
+    fewer frames are a subset of more, and frames that cannot be decoded do not change the choice of the others.
+    """
+    start = hashlib.blake2b(f"{seed}:".encode() + os.fsencode(clip) + b":", digest_size=8)
+
+    def place(index):
+        state = start.copy()
+        state.update(b"%d" % index)
+        return state.digest()
+
+    return set(heapq.nsmallest(number_of_frames, indices, key=place))
+
+
+# ---------------------------------------------------------------- decoding
+
+def _to_picture(frame, reformatter, pixel_aspect):
+    """Return a decoded frame as it is displayed: BGR uint8 array H x W x 3, its pixels square, turned and mirrored as the
+    clip's display matrix asks."""
+    picture = reformatter.reformat(frame, format="bgr24").to_ndarray()
+    size = displayed_size(frame.width, frame.height, pixel_aspect)
+    if size != (frame.width, frame.height):
+        picture = cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC)
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return picture
+    a, b, _, c, d = struct.unpack("=9i", bytes(matrix))[:5]
+    if abs(a) + abs(d) < abs(b) + abs(c):
+        # x' = c y, y' = b x: the picture's axes change places.
+        picture = picture.transpose(1, 0, 2)
+        a, d = c, b
+    picture = picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+    return np.ascontiguousarray(picture)
+
+
+def _decode_everything(path, packets):
+    """Yield (index, frame) for every frame that a plain decode from the start gives; damaged packets are skipped."""
+    index_of = dict(zip(packets.times.tolist(), packets.indices.tolist())) if packets.timed else None
+    count = 0
+    with open_clip(path) as (container, stream):
+        packet_iterator = container.demux(stream)
+        while True:
+            try:
+                packet = next(packet_iterator)
+            except StopIteration:
+                return
+            except av.error.FFmpegError:
+                packet = None  # the file is damaged here: drain the decoder
+            heartbeat()
+            try:
+                frames = stream.codec_context.decode(packet if packet is not None and packet.size else None)
+            except av.error.EOFError:
+                return
+            except av.error.FFmpegError:
+                frames = []
+            for frame in frames:
+                if index_of is None:
+                    yield count, frame
+                elif index_of.get(frame.pts, -1) >= 0:
+                    yield index_of[frame.pts], frame
+                count += 1
+            if packet is None or not packet.size:
+                return
+
+
+def decode_wanted(path: str | Path, packets: Packets, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Yield (index, frame) for the wanted frames, decoding as little as gives the very same pictures as a plain decode.
+
+    Decoding starts at the last clean key frame before a wanted frame, leaves out pictures that no other picture needs,
+    and stops at the last wanted frame before the next clean key frame. Ends early, without an error, as soon as anything
+    is not as listed in packets: the caller then decodes everything. Raises av.error.FFmpegError for damage.
+    """
+    positions = np.flatnonzero(np.isin(packets.indices, list(wanted)))
+    starts = np.flatnonzero(packets.clean)
+    if not len(starts) or starts[0] != 0:
+        starts = np.concatenate([[0], starts])
+    firsts = starts[np.searchsorted(starts, positions, side="right") - 1]
+    lasts = {int(first): int(positions[firsts == first].max()) for first in np.unique(firsts)}
+    index_of = {int(packets.times[position]): int(packets.indices[position]) for position in positions}
+    wanted_positions = set(positions.tolist())
+    end = max(lasts.values())
+    last = -1
+    with open_clip(path, explode=True) as (container, stream):
+        decoder = stream.codec_context
+        can_skip = packets.codec == "h264"
+        for position, packet in enumerate(demux(container, stream)):
+            if position > end or packet.pts != packets.times[position] or packet.size != packets.sizes[position]:
+                return
+            if position in lasts:
+                last = lasts[position]
+            if position > last:
+                continue
+            if can_skip:
+                decoder.skip_frame = "DEFAULT" if position in wanted_positions else "NONREF"
+            frames = decoder.decode(packet)
+            if position == last:
+                frames += decoder.decode(None)
+                decoder.flush_buffers()
+            for frame in frames:
+                if frame.is_corrupt:
+                    return
+                if frame.pts in index_of:
+                    yield index_of[frame.pts], frame
+
+
+def _read_chosen(path, packets, settings, is_done=lambda index: False):
+    """Yield (index, picture) for the frames drawn from a clip, without those for which is_done(index) is true.
+
+    A frame that cannot be decoded is replaced by the next one of the draw.
+    """
+    def choose(indices):
+        return choose_frames(Path(path).stem, indices, settings.number_of_frames, settings.seed)
+
+    def to_picture(frame):
+        return _to_picture(frame, reformatter, packets.pixel_aspect)
+
+    reformatter = av.video.reformatter.VideoReformatter()
+    wanted = {index for index in choose(packets.drawable) if not is_done(index)}
+    if wanted and packets.timed:
+        try:
+            for index, frame in decode_wanted(path, packets, wanted):
+                wanted.remove(index)
+                yield index, to_picture(frame)
+        except av.error.FFmpegError:
+            pass  # damaged somewhere: the plain decode below takes what can be had
+    if not wanted:
+        return
+    readable = set()
+    for index, frame in _decode_everything(path, packets):
+        readable.add(index)
+        if index in wanted:
+            wanted.remove(index)
+            yield index, to_picture(frame)
+            if not wanted:
+                return
+    if packets.timed:
+        readable.intersection_update(packets.drawable)
+    instead = {index for index in choose(readable) if not is_done(index)} - choose(packets.drawable)
+    if instead:
+        for index, frame in _decode_everything(path, packets):
+            if index in instead:
+                instead.remove(index)
+                yield index, to_picture(frame)
+                if not instead:
+                    return
+
+
+def read_frames(clip_path: str | Path, number_of_frames: int, seed: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (index, picture) for frames drawn from a clip: the very frames and pictures that extract_frames writes.
+
+    index: int, counted from 0 in display order; picture: BGR uint8 array H x W x 3. Clips shorter than number_of_frames
+    give all their frames. Raises UserError for a file that holds no pictures, OSError for one that cannot be opened.
+    """
+    yield from _read_chosen(clip_path, list_packets(clip_path), FrameSettings(number_of_frames, seed))
+
+
+# ---------------------------------------------------------------- writing
+
+def extract_frames(path: str, frame_dir: str, settings: FrameSettings, dry_run: bool = False,
+                   ) -> tuple[int, int, str | None]:
+    """Write the frames drawn from one clip to frame_dir; return (made, present, problem) as batch.Batch asks.
+
+    Call it inside target_folder.open_target. Raises UserError for a clip that cannot be read, OSError for a full disk.
+    """
+    clip = Path(path).stem
+    before = os.stat(path)
+    packets = list_packets(path)
+    check_name(frame_dir, frame_name(clip, max(packets.drawable, default=0)))
+    asked = min(settings.number_of_frames, len(packets.drawable))
+
+    def is_done(index):
+        return is_finished(os.path.join(frame_dir, frame_name(clip, index)))
+
+    if dry_run:
+        chosen = choose_frames(clip, packets.drawable, settings.number_of_frames, settings.seed)
+        present = sum(map(is_done, chosen))
+        return asked - present, present, packets.problem
+    made = []
+    for index, picture in _read_chosen(path, packets, settings, is_done):
+        done, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, settings.quality])
+        if not done:
+            raise UserError(f"a frame of {picture.shape[1]} x {picture.shape[0]} pixels cannot be written as JPEG")
+        write_file(frame_dir, frame_name(clip, index), data)
+        made.append(index)
+        heartbeat()
+    after = os.stat(path)
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        # Its frames were drawn from a part of the clip: take them back.
+        for index in made:
+            os.unlink(os.path.join(frame_dir, frame_name(clip, index)))
+        raise UserError("was changed while it was read; run again when it is complete")
+    return len(made), asked - len(made), packets.problem

@@ -1,0 +1,52 @@
+"""Ray, for the search and the pre-processing: its environment, and joining a cluster.
+
+Import this module before ray, which reads these variables when it is imported.
+"""
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+
+from command_line import UserError
+
+# Ray Tune's own event files would carry other tags than those of train.py, and its usage report would leave the machine.
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+if "RAY_ADDRESS" not in os.environ and not any(word.startswith("--ray-address") for word in sys.argv):
+    # Ray alone on this machine then listens on 127.0.0.1 only, on Linux as it does elsewhere.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+
+def connect_to_ray(address: str, **options) -> None:
+    """Connect this process to the Ray cluster at an address (host:port, ray://host:port or auto).
+
+    options: of ray.init. Raises UserError, within seconds, where no cluster answers.
+    """
+    import ray  # only here: a run on one machine needs no Ray
+
+    try:
+        host, _, port = address.rpartition("//")[2].rpartition(":")
+        if port.isdigit():  # Ray itself tries for minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        ray.init(address=address, log_to_driver=False, **options)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--ray-address {address}: no Ray cluster answers there ({reason}); start one with `ray start --head`, "
+                        "or leave the option and RAY_ADDRESS away") from None
+
+
+def start_ray(address: str | None) -> None:
+    """Start Ray on this machine, listening on loopback only, or join a cluster and hand it this folder's scripts."""
+    import ray
+
+    # A failed trial costs one line; its traceback stands in its error.txt.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    if address:
+        connect_to_ray(address, logging_level="ERROR", runtime_env={
+            "working_dir": str(Path(__file__).resolve().parent),
+            "excludes": ["/data", "/runs", "/demo", "/.venv", "/.git", "*.npy", "*.pt"]})
+    else:
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")

@@ -1,0 +1,117 @@
+"""One trial of the search, as Ray Tune runs it, and the progress bar over all of them."""
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from command_line import atomic_write, progress_bar
+
+import pandas
+import torch
+from ray import tune
+from torch.utils.tensorboard import SummaryWriter
+
+from device import Machine, pick_device, seed_everything
+from features import make_source
+from model_architectures import build_network, load_file
+from settings import resolve_settings
+from tensorboard_logs import log_epoch
+from training import Faces, Plan, fit, load_training_and_validation, start_training
+
+METRIC = "accuracy_mean"
+SECONDS_BETWEEN_CHECKPOINTS = 30
+# The memory of faces has no hyperparameters: without it a trial is faster and shows better what the others do.
+WITHOUT_MEMORY = {"memory": 0.0}
+
+
+@dataclass(frozen=True)
+class Search:
+    """What all trials have in common: plain data, which travels to them."""
+    model: str
+    num_epochs: int
+    seed: int
+    weights: str
+    data_dir: str
+    val_split: str
+    speaker_regex: str
+    precision: str
+    cache: str
+    num_workers: int
+    trials_dir: str
+    cpus_per_trial: float = 1
+
+    @property
+    def machine(self) -> Machine:
+        """The machine that a trial runs on."""
+        return Machine(pick_device(), self.precision, self.cache, self.num_workers)
+
+
+def run_trial(trial_config: dict, search: Search) -> None:
+    """Train one trial and report every epoch to Ray Tune."""
+    torch.set_num_threads(max(1, int(search.cpus_per_trial)))
+    settings = resolve_settings({**WITHOUT_MEMORY, **trial_config})
+    plan = Plan(settings, search.num_epochs, trial_config["batch_size"], search.seed)
+    seed_everything(search.seed)
+    splits = load_training_and_validation(search.data_dir, False, search.val_split, search.speaker_regex, search.seed, quiet=True)
+    machine = search.machine
+    network = machine.place(build_network(search.model, settings.as_dict(), search.weights))
+    faces, validation = (Faces(split, make_source(network, split, machine, augment, search.seed))
+                         for split, augment in zip(splits, (settings.augment, 0.0)))
+    saved = None
+    if tune.get_checkpoint():
+        with tune.get_checkpoint().as_directory() as before:
+            saved = load_file(Path(before) / "trial.pt", "a checkpoint of a trial")
+    state = start_training(network, faces, plan, machine, saved)
+    folder = Path(search.trials_dir) / tune.get_context().get_trial_name()
+    folder.mkdir(parents=True, exist_ok=True)
+    saved_at = time.monotonic()
+    with SummaryWriter(folder, purge_step=state.epoch + 1 if saved else None) as writer:
+        for record in fit(state, plan, faces, validation, show_progress=False):
+            log_epoch(writer, record)
+            writer.flush()
+            # Written at every epoch, since the scheduler may end the trial after any.
+            with atomic_write(folder / "training.csv") as partial:
+                pandas.DataFrame(state.history).to_csv(partial, index=False)
+            best = max(state.history, key=lambda record: record[METRIC])
+            figures = {**record, "best_accuracy": best[METRIC], "best_pearson": best["pearson_mean"], "best_epoch": best["epoch"]}
+            if state.epoch < plan.num_epochs and time.monotonic() - saved_at < SECONDS_BETWEEN_CHECKPOINTS:
+                tune.report(figures)
+                continue
+            with tempfile.TemporaryDirectory() as directory:
+                torch.save(state.state_dict(), Path(directory) / "trial.pt")
+                tune.report(figures, checkpoint=tune.Checkpoint.from_directory(directory))
+            saved_at = time.monotonic()
+
+
+class TrialProgress(tune.Callback):
+    """A progress bar over the trials, and a line for each that ends.
+
+    on_first_result is called once, when the first trial has a result.
+    """
+
+    def __init__(self, number_of_trials: int, num_epochs: int, search_dir: str, on_first_result: Callable[[], None]):
+        self.num_epochs = num_epochs
+        self.search_dir = search_dir
+        self.on_first_result = on_first_result
+        self.bar = progress_bar(total=number_of_trials, desc="search", unit="trial")
+
+    def on_trial_result(self, iteration, trials, trial, result, **info):
+        if self.on_first_result:
+            self.on_first_result()
+            self.on_first_result = None
+
+    def on_trial_complete(self, iteration, trials, trial, **info):
+        figures = trial.last_result
+        self.bar.write(f"{trial}: best accuracy {figures['best_accuracy']:.4f} in epoch {figures['best_epoch']}, "
+                       f"{'stopped after' if figures['epoch'] < self.num_epochs else 'of'} {figures['epoch']}", file=sys.stdout)
+        sys.stdout.flush()
+        self.bar.update()
+
+    def on_trial_error(self, iteration, trials, trial, **info):
+        self.bar.write(f"{trial}: failed twice and left out, see {self.search_dir}/{trial}/error.txt", file=sys.stderr)
+        self.bar.update()
+
+    def on_experiment_end(self, trials, **info):
+        self.bar.close()

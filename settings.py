@@ -1,0 +1,95 @@
+"""The settings of a training: one field each with its default, bounds and help text.
+
+The options of train.py, the search space of the search and the checks of both come from here.
+"""
+import argparse
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from command_line import UserError, true_or_false
+
+
+def _setting(default, text, most=math.inf, below=math.inf, choices=None):
+    return field(default=default, metadata={"help": text, "most": most, "below": below, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a network is trained. Numbers are at least 0."""
+    l1: int = _setting(1024, "first hidden layer of the head")
+    l2: int = _setting(256, "second hidden layer of the head")
+    l3: int = _setting(64, "third hidden layer of the head (ResNet101_v1.0)")
+    dropout: float = _setting(0.5, "dropout after each hidden layer")
+    heads: int = _setting(1, "heads trained side by side, whose scores are averaged")
+    memory: float = _setting(0.7, "part of the memory of training faces in the scores (FaceResNet29_v1.0 only), 0: none", most=1)
+    lr: float = _setting(1e-3, "highest learning rate of the heads")
+    weight_decay: float = _setting(1e-2, "weight decay of AdamW")
+    backbone_lr_factor: float = _setting(0.1, "learning rate of the last trained stage of the backbone, as a part of --lr")
+    layer_decay: float = _setting(0.7, "learning rate of each stage before it, as a part of the next one's")
+    warmup: float = _setting(0.1, "part of the steps in which the learning rate rises; it then falls as a cosine", most=1)
+    loss: str = _setting("l1", "loss: mse, l1, smooth_l1 or ccc", choices=("mse", "l1", "smooth_l1", "ccc"))
+    mixup: float = _setting(0.0, "alpha of the Beta distribution that mixes pairs of samples, 0: none")
+    augment: float = _setting(0.0, "strength of crops, colour and erasing, 0 to 1", most=1)
+    ema_decay: float = _setting(0.0, "decay a step of the weights' exponential moving average, 0: none", below=1)
+    hflip: bool = _setting(True, "mirror half of the pictures in training")
+
+    def as_dict(self) -> dict:
+        """Return {name: value} of all settings."""
+        return asdict(self)
+
+
+SETTING_NAMES = tuple(setting.name for setting in fields(Settings))
+
+
+def resolve_settings(config: dict, given: dict | None = None) -> Settings:
+    """Return the settings: the defaults, over them config (unknown keys are left out), over it what is given and not None.
+
+    Raises UserError that names the setting whose value has a wrong type or is out of bounds.
+    """
+    given = {key: value for key, value in (given or {}).items() if value is not None}
+    settings = Settings(**{key: value for key, value in {**config, **given}.items() if key in SETTING_NAMES})
+    for setting in fields(Settings):
+        _check(setting, getattr(settings, setting.name))
+    return settings
+
+
+def _check(setting, value):
+    kind, bounds = type(setting.default), setting.metadata
+    wrong = type(value) is not kind and not (kind is float and type(value) is int)
+    if wrong or (isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0)):
+        raise UserError(f"{setting.name}: {value!r} is not a {kind.__name__} of at least 0")
+    if bounds["choices"] and value not in bounds["choices"]:
+        raise UserError(f"{setting.name}: {value!r} is unknown; known are {', '.join(bounds['choices'])}")
+    if isinstance(value, (int, float)) and value > bounds["most"]:
+        raise UserError(f"{setting.name}: {value} is more than {bounds['most']}")
+    if isinstance(value, (int, float)) and value >= bounds["below"]:
+        raise UserError(f"{setting.name}: {value} is not below {bounds['below']}")
+
+
+def read_config(path: str | os.PathLike) -> dict:
+    """Return the settings in a JSON file as written by the search. Raises UserError for unknown keys or damage."""
+    try:
+        config = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}; the search writes runs/EXPERIMENT/best_config.json") from None
+    except ValueError as error:
+        raise UserError(f"--config {path}: is no JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise UserError(f"--config {path}: is no dictionary of settings")
+    unknown = sorted(config.keys() - set(SETTING_NAMES) - {"batch_size", "model"})
+    if unknown:
+        raise UserError(f"--config {path}: does not know {', '.join(unknown)}; known are {', '.join(SETTING_NAMES)}")
+    return config
+
+
+def add_settings_options(parser: argparse.ArgumentParser) -> None:
+    """Add an option for each setting; without a default here, so that --config can say otherwise."""
+    group = parser.add_argument_group("settings (the command line wins over --config)")
+    for setting in fields(Settings):
+        kind = true_or_false if isinstance(setting.default, bool) else type(setting.default)
+        shown = str(setting.default).lower() if isinstance(setting.default, bool) else setting.default
+        group.add_argument("--" + setting.name.replace("_", "-"), dest=setting.name, type=kind, metavar=kind.__name__.upper(),
+                           help=f"{setting.metadata['help']} (default: {shown})")

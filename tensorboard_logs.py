@@ -1,0 +1,70 @@
+"""What training, search and evaluation write for TensorBoard, under the same tags."""
+import random
+from pathlib import Path
+
+import pandas
+from torch.nn import functional
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+from torchvision.utils import make_grid
+
+from dataset import FaceDataset, Split
+from labels import TRAITS
+from metrics import format_table
+
+# The columns of TensorBoard's table of hyperparameters; accuracy_test comes from evaluate.py.
+HPARAM_FIGURES = ("accuracy_test", "accuracy_mean", "pearson_mean", "loss_train", "loss_valid")
+
+
+def log_epoch(writer: SummaryWriter, record: dict) -> None:
+    """Write an epoch's record."""
+    for key, value in record.items():
+        if key not in ("epoch", "seconds"):
+            measure, _, rest = key.partition("_")
+            tag = f"learning_rate/{key.removeprefix('learning_rate_')}" if key.startswith("learning_rate") else f"{measure}/{rest}"
+            tag = "speed/samples_per_second" if key == "samples_per_second" else tag
+            writer.add_scalar(tag, value, record["epoch"])
+
+
+def log_pictures(writer: SummaryWriter, split: Split, input_size: int, augment: float, seed: int) -> None:
+    """Write a grid of 32 training chips as the network sees them: after augmentation, scaled to its input."""
+    dataset = FaceDataset(split, augment, seed)
+    rows = random.Random(seed).sample(range(len(dataset)), min(32, len(dataset)))
+    chips, _ = dataset.__getitems__(rows)
+    if len(chips):
+        size = (input_size, input_size)
+        writer.add_image("chips/training", make_grid(functional.interpolate(chips.float() / 255, size, mode="bilinear",
+                                                                            antialias=True).clamp(0, 1), nrow=8))
+
+
+def log_hyperparameters(writer: SummaryWriter, model: str, settings: dict, batch_size: int, record: dict) -> None:
+    """Write a run's settings and last or best figures into the table of hyperparameters."""
+    values = {"model": model, "batch_size": batch_size,
+              **{key: value for key, value in settings.items() if isinstance(value, (int, float, str, bool))}}
+    # TensorBoard takes the columns of the first run it reads for all runs, so each names all of them, also those that it has
+    # no figure for; evaluate.py adds the accuracy on the test clips to the runs that it measures.
+    for summary in hparams(values, dict.fromkeys((f"hparam/{name}" for name in HPARAM_FIGURES), 0.0)):
+        writer.file_writer.add_summary(summary)
+    for name in HPARAM_FIGURES:
+        if record.get(name) is not None:
+            writer.add_scalar(f"hparam/{name}", record[name], record["epoch"])
+
+
+def log_evaluation(run_dir: Path, folder: Path, metrics: dict, table: pandas.DataFrame, figures: dict) -> None:
+    """Write an evaluation's figures, in place of what an earlier one of the same split wrote.
+
+    run_dir: the experiment's folder; folder: the evaluation's; figures: {trait: matplotlib figure}.
+    """
+    split = metrics["split"]
+    suffix = f".evaluation_{split}"
+    for old in (*folder.glob("events.out.tfevents.*"), *run_dir.glob(f"events.out.tfevents.*{suffix}")):
+        old.unlink()
+    with SummaryWriter(folder) as writer:
+        for trait, figure in figures.items():
+            writer.add_figure(f"evaluation_{split}/{trait}", figure, close=False)
+        for name in ("mean", *TRAITS):
+            writer.add_scalar(f"accuracy_{split}/{name}", table.loc[name, "accuracy"])
+        writer.add_text(f"evaluation_{split}", f"```\n{format_table(table)}\n```")
+    # In the run itself, where TensorBoard's table of hyperparameters looks for it.
+    with SummaryWriter(run_dir, filename_suffix=suffix) as of_run:
+        of_run.add_scalar(f"hparam/accuracy_{split}", table.loc["mean", "accuracy"], metrics["epoch"])

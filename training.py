@@ -1,0 +1,379 @@
+"""The loop of a training: its data, losses, schedule and state. train.py and the search both run it.
+
+    state = start_training(network, faces, plan, machine)
+    for record in fit(state, plan, faces, validation):
+        ...                                     # the record of each epoch
+"""
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from command_line import UserError, counted, progress_bar
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchmetrics.functional import concordance_corrcoef
+
+from dataset import (
+    Split,
+    add_speaker_option,
+    check_same_crop,
+    describe,
+    epoch_batches,
+    join_splits,
+    load_split,
+    row_batches,
+    split_by_speaker,
+)
+from device import Machine, is_main_process, rank, world_size
+from features import CachedFeatures, FaceChips, make_source, score_faces
+from gaussian_process import GaussianProcess
+from labels import SPEAKER_REGEX, TRAITS
+from metrics import scores_of_clips, trait_accuracies, trait_correlations
+from model_architectures import PersonalityNetwork, load_network_state
+from settings import Settings
+
+HELD_OUT = 0.2  # of the clips, for --val-split speaker
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training is to do."""
+    settings: Settings
+    num_epochs: int
+    batch_size: int     # faces a step and process
+    seed: int = 0
+
+
+# ---------------------------------------------------------------- loss
+
+def ccc_loss(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return 1 - the mean over the traits of Lin's concordance correlation (Biometrics 45, 1989), for B x 5 tensors."""
+    return 1 - concordance_corrcoef(scores, targets).mean()
+
+
+LOSSES = {"mse": functional.mse_loss, "l1": functional.l1_loss,
+          "smooth_l1": lambda scores, targets: functional.smooth_l1_loss(scores, targets, beta=0.1),
+          # The concordance of a small batch says little, so the squared error stays in.
+          "ccc": lambda scores, targets: 0.1 * ccc_loss(scores, targets) + functional.mse_loss(scores, targets)}
+
+
+# ---------------------------------------------------------------- data
+
+@dataclass
+class Faces:
+    """A split and where its faces are read from."""
+    split: Split
+    source: FaceChips | CachedFeatures
+
+    @property
+    def number_usable(self) -> int:
+        """The number of faces that can be read."""
+        return len(self.source.usable)
+
+
+def load_training_and_validation(data_dir: str | Path, final_run: bool, val_split: str = "official",
+                                 speaker_regex: str = SPEAKER_REGEX, seed: int = 0,
+                                 quiet: bool = False) -> tuple[Split, Split | None]:
+    """Return (training Split, validation Split or None in the final run). Prints what they hold, unless quiet.
+
+    val_split "official" validates on the validation clips; "speaker" joins both and sets aside about a fifth of the clips,
+    of speakers that training does not hold.
+    """
+    training = load_split(data_dir, "train", speaker_regex)
+    has_validation = (Path(data_dir) / "valid").is_dir()
+    validation = load_split(data_dir, "valid", speaker_regex) if has_validation or val_split == "official" else None
+    if final_run or val_split == "speaker":
+        training = join_splits(training, validation) if validation else training
+        validation = None
+    if not final_run and val_split == "speaker":
+        training, validation = split_by_speaker(training, HELD_OUT, seed)
+    if validation is not None:
+        check_same_crop(training, validation)
+    if is_main_process() and not quiet:
+        for split in (training, validation):
+            if split is not None:
+                print(describe(split), flush=True)
+        if validation is not None:
+            known = validation.speakers.isin(set(training.speakers))
+            if known.any():
+                print(f"warning: {known.sum()} of {len(known)} validation clips show speakers that are in training; "
+                      "--val-split speaker validates on unknown ones", file=sys.stderr, flush=True)
+    return training, validation
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options on data that search and training share."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--data-dir", default="data", help="data folder")
+    group.add_argument("--runs-dir", default="runs", help="folder of the experiments")
+    group.add_argument("--val-split", choices=("official", "speaker"), default="official",
+                       help="validate on the validation clips, or on a fifth of all clips, of speakers not in training")
+    group.add_argument("--weights", help="of the backbone: imagenet, dlib, none or the path of a state dict (default: dlib "
+                       "for FaceResNet29, else imagenet)")
+    add_speaker_option(group)
+
+
+def check_batch_size(batch_size: int, split: Split) -> None:
+    """Raise UserError where a step of this size cannot be taken: batch normalisation needs two faces a process."""
+    if batch_size < 2 or len(split.faces) < 2 * world_size():
+        raise UserError(f"BATCH_SIZE {batch_size} with {counted(len(split.faces), 'face')}: training needs at least two faces a step")
+    if batch_size > len(split.faces):
+        raise UserError(f"BATCH_SIZE {batch_size}: is larger than the {len(split.faces)} faces of {split.name}")
+
+
+def _step_random(seed, epoch, step):
+    """Return the random generator of one step. It depends only on its arguments and the process, so that a resumed run
+    draws the same."""
+    return np.random.default_rng([seed, epoch, step, rank()])
+
+
+def training_steps(faces: Faces, plan: Plan, epoch: int, first_step: int,
+                   device: torch.device) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Yield (step, inputs, targets B x 5) on the device for one epoch, from its first_step on.
+
+    inputs: uint8 chips B x 3 x H x W, or float32 features B x F; mixed-up chips are float32 in [0, 255].
+    """
+    settings, usable, all_targets = plan.settings, faces.source.usable, faces.split.targets
+    batches = epoch_batches(len(usable), plan.batch_size, plan.seed, epoch, rank(), world_size())[first_step:]
+    batches = [usable[batch].tolist() for batch in batches]
+    for step, (rows, inputs_of) in enumerate(faces.source.batches(batches, epoch), first_step):
+        generator = _step_random(plan.seed, epoch, step)
+        inputs = inputs_of(generator.random(len(rows)) < 0.5 if settings.hflip else np.zeros(len(rows), dtype=bool))
+        targets = all_targets[torch.from_numpy(rows)].to(device, non_blocking=True)
+        if settings.mixup and len(rows) > 1:
+            # Zhang et al. 2018, mixup: Beyond Empirical Risk Minimization (https://arxiv.org/abs/1710.09412).
+            part = float(generator.beta(settings.mixup, settings.mixup))
+            other = torch.from_numpy(generator.permutation(len(rows))).to(device)
+            inputs = part * inputs.float() + (1 - part) * inputs[other].float()
+            targets = part * targets + (1 - part) * targets[other]
+        # Dropout draws from torch's own generator.
+        torch.manual_seed(int(generator.integers(2**62)))
+        yield step, inputs, targets
+
+
+# ---------------------------------------------------------------- optimiser and schedule
+
+def warmup_cosine(total_steps: int, warmup: float) -> Callable[[int], float]:
+    """Return the factor of the learning rate at a step: linear warm-up, then a cosine down to 0."""
+    warmup_steps = max(1, round(warmup * total_steps))
+
+    def factor(step):
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
+    return factor
+
+
+def parameter_groups(network: PersonalityNetwork, settings: Settings) -> list[dict]:
+    """Return the optimiser's parameter groups: the heads with lr, the trained stages with smaller learning rates.
+
+    The last stage learns with lr x backbone_lr_factor, each stage before it with layer_decay times the next one's rate.
+    Biases and normalisation layers (one-dimensional) are not decayed.
+    """
+    parts = [("heads", network.heads, settings.lr)]
+    for distance, stage in enumerate(reversed(network.trained)):
+        rate = settings.lr * settings.backbone_lr_factor * settings.layer_decay ** distance
+        parts.append((stage, network.backbone.get_submodule(stage), rate))
+    groups = []
+    for name, module, rate in parts:
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        for decay, some in ((settings.weight_decay, [p for p in parameters if p.ndim > 1]), (0.0, [p for p in parameters if p.ndim < 2])):
+            if some:
+                groups.append({"params": some, "lr": rate, "weight_decay": decay, "name": name})
+    return groups
+
+
+# ---------------------------------------------------------------- state
+
+@dataclass
+class TrainingState:
+    """Exactly what a checkpoint holds of a training, so that a resumed one goes on as if it had not been stopped."""
+    network: PersonalityNetwork
+    optimizer: torch.optim.Optimizer
+    scheduler: LambdaLR
+    ema: AveragedModel | None           # exponential moving average of the weights
+    epoch: int = 0                      # epochs done
+    step: int = 0                       # steps done of the next one
+    loss_sum: float = 0.0               # of these steps
+    losses: list = field(default_factory=list)      # of the steps since, still on the device
+    history: list = field(default_factory=list)     # the record of each epoch
+    best: dict | None = None            # of the best epoch: epoch, accuracy, network
+
+    @property
+    def averaged(self) -> PersonalityNetwork:
+        """The network that is evaluated and kept: the moving average where there is one."""
+        return self.ema.module if self.ema else self.network
+
+    def add_up_losses(self) -> float:
+        """Return the sum of the losses of the epoch so far. Waits for the device, so it is not called at every step."""
+        for loss in torch.stack(self.losses).tolist() if self.losses else []:
+            self.loss_sum += loss
+        self.losses.clear()
+        return self.loss_sum
+
+    def state_dict(self) -> dict:
+        """Return the state as tensors and plain data."""
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(), "ema": self.ema.state_dict() if self.ema else None,
+                "epoch": self.epoch, "step": self.step, "loss_sum": self.add_up_losses(), "history": self.history,
+                "best": self.best}
+
+    def load_state_dict(self, saved: dict) -> None:
+        """Take over what state_dict returned, but for the network's own weights, which are loaded before."""
+        if self.ema:
+            self.ema.load_state_dict(saved["ema"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scheduler.load_state_dict(saved["scheduler"])
+        self.history, self.epoch, self.step = list(saved["history"]), saved["epoch"], saved["step"]
+        self.loss_sum, self.best = saved["loss_sum"], saved["best"]
+
+
+def start_at_the_mean(network: PersonalityNetwork, split: Split) -> None:
+    """Let every head start from the constant prediction: the mean label of the training clips."""
+    means = torch.tensor([split.labels[trait].mean() for trait in TRAITS], dtype=torch.float32).clamp(0.01, 0.99)
+    with torch.no_grad():
+        for head in network.heads:
+            head[-1].bias.copy_(torch.logit(means))
+
+
+def fit_memory(network: PersonalityNetwork, split: Split, machine: Machine, seed: int) -> None:
+    """Fit the network's Gaussian process to faces of the training clips: as many of each clip as there is room for."""
+    source = make_source(network, split, machine)
+    # The clips' first faces come before all second ones, in random order: what there is no room for is spread evenly.
+    order = np.random.default_rng([seed, 1]).permutation(len(split.faces))
+    turn = split.faces["clip"].iloc[order].groupby(split.faces["clip"].iloc[order]).cumcount().to_numpy()
+    chosen = np.sort(order[np.argsort(turn, kind="stable")][:GaussianProcess.MOST_FACES])
+    chosen = chosen[np.isin(chosen, source.usable)]
+    features, read = [], []
+    with torch.no_grad():
+        for rows, inputs_of in source.batches([chosen[batch].tolist() for batch in row_batches(len(chosen), 64)]):
+            hflip = np.ones(len(rows), dtype=bool)
+            both = [inputs if inputs.ndim == 2 else network.features(inputs) for inputs in (inputs_of(~hflip), inputs_of(hflip))]
+            features.append(((both[0] + both[1]) / 2).cpu())
+            read.append(rows)
+    network.memory.fit(torch.cat(features), split.targets[np.concatenate(read)], seed)
+
+
+def start_training(network: PersonalityNetwork, faces: Faces, plan: Plan, machine: Machine,
+                   saved: dict | None = None) -> TrainingState:
+    """Return the state of a new training, or of one to go on with. network: on the machine's device.
+
+    saved: what TrainingState.state_dict returned. Raises UserError where there are too few faces for a step.
+    """
+    settings, usable = plan.settings, faces.number_usable
+    if usable < 2 * world_size():
+        raise UserError(f"{faces.split.name}: {counted(usable, 'face')} can be read; training needs at least two a step")
+    total_steps = plan.num_epochs * steps_per_epoch(faces, plan)
+    optimizer = torch.optim.AdamW(parameter_groups(network, settings), fused=True)
+    scheduler = LambdaLR(optimizer, warmup_cosine(total_steps, settings.warmup))
+    if saved:
+        load_network_state(network, saved["network"], "the saved state of training")
+    else:
+        start_at_the_mean(network, faces.split)
+        if network.memory is not None:
+            fit_memory(network, faces.split, machine, plan.seed)
+    ema = None
+    if settings.ema_decay:
+        ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
+    state = TrainingState(network, optimizer, scheduler, ema)
+    if saved:
+        state.load_state_dict(saved)
+    return state
+
+
+# ---------------------------------------------------------------- loop
+
+def check_finite(state: TrainingState, loss: float | None = None) -> None:
+    """Raise UserError where the loss (by default the sum over the epoch so far) is not finite: such weights are lost."""
+    loss = state.add_up_losses() if loss is None else loss
+    if not math.isfinite(loss):
+        raise UserError(f"the loss became {loss} in epoch {state.epoch + 1}; take a smaller --lr")
+
+
+def steps_per_epoch(faces: Faces, plan: Plan) -> int:
+    """Return the number of steps that every process takes in an epoch."""
+    return len(epoch_batches(faces.number_usable, plan.batch_size, plan.seed, 0, rank(), world_size()))
+
+
+def validate(network: PersonalityNetwork, faces: Faces) -> dict[str, float]:
+    """Return loss_valid, accuracy_<trait> and pearson_<trait>, per clip as the challenge measures."""
+    scores = score_faces(network, faces.source)
+    clips = scores_of_clips(faces.split.faces["clip"], scores)
+    labels = faces.split.labels.loc[clips.index]
+    error = torch.from_numpy(scores) - faces.split.targets
+    figures = {"loss_valid": float((error ** 2).nanmean())}
+    for measure, values in (("accuracy", trait_accuracies(labels, clips)), ("pearson", trait_correlations(labels, clips))):
+        figures.update({f"{measure}_{trait}": value for trait, value in values.items()})
+    return figures
+
+
+def _train_epoch(state, parallel, plan, faces, after_step, show_progress):
+    """Take the steps of an epoch that are still to do; return (samples, mean loss over all processes)."""
+    device, number_of_steps, samples = state.network.mean.device, steps_per_epoch(faces, plan), 0
+    loss_function = LOSSES[plan.settings.loss]
+    state.network.train()
+    with progress_bar(total=faces.number_usable, unit="face", leave=False, desc=f"epoch {state.epoch + 1}/{plan.num_epochs}",
+                      initial=min(faces.number_usable, state.step * plan.batch_size * world_size()),
+                      disable=None if show_progress and is_main_process() else True) as bar:
+        for step, inputs, targets in training_steps(faces, plan, state.epoch, state.step, device):
+            scores = parallel(inputs, of_each_head=True)
+            loss = torch.stack([loss_function(of_head, targets) for of_head in scores]).mean()
+            state.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            state.optimizer.step()
+            state.scheduler.step()
+            if state.ema:
+                state.ema.update_parameters(state.network)
+            state.losses.append(loss.detach())
+            state.step = step + 1
+            samples += len(targets)
+            bar.update(len(targets) * world_size())
+            # The last step of an epoch is followed by its validation, and only then is the epoch over.
+            if state.step < number_of_steps and after_step:
+                after_step(state)
+    mean_loss = torch.tensor(state.add_up_losses() / number_of_steps, dtype=torch.float64, device=device)
+    if world_size() > 1:
+        torch.distributed.all_reduce(mean_loss)
+        mean_loss /= world_size()
+    return samples, float(mean_loss)
+
+
+def fit(state: TrainingState, plan: Plan, faces: Faces, validation: Faces | None = None,
+        after_step: Callable[[TrainingState], None] | None = None, show_progress: bool = True) -> Iterator[dict]:
+    """Train up to plan.num_epochs and yield the record of each epoch.
+
+    A record has epoch, loss_train, seconds, samples_per_second, the learning rates, and with validation (needed in the main
+    process only) loss_valid, accuracy_<trait> and pearson_<trait>. after_step(state) is called between any two steps of an
+    epoch; what it raises ends the training. Raises UserError where the loss is not finite.
+    """
+    parallel: nn.Module = state.network
+    if world_size() > 1:
+        device = state.network.mean.device
+        parallel = DistributedDataParallel(state.network, device_ids=[device.index] if device.type == "cuda" else None)
+    while state.epoch < plan.num_epochs:
+        started = time.monotonic()
+        samples, mean_loss = _train_epoch(state, parallel, plan, faces, after_step, show_progress)
+        check_finite(state, mean_loss)
+        seconds = max(time.monotonic() - started, 1e-9)
+        record = {"epoch": state.epoch + 1, "loss_train": mean_loss, "seconds": seconds,
+                  "samples_per_second": samples * world_size() / seconds}
+        for group in state.optimizer.param_groups:
+            record[f"learning_rate_{group['name']}"] = group["lr"]
+        if validation is not None and is_main_process():
+            record.update(validate(state.averaged, validation))
+            if state.best is None or record["accuracy_mean"] > state.best["accuracy"]:
+                network = {key: value.detach().cpu().clone() for key, value in state.averaged.state_dict().items()}
+                state.best = {"epoch": state.epoch + 1, "accuracy": record["accuracy_mean"], "network": network}
+        state.history.append(record)
+        state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
+        yield record
