@@ -59,6 +59,18 @@ def _is_list_of_names(value):
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
+def _is_training(value):
+    kinds = {"network": dict, "optimizer": dict, "scheduler": dict, "ema": (dict, type(None)), "epoch": int, "step": int,
+             "loss_sum": float, "loss_count": int, "history": list, "best": (dict, type(None))}
+    if not isinstance(value, dict) or not all(isinstance(value.get(key, ...), kind) for key, kind in kinds.items()):
+        return False
+    records_are_whole = all(isinstance(record, dict) and _is_number(record.get("epoch")) for record in value["history"])
+    best = value["best"]
+    best_is_whole = best is None or (_is_number(best.get("epoch"), 1, len(value["history"])) and _is_number(best.get("accuracy"))
+                                     and isinstance(best.get("network"), dict))
+    return records_are_whole and best_is_whole and len(value["history"]) == value["epoch"] and 0 <= value["step"] < 10**9
+
+
 # What is said of a key whose value does not pass its check.
 CHECKS = {
     "architecture": (lambda value: isinstance(value, str), "is no name of a network"),
@@ -74,7 +86,7 @@ CHECKS = {
     "trained_on": (lambda value: isinstance(value, str), "is no name of a split"),
     "epoch": (lambda value: _is_number(value, 0, 10**9) and isinstance(value, int), "is no number of epochs"),
     "metrics": (lambda value: isinstance(value, dict) and all(isinstance(key, str) for key in value), "is no record of figures"),
-    "training": (lambda value: value is None or isinstance(value, dict), "is no state of a training"),
+    "training": (lambda value: value is None or _is_training(value), "is no state of a training"),
 }
 
 

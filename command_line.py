@@ -21,6 +21,10 @@ from tqdm import tqdm
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 VERSION = "1.0.0"
+MOST = 1_000_000_000  # of anything that is counted
+# Errors of the file system that mean a wrong path or missing rights, and no fault of this suite.
+PATH_ERRORS = frozenset((errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+                         errno.EROFS, errno.ELOOP))
 
 
 def _end_quietly(kind, error, trace):
@@ -66,22 +70,28 @@ def make_parser(docstring: str) -> argparse.ArgumentParser:
 
 
 def positive_int(text: str) -> int:
-    """argparse type: a whole number of at least 1."""
-    return _number_from(1, text)
+    """argparse type: a whole number from 1 to 1,000,000,000."""
+    return _number_between(1, MOST, text)
 
 
 def whole_number(text: str) -> int:
-    """argparse type: a whole number of at least 0."""
-    return _number_from(0, text)
+    """argparse type: a whole number from 0 to 1,000,000,000."""
+    return _number_between(0, MOST, text)
 
 
-def _number_from(least, text):
+def seed_number(text: str) -> int:
+    """argparse type: a whole number from 0 to 2^63 - 1, which every generator takes."""
+    return _number_between(0, 2**63 - 1, text)
+
+
+def _number_between(least, most, text):
     try:
         value = int(text)
     except ValueError:
         value = least - 1
-    if value < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+    if not least <= value <= most:
+        shown = repr(text) if len(text) < 40 else f"{text[:20]!r}..."
+        raise argparse.ArgumentTypeError(f"{shown} is not a whole number from {least} to {most}")
     return value
 
 
@@ -179,6 +189,9 @@ def run_script(main: Callable, argv: list[str] | None = None) -> None:
         status = 141
     except Exception as error:
         full = disk_error(error)
+        if full is None and isinstance(error, OSError) and error.errno in PATH_ERRORS and error.filename is not None:
+            print(f"{name}: error: {printable(error.filename)}: {error.strerror}", file=sys.stderr)
+            sys.exit(2)
         if full is None:
             raise
         place = printable(getattr(full, "filename", None) or "the target folder")

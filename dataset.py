@@ -71,20 +71,32 @@ class Split:
                      self.speakers[keep], self.preprocessing)
 
     def fingerprint(self) -> str:
-        """Return 16 hex digits that change when a label or a face file (name, size or time) changes."""
+        """Return 16 hex digits that change when a label or a face file (name or size) changes; a copy has the same."""
         digest = hashlib.sha256(self.labels.to_csv().encode())
-        digest.update(stamp_of_files(self.faces["path"]).encode())
+        digest.update(stamp_of_files(self.faces["path"], with_times=False).encode())
         return digest.hexdigest()[:16]
 
 
 def list_faces(face_dir: str | os.PathLike) -> pandas.DataFrame:
-    """Return the face chips below a folder: DataFrame with the columns path, clip, sorted by path."""
-    rows = []
-    for folder, subfolders, names in os.walk(face_dir):
+    """Return the face chips below a folder: DataFrame with the columns path, clip, sorted by path.
+
+    Links to other folders are followed, each folder is visited once. Raises UserError where two folders have faces of
+    clips of one name: they would be taken for one clip.
+    """
+    rows, visited, folder_of_clip = [], set(), {}
+    for folder, subfolders, names in os.walk(face_dir, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in visited:
+            subfolders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
         subfolders.sort()
         for name in sorted(names):
             clip = clip_of_face(name)
             if clip is not None:
+                if folder_of_clip.setdefault(clip, folder) != folder:
+                    raise UserError(f"{folder_of_clip[clip]} and {folder}: both have faces of a clip called {printable(clip)}, which "
+                                    "would be taken for one clip; rename one clip, or remove its faces there")
                 rows.append((os.path.join(folder, name), clip))
     return pandas.DataFrame(rows, columns=["path", "clip"], dtype=str)
 
@@ -134,14 +146,21 @@ def check_same_crop(first: Split, second: Split) -> None:
 
 
 def split_by_speaker(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    """Return (training, validation) Splits without a common speaker, about `fraction` of the clips in the second."""
-    generator = np.random.default_rng(seed)
+    """Return (training, validation) Splits without a common speaker, about `fraction` of the clips in the second.
+
+    Speakers are taken in random order as long as they fit; one who does not fit is skipped. Where none fits, the one with
+    the fewest clips is taken. Raises UserError where there is only one speaker.
+    """
     sizes = split.speakers.value_counts().sort_index()
-    order = generator.permutation(len(sizes))
-    chosen = sizes.index[order[np.cumsum(sizes.to_numpy()[order]) <= max(1, fraction * len(split.labels))]]
-    held_out = split.speakers.isin(chosen)
-    if not held_out.any() or held_out.all():
-        raise UserError(f"--val-split speaker: {len(sizes)} speakers in {split.name} are too few to set some aside")
+    if len(sizes) < 2:
+        raise UserError(f"--val-split speaker: all clips of {split.name} are of one speaker ({printable(sizes.index[0])}); none can be "
+                        "set aside")
+    room, chosen = fraction * len(split.labels), []
+    for number in np.random.default_rng(seed).permutation(len(sizes)):
+        if sizes.iloc[number] <= room:
+            chosen.append(sizes.index[number])
+            room -= sizes.iloc[number]
+    held_out = split.speakers.isin(chosen or [sizes.idxmin()])
     return (split.only(split.labels.index[~held_out], split.name + " without held-out speakers"),
             split.only(split.labels.index[held_out], "held-out speakers of " + split.name))
 
@@ -158,12 +177,13 @@ def describe(split: Split) -> str:
     return line
 
 
-def stamp_of_files(paths: Iterable[str]) -> str:
-    """Return a digest of the names, sizes and times of files."""
+def stamp_of_files(paths: Iterable[str], with_times: bool = True) -> str:
+    """Return a digest of the names and sizes, and by default the times, of files."""
     digest = hashlib.sha256()
     for path in paths:
         status = os.stat(path)
-        digest.update(f"{os.path.basename(path)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogatepass"))
+        time = status.st_mtime_ns if with_times else ""
+        digest.update(f"{os.path.basename(path)}\0{status.st_size}\0{time}\n".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
@@ -288,7 +308,13 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    found = [split_name for split_name in SPLITS if (Path(args.data_dir) / split_name).is_dir()]
+    if not found:
+        raise UserError(f"{args.data_dir}: holds no folder train, valid or test; the README says how to lay out the data")
     for split_name in SPLITS:
+        if split_name not in found:
+            print(f"{split_name}: not there")
+            continue
         split = load_split(args.data_dir, split_name, args.speaker_regex)
         print(describe(split))
         means, stds = split.labels.mean(), split.labels.std()

@@ -15,7 +15,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from command_line import UserError, atomic_write, folder_options, make_parser, printable, run_script, whole_number
+from command_line import UserError, atomic_write, counted, folder_options, make_parser, printable, run_script, seed_number
 
 import matplotlib
 import numpy as np
@@ -28,7 +28,7 @@ from dataset import Split, add_speaker_option, describe, load_split
 from device import Machine, add_machine_options
 from experiment import TRAINING_RECORD, experiment_folder
 from features import make_source, score_faces
-from labels import TRAITS, clip_name, read_labels, read_scores, read_speakers, speakers_of
+from labels import TRAITS, read_groups, read_labels, read_scores, read_speakers, speakers_of
 from metrics import (
     PUBLISHED,
     Evaluation,
@@ -135,22 +135,21 @@ def add_speaker_figures(evaluation: Evaluation) -> None:
 
 
 def add_group_figures(evaluation: Evaluation, path: str) -> None:
-    """Measure and print each group of a CSV file with the columns clip and group. Raises UserError for an unfit file."""
-    try:
-        groups = pandas.read_csv(path, encoding="utf-8-sig", dtype=str)
-    except (OSError, ValueError, pandas.errors.ParserError) as error:
-        raise UserError(f"{path}: cannot be read as a table ({error})") from None
-    if not {"clip", "group"} <= set(groups.columns):
-        raise UserError(f"{path}: needs the columns clip and group; it has {', '.join(groups.columns)}")
-    groups["clip"] = groups["clip"].map(clip_name)
+    """Measure and print each group of a table with the columns clip and group. Raises UserError for an unfit one."""
+    groups = read_groups(path)
     labels, tables = evaluation.labels, {}
-    for group, members in groups.groupby("group")["clip"]:
-        clips = labels.index[labels.index.isin(members)]
+    for group, members in groups.groupby(groups):
+        clips = labels.index[labels.index.isin(members.index)]
         if len(clips):
             tables[group] = evaluation.measure(labels.loc[clips])
     if not tables:
-        raise UserError(f"{path}: names none of the clips measured; its column clip starts with {groups['clip'].iat[0]}")
+        raise UserError(f"{path}: names none of the clips measured" + (f"; its first is {groups.index[0]}" if len(groups) else ""))
     evaluation.metrics["groups"] = {group: table.T.to_dict() for group, table in tables.items()}
+    in_no_group = labels.index.difference(groups.index)
+    if len(in_no_group):
+        evaluation.metrics["clips_in_no_group"] = list(in_no_group)
+        print(f"note: {counted(len(in_no_group), 'clip')} of {len(labels)} in no group of {path}, the first: "
+              f"{printable(in_no_group[0])}", file=sys.stderr)
     for group, table in tables.items():
         print(f"\ngroup {printable(group)}, {int(table['clips'].iat[0])} clips\n{format_table(table)}")
 
@@ -159,11 +158,9 @@ def add_comparison(evaluation: Evaluation, args: argparse.Namespace) -> None:
     """Compare with another experiment or file of predictions, and print the differences."""
     if Path(args.compare).is_file():
         other = read_scores(args.compare)
-    elif evaluation.split is not None:
+    else:
         scores, _ = score_split(args.compare, args, evaluation.split)
         other = scores_of_clips(evaluation.split.faces["clip"], scores)
-    else:
-        raise UserError(f"--compare {args.compare}: no such file")
     comparison = compare(evaluation.labels, evaluation.predictions, other, evaluation.speakers, args.seed)
     evaluation.metrics["comparison"] = {"with": args.compare, **comparison.T.to_dict()}
     print(f"\nagainst {printable(args.compare)} on {int(comparison['clips'].iat[0])} common clips (positive: better; an "
@@ -176,9 +173,13 @@ def add_warnings(evaluation: Evaluation, table: pandas.DataFrame, missing: panda
     if len(missing):
         lines.append(f"{len(missing)} of {len(evaluation.labels) + len(missing)} clips have no prediction and are left out, the "
                      f"first is {missing[0]}")
-    if evaluation.split is not None and _trained_in(evaluation.run_dir) not in (None, str(Path(data_dir).resolve())):
-        lines.append(f"trained on the clips in {_trained_in(evaluation.run_dir)}, measured on those in {data_dir}; "
-                     "--data-dir names another folder")
+    outside = (evaluation.predictions[list(TRAITS)] < 0) | (evaluation.predictions[list(TRAITS)] > 1)
+    if outside.to_numpy().any():
+        lines.append(f"{counted(int(outside.to_numpy().sum()), 'prediction')} outside [0, 1]: are they on the labels' scale?")
+    trained_in = _trained_in(evaluation.run_dir) if evaluation.run_dir else None
+    # Where that folder is gone, the data were moved: nothing to warn of.
+    if trained_in and Path(trained_in).is_dir() and Path(trained_in) != Path(data_dir).resolve():
+        lines.append(f"trained on the clips in {trained_in}, measured on those in {data_dir}; --data-dir names another folder")
     evaluation.metrics["warnings"] = lines
     for line in lines:
         print(f"warning: {printable(line)}", file=sys.stderr)
@@ -251,7 +252,7 @@ def parse_args(argv=None):
     parser.add_argument("--runs-dir", default="runs", help="folder of the experiments")
     parser.add_argument("--compare", metavar="OTHER", help="another experiment, or a CSV file of predictions")
     parser.add_argument("--group-by", metavar="FILE.csv", help="figures for each group: columns clip and group")
-    parser.add_argument("--seed", type=whole_number, default=0, help="of the bootstrap")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of the bootstrap")
     add_speaker_option(parser)
     foreign = parser.add_argument_group("anybody's predictions")
     foreign.add_argument("--predictions", metavar="FILE.csv", help="columns clip or VideoName and the five traits")
@@ -264,6 +265,10 @@ def parse_args(argv=None):
         parser.error("give an EXPERIMENT, or --predictions FILE.csv with --labels FILE")
     if bool(args.predictions) != bool(args.labels):
         parser.error("--predictions and --labels go together")
+    if args.compare and not Path(args.compare).is_file():
+        if args.predictions:
+            raise UserError(f"--compare {args.compare}: no such file")
+        find_checkpoint(experiment_folder(args.runs_dir, args.compare))
     args.command = shlex.join([Path(sys.argv[0]).name, *(argv if argv is not None else sys.argv[1:])])
     return args
 
@@ -279,7 +284,8 @@ def main(argv=None):
     missing = evaluation.labels.index.difference(evaluation.predictions.index)
     evaluation.labels = evaluation.labels.drop(missing)
     if evaluation.labels.empty:
-        raise UserError("no clip has a prediction; nothing to measure")
+        raise UserError("no clip has a prediction; nothing to measure" if args.predictions else
+                        f"{evaluation.split.name}: none of its faces can be read (they are named above); make them again")
     metrics, table = evaluation.metrics, evaluation.measure()
     metrics.update(clips=len(evaluation.labels), clips_without_prediction=list(missing), traits=table.T.to_dict())
     if "faces" in evaluation.predictions:

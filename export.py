@@ -8,6 +8,7 @@ inside. Its metadata (ONNX: metadata_props, torch: extra_files) name the order o
 name is replaced. A network with a memory of faces takes the training clips' faces with it: see the README before you
 publish it.
 """
+import io
 import json
 import sys
 from pathlib import Path
@@ -68,7 +69,10 @@ def export_model(checkpoint: Checkpoint, path: Path, target: Path, file_format: 
     with torch.no_grad(), atomic_write(target) as partial:
         program = torch.export.export(module, (chips,), dynamic_shapes=shapes)
         if file_format == "torch":
-            torch.export.save(program, partial, extra_files={"metadata.json": json.dumps(metadata)})
+            # PyTorch's own writer ends the process where the disk is full.
+            buffer = io.BytesIO()
+            torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(metadata)})
+            partial.write_bytes(buffer.getbuffer())
         else:
             converted = torch.onnx.export(program, (), input_names=["chips"], output_names=["scores"], dynamo=True, verbose=False,
                                           dynamic_shapes={"chips": {0: "N"}})  # names the axis
@@ -93,6 +97,8 @@ def main(argv=None):
     target = Path(args.out) if args.out else path.with_name(FILE_OF_FORMAT[args.format])
     if not target.parent.is_dir() or target.is_dir():
         raise UserError(f"--out {target}: give a file in a folder that exists")
+    if target.suffix != Path(FILE_OF_FORMAT[args.format]).suffix:
+        raise UserError(f"--out {target}: give a name that ends in {Path(FILE_OF_FORMAT[args.format]).suffix}")
     checkpoint = load_checkpoint(path)
     export_model(checkpoint, path, target, args.format)
     print(f"exported {path} to {target} ({target.stat().st_size / 1e6:.1f} MB)")

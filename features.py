@@ -207,7 +207,7 @@ def _write_features(path, split, faces: pandas.DataFrame, backbone, machine):
             if values is None:
                 values = _new_memory_map(partial, machine.cache, (2, len(faces), both.shape[1]))
             values[:, batches[number]] = np.nan
-            values[:, rows.numpy()] = both.reshape(2, len(rows), -1)
+            values[:, rows.numpy()] = both.reshape(2, len(rows), both.shape[1])
             bar.update(len(batches[number]))
             if number % 50 == 49:
                 values.flush()

@@ -4,14 +4,11 @@ A data folder holds data/{train,valid,test}/{videos,frames,faces} and, for each 
 annotation_*.pkl or a labels.csv with the columns clip,openness,conscientiousness,extraversion,agreeableness,neuroticism.
 No code in a label file is ever run. Imports no PyTorch, so the pre-processing starts at once.
 """
-import csv
-import io
 import json
+import math
 import os
-import pickle
-import pickletools
 import re
-import struct
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,6 +16,9 @@ from command_line import UserError
 
 import numpy as np
 import pandas
+
+from annotation_pickle import read_annotation
+from tables import SIZE_LIMIT, numbers_of, read_table
 
 # The order of all scores, labels and columns.
 TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
@@ -44,8 +44,8 @@ CLIP_SUFFIXES = frozenset("""
     .mov .mp4 .mpe .mpeg .mpg .mts .mxf .nut .obu .ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv .y4m""".split())
 PICTURE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"])
 # A ChaLearn clip is called <YouTube id>.<number>: the clips of one video show one speaker.
-SPEAKER_REGEX = r"^([^.]+)\.\d+$"
-LABEL_FILE_LIMIT = 200_000_000  # bytes
+SPEAKER_REGEX = r"^(.+)\.\d+$"
+SCORE_MARGIN = 0.5  # a prediction may be so far outside of [0, 1]; further means another scale
 
 
 def frame_name(clip: str, index: int) -> str:
@@ -65,157 +65,106 @@ def clip_of_face(name: str) -> str | None:
     """
     clip, mark, rest = name.rpartition(FRAME_MARK)
     if mark and clip and FACE_MARK in rest and name.lower().endswith(".jpg") and not name.startswith("."):
-        return clip
+        return unicodedata.normalize("NFC", clip)  # as clip_name; macOS writes file names in NFD
     return None
 
 
 # ---------------------------------------------------------------- labels and scores
 
 def clip_name(text: object) -> str:
-    """Return the clip's name without folder and video ending: `train/abc.000.mp4` -> `abc.000`."""
-    name = str(text).strip().replace("\\", "/").rsplit("/", 1)[-1]
+    """Return the clip's name without folder and video ending, in Unicode's form NFC: `train/abc.000.mp4` -> `abc.000`."""
+    name = unicodedata.normalize("NFC", str(text)).strip().replace("\\", "/").rsplit("/", 1)[-1]
     stem, suffix = os.path.splitext(name)
     return stem if suffix.lower() in CLIP_SUFFIXES else name
 
 
-# The opcodes that a dictionary of names and scores needs. Everything else (among them the ones that allocate whatever
-# size the file asks for) is refused before a single one is carried out.
-_PICKLE_OPCODES = frozenset("""PROTO FRAME STOP MARK POP POP_MARK EMPTY_DICT DICT SETITEM SETITEMS PUT BINPUT LONG_BINPUT
-    MEMOIZE GET BINGET LONG_BINGET STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINBYTES
-    SHORT_BINBYTES FLOAT BINFLOAT INT BININT BININT1 BININT2 LONG LONG1 NONE NEWTRUE NEWFALSE EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
-    GLOBAL STACK_GLOBAL REDUCE BUILD""".split())
+def _named(names, places, path):
+    """Return the clips' names; raises UserError for one that is missing or there twice. places: of each name in the file."""
+    clips, first = [clip_name(name) for name in names], {}
+    for clip, name, place in zip(clips, names, places):
+        if not clip:
+            raise UserError(f"{path}: {place} names no clip; name it or remove the line")
+        if clip in first:
+            raise UserError(f"{path}: the clip {clip} stands there twice, in {first[clip][0]} as {first[clip][1]} and in {place} as "
+                            f"{name}; keep one, or rename the clip where these are two")
+        first[clip] = place, name
+    return pandas.Index(clips, name="clip", dtype=object)
 
 
-class _Float:
-    """Stands in for numpy.dtype: knows only the two float types, and none of numpy's code runs."""
-
-    def __init__(self, code, align=False, copy=False):
-        if code not in ("f8", "f4"):
-            raise pickle.UnpicklingError(f"numbers of the type {code!r}")
-        self.format = {"f8": "<d", "f4": "<f"}[code]
-
-    def __setstate__(self, state):
-        if isinstance(state, tuple) and len(state) > 1 and state[1] == ">":
-            self.format = ">" + self.format[1]
+def _score_table(path):
+    table = read_table(path, ("clip", *TRAITS))
+    if table.empty:
+        raise UserError(f"{path}: holds no clip")
+    clips = _named(table["clip"], [f"line {line}" for line in table.index], path)
+    return numbers_of(table, TRAITS, path).set_axis(clips, axis=0).sort_index()
 
 
-def _float_scalar(dtype, data):
-    if not isinstance(dtype, _Float):
-        raise pickle.UnpicklingError("a numpy scalar without a type")
-    return struct.unpack(dtype.format, data.encode("latin1") if isinstance(data, str) else data)[0]
-
-
-def _latin1(text, encoding):
-    """Stands in for codecs.encode, by which Python 3 writes bytes in old pickles."""
-    if encoding != "latin1" or not isinstance(text, str):
-        raise pickle.UnpicklingError(f"text in the encoding {encoding!r}")
-    return text.encode("latin1")
-
-
-class _LabelUnpickler(pickle._Unpickler):  # the one in Python: the C one allocates memory for any memo index it reads
-    """Admits dictionaries, strings, numbers and numpy float scalars; names whatever else a file asks for."""
-
-    def find_class(self, module, name):
-        if (module, name) == ("numpy", "dtype"):
-            return _Float
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "scalar":
-            return _float_scalar
-        if (module, name) == ("_codecs", "encode"):
-            return _latin1
-        raise pickle.UnpicklingError(f"the file asks for {module}.{name}, which labels do not need")
-
-
-def _read_annotation_pickle(path):
-    data = path.read_bytes()
-    try:
-        for opcode, _, position in pickletools.genops(data):
-            if opcode.name not in _PICKLE_OPCODES:
-                raise pickle.UnpicklingError(f"the operation {opcode.name} at byte {position}, which labels do not need")
-        content = _LabelUnpickler(io.BytesIO(data), encoding="latin1").load()
-    except Exception as error:  # a damaged pickle can fail in many ways; none of them has run anything
-        raise UserError(f"{path}: refused, not a file of labels as the challenge wrote it: {error}; nothing of it was "
-                        "run; download it again or write a labels.csv") from None
-    if not isinstance(content, dict) or not all(isinstance(scores, dict) for scores in content.values()):
-        raise UserError(f"{path}: holds no dictionary {{trait: {{clip: score}}}}; download it again or write a labels.csv")
+def _annotation_scores(path):
+    content = read_annotation(path)
     missing = [trait for trait in TRAITS if trait not in content]
     if missing:
         raise UserError(f"{path}: the trait {', '.join(missing)} is missing (it holds {', '.join(map(str, content))})")
     columns = {}
     for trait in TRAITS:
-        names = [clip_name(clip) for clip in content[trait]]
-        column = pandas.Series(list(content[trait].values()), index=names, dtype=object)
-        if not column.index.is_unique:
-            raise UserError(f"{path}: the clip {column.index[column.index.duplicated()][0]} is labelled twice for {trait}; "
-                            "keep one entry")
-        columns[trait] = column
-    return pandas.DataFrame(columns)
+        clips = _named(content[trait], [f"entry {number} of {trait}" for number in range(len(content[trait]))], path)
+        columns[trait] = pandas.Series(list(content[trait].values()), index=clips, dtype=object)
+    scores = pandas.DataFrame(columns)
+    if scores.empty:
+        raise UserError(f"{path}: holds no clip")
+    for trait in TRAITS:
+        for clip, score in scores[trait].items():
+            if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
+                raise UserError(f"{path}: clip {clip}, {trait}: {score!r} is no number; correct it or remove the clip")
+    return scores.astype("float64").rename_axis("clip").sort_index()
 
 
-def _read_csv(path):
-    try:
-        table = pandas.read_csv(path, encoding="utf-8-sig", dtype=str, keep_default_na=False, sep=None, engine="python")
-    except (UnicodeDecodeError, pandas.errors.ParserError, pandas.errors.EmptyDataError, ValueError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as a table ({str(error).splitlines()[0]}); "
-                        f"write UTF-8 CSV with the columns clip,{','.join(TRAITS)}") from None
-    return table
+def _check_range(scores, path, low, high):
+    outside = (scores.to_numpy() < low) | (scores.to_numpy() > high)
+    if outside.any():
+        row, column = np.argwhere(outside)[0]
+        raise UserError(f"{path}: clip {scores.index[row]}, {TRAITS[column]}: {scores.iat[row, column]:g} is outside [0, 1]; scale "
+                        "the scores to [0, 1]")
+    return scores
 
 
 def read_scores(path: str | os.PathLike) -> pandas.DataFrame:
-    """Return the scores in a CSV file as a DataFrame: index clip (without video ending), five float64 columns TRAITS.
+    """Return predictions in a table as a DataFrame: index clip (without video ending), sorted, float64 columns TRAITS.
 
-    The column of clips is `clip` or `VideoName`; a trait's column bears its name in any case, also as `ValueOpenness`.
-    Raises UserError for a missing column, a clip named twice, text or a number that is not finite.
+    Raises UserError for anything that is not read for sure (see tables.py), a clip named twice, and scores of another
+    scale: a little outside of [0, 1] a regression may be.
     """
-    path = Path(path)
-    table = _read_csv(path)
-    plain = {re.sub(r"^value_?", "", str(name).strip().lower()): name for name in table.columns}
-    name_column = plain.get("clip", plain.get("videoname"))
-    if name_column is None:
-        raise UserError(f"{path}: has no column `clip`; its columns are {', '.join(map(str, table.columns))}")
-    missing = [trait for trait in TRAITS if trait not in plain]
-    if missing:
-        raise UserError(f"{path}: has no column for {', '.join(missing)}; its columns are {', '.join(map(str, table.columns))}")
-    scores = table[[plain[trait] for trait in TRAITS]].set_axis(list(TRAITS), axis=1)
-    scores.index = [clip_name(clip) for clip in table[name_column]]
-    return _checked_scores(scores, path)
-
-
-def _checked_scores(scores, path):
-    """Return the table as float64, sorted by clip; raise UserError for the first clip that is wrong."""
-    if scores.empty:
-        raise UserError(f"{path}: holds no clip")
-    if not scores.index.is_unique:
-        raise UserError(f"{path}: the clip {scores.index[scores.index.duplicated()][0]} stands there twice; keep one line")
-    numbers = scores.apply(pandas.to_numeric, errors="coerce").astype("float64")
-    wrong = ~np.isfinite(numbers.to_numpy())
-    if wrong.any():
-        row, column = np.argwhere(wrong)[0]
-        raise UserError(f"{path}: clip {scores.index[row]}, {TRAITS[column]}: {scores.iat[row, column]!r} is no number; "
-                        "correct it or remove the clip")
-    numbers.index = numbers.index.astype(str)
-    numbers.index.name = "clip"
-    return numbers.sort_index()
+    return _check_range(_score_table(path), path, -SCORE_MARGIN, 1 + SCORE_MARGIN)
 
 
 def read_labels(path: str | os.PathLike) -> pandas.DataFrame:
-    """Return the labels in a file of the challenge (.pkl) or a CSV file as a DataFrame.
+    """Return the labels in a file of the challenge (.pkl) or a table as a DataFrame.
 
     Index: clip name without video ending, sorted; columns: TRAITS, float64 in [0, 1]. Raises UserError naming the file
     for a missing trait, a score that is no number or outside [0, 1], a clip named twice or any file that is not plain
     data. No code in the file is ever run.
     """
     path = Path(path)
+    if path.suffix.lower() != ".pkl":
+        return _check_range(_score_table(path), path, 0, 1)
     if not path.is_file():
-        raise UserError(f"{path}: no such file; the README says where the labels come from")
-    if path.stat().st_size > LABEL_FILE_LIMIT:
-        raise UserError(f"{path}: is larger than any file of labels ({LABEL_FILE_LIMIT // 10**6} MB)")
-    labels = _checked_scores(_read_annotation_pickle(path), path) if path.suffix == ".pkl" else read_scores(path)
-    outside = (labels < 0) | (labels > 1)
-    if outside.to_numpy().any():
-        row, column = np.argwhere(outside.to_numpy())[0]
-        raise UserError(f"{path}: clip {labels.index[row]}, {TRAITS[column]}: {labels.iat[row, column]:g} is outside [0, 1]; "
-                        "scale the scores to [0, 1]")
-    return labels
+        raise UserError(f"{path}: is a folder; name a file" if path.is_dir() else f"{path}: no such file; the README says where the "
+                        "labels come from")
+    if path.stat().st_size > SIZE_LIMIT:
+        raise UserError(f"{path}: is larger than any file of labels ({SIZE_LIMIT // 10**6} MB)")
+    return _check_range(_annotation_scores(path), path, 0, 1)
+
+
+def read_groups(path: str | os.PathLike) -> pandas.Series:
+    """Return the group of each clip in a table with the columns clip and group: a Series, index clip, of text.
+
+    Clips with an empty group are left out. Raises UserError as read_scores does.
+    """
+    table = read_table(path, ("clip", "group"))
+    if table.empty:
+        raise UserError(f"{path}: holds no clip")
+    clips = _named(table["clip"], [f"line {line}" for line in table.index], path)
+    groups = pandas.Series(table["group"].to_list(), index=clips, dtype=object)
+    return groups[groups != ""]
 
 
 def speakers_of(clips: Iterable[str], speaker_regex: str = SPEAKER_REGEX) -> list[str]:
@@ -232,16 +181,15 @@ def speakers_of(clips: Iterable[str], speaker_regex: str = SPEAKER_REGEX) -> lis
 
 
 def read_speakers(path: str | os.PathLike, clips: Iterable[str], speaker_regex: str = SPEAKER_REGEX) -> pandas.Series:
-    """Return a Series, index clips: each clip's speaker from the column `speaker` of a CSV file of labels where it has
-    one, else from the clip's name by speakers_of."""
-    path = Path(path)
-    if path.suffix != ".pkl":
-        table = _read_csv(path)
-        columns = {str(name).strip().lower(): name for name in table.columns}
-        if "speaker" in columns:
-            names = [clip_name(clip) for clip in table[columns.get("clip", columns.get("videoname"))]]
-            return pandas.Series(table[columns["speaker"]].to_list(), index=names).reindex(clips)
-    return pandas.Series(speakers_of(clips, speaker_regex), index=clips)
+    """Return a Series, index clips: each clip's speaker from the column `speaker` of a table of labels, where it has one
+    and the cell is not empty, else from the clip's name by speakers_of."""
+    speakers = pandas.Series(speakers_of(clips, speaker_regex), index=clips, dtype=object)
+    if Path(path).suffix.lower() != ".pkl":
+        table = read_table(path, ("clip",), ("speaker",))
+        if "speaker" in table:
+            named = pandas.Series(table["speaker"].to_list(), index=[clip_name(clip) for clip in table["clip"]], dtype=object)
+            speakers.update(named[named != ""])
+    return speakers
 
 
 # ---------------------------------------------------------------- files of a split

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from command_line import UserError, atomic_write, make_parser, positive_int, printable, progress_bar, run_script
+from command_line import UserError, atomic_write, disk_error, make_parser, positive_int, printable, progress_bar, run_script, seed_number
 
 import cv2
 import numpy as np
@@ -40,6 +40,7 @@ from target_folder import find_files
 from worker_pool import map_files
 
 SUFFIXES = CLIP_SUFFIXES | PICTURE_SUFFIXES
+LONGEST_STEM = 200  # bytes of a picture's name before its ending; a file's name has at most 255
 BAR_COLOURS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189))  # RGB
 
 
@@ -108,27 +109,33 @@ class Results:
     def add(self, path: str, count: int, faces: list[tuple[int, int, np.ndarray]], picture: KeptPicture | None) -> None:
         """Score the faces of a file and write its pictures."""
         scores = score_faces_of(self.network, [chip for _, _, chip in faces])
-        rows = rows_of_file(path, count, faces, scores)
+        rows = rows_of_file(printable(path), count, faces, scores)
         self.rows += rows
         name = _plain_name(path, self.names)
         if self.annotate_dir:
-            cv2.imwrite(str(self.annotate_dir / f"{name}_scores.jpg"), annotate(picture, rows))
+            write_picture(self.annotate_dir / f"{name}_scores.jpg", annotate(picture, rows))
         if self.explain_dir:
             from explain import explain_chips, overlay  # here, since its library takes seconds to import
             _, _, chip = faces[len(faces) // 2]
             chips = torch.from_numpy(chip).permute(2, 0, 1)[None].to(self.network.mean.device)
             maps = explain_chips(self.network, chips)[0]
             heat = overlay(chips[0].cpu().numpy(), maps, scores[len(faces) // 2])
-            cv2.imwrite(str(self.explain_dir / f"{name}_heat_maps.png"), cv2.cvtColor(heat, cv2.COLOR_RGB2BGR))
+            write_picture(self.explain_dir / f"{name}_heat_maps.png", cv2.cvtColor(heat, cv2.COLOR_RGB2BGR))
 
     def add_problem(self, path: str, problem: str) -> None:
         """Note a file that could not be scored."""
-        self.rows.append({"clip": path, "problem": problem})
+        self.rows.append({"clip": printable(path), "problem": printable(problem)})
 
     @property
     def scored(self) -> list[dict]:
         """The rows with scores."""
         return [row for row in self.rows if not row["problem"]]
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """Write a BGR picture so that the file under its name is always whole. Raises OSError where the disk is full."""
+    with atomic_write(path) as partial:
+        partial.write_bytes(cv2.imencode(path.suffix, picture)[1].tobytes())
 
 
 def _write_table(path, rows):
@@ -143,7 +150,7 @@ def _write_table(path, rows):
 
 def _plain_name(path, taken):
     """Return a file name for a clip's picture: its stem, numbered where another folder has one of the same name."""
-    stem = Path(path).stem
+    stem = os.fsdecode(os.fsencode(printable(Path(path).stem))[:LONGEST_STEM])
     name, number = stem, 1
     while name in taken:
         number += 1
@@ -188,7 +195,7 @@ def parse_args(argv=None):
     parser.add_argument("--runs-dir", default="runs", help="folder of the experiments")
     parser.add_argument("--workers", type=positive_int, default=os.cpu_count(), help="processes that find faces")
     parser.add_argument("--precision", choices=("auto", "bfloat16", "float32"), default="auto", help="of the backbone")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of frames")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of the choice of frames")
     return parser.parse_args(argv)
 
 
@@ -201,6 +208,14 @@ def check_arguments(args):
     for path in args.paths:
         if not os.path.lexists(path):
             raise UserError(f"{path}: no such file or folder")
+    if args.out and args.out.is_dir():
+        raise UserError(f"--out {args.out}: is a folder; name a file in it")
+    for folder in (args.annotate, args.explain):
+        if folder and os.path.lexists(folder) and not folder.is_dir():
+            raise UserError(f"{folder}: is no folder; name another one for the pictures")
+    for folder in (args.out.parent if args.out else None, args.annotate, args.explain):
+        if folder and folder.is_dir() and not os.access(folder, os.W_OK):
+            raise UserError(f"{folder}: cannot be written; name another folder")
     experiment_folder(args.runs_dir, args.experiment)
 
 
@@ -215,7 +230,7 @@ def main(argv=None):
     total, status = sum(1 for _ in files_below(args.paths)), 0
     if not total:
         raise UserError(f"{args.paths[0]}: holds no clip and no picture")
-    results = Results(network, args.annotate, args.explain)
+    results, failure = Results(network, args.annotate, args.explain), None
     function = functools.partial(faces_of_file, settings=settings)
     try:
         with contextlib.closing(map_files(function, files_below(args.paths), min(args.workers, total))) as answers, \
@@ -235,10 +250,16 @@ def main(argv=None):
         status = 130
         if not results.rows:
             return status
+    except OSError as error:
+        if disk_error(error) is None or not results.rows:
+            raise
+        failure = error  # what was scored is shown before the line on the full disk
     if results.scored:
         print_table(results.scored, with_faces=args.faces == "all")
     if args.out:
         _write_table(args.out, results.rows)
+    if failure:
+        raise failure
     written = [str(place) for place in (args.out, args.annotate, args.explain) if place]
     print(f"{len({row['clip'] for row in results.scored})} of {len({row['clip'] for row in results.rows})} files scored"
           + (f"; results: {', '.join(written)}" if written else "; --out scores.csv writes the table to a file"))

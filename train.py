@@ -33,7 +33,7 @@ from command_line import (
     positive_int,
     run_script,
     true_or_false,
-    whole_number,
+    seed_number,
 )
 
 import pandas
@@ -209,7 +209,7 @@ def parse_args(argv=None):
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the same command")
     parser.add_argument("--overwrite", action="store_true", help="replace a training of the same name")
     parser.add_argument("--dry-run", action="store_true", help="check everything and say what would be done; write nothing")
-    parser.add_argument("--seed", type=whole_number, default=0, help="of everything random")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of everything random")
     add_settings_options(parser)
     add_data_options(parser)
     add_machine_options(parser)
@@ -287,6 +287,11 @@ def train(run: Run, network: PersonalityNetwork, splits: tuple[Split, Split | No
         state = start_training(network, faces, plan, machine, saved)
         for _ in fit(state, plan, faces, validation, run.after_step):
             run.after_epoch(state)
+    except KeyboardInterrupt:
+        if run.stop.number and is_main_process():  # asked twice
+            print("\nstopped before the state was saved: what was done since the last checkpoint is lost; --resume goes on from that one",
+                  file=sys.stderr)
+        raise
     except Stopped:
         if is_main_process():
             print(f"stopped by {'Ctrl-C' if run.stop.number == signal.SIGINT else 'SIGTERM'}, all is saved; go on with the same "

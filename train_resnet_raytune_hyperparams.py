@@ -31,7 +31,7 @@ from command_line import (
     make_parser,
     positive_int,
     run_script,
-    whole_number,
+    seed_number,
 )
 from ray_cluster import start_ray
 
@@ -267,7 +267,7 @@ def parse_args(argv=None):
                          "is a GPU)")
     cluster.add_argument("--ray-address", default=os.environ.get("RAY_ADDRESS"),
                          help="a running Ray cluster, or `auto` (default: RAY_ADDRESS, else this machine alone)")
-    parser.add_argument("--seed", type=whole_number, default=0, help="of everything random")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of everything random")
     add_data_options(parser)
     add_machine_options(parser)
     args = parser.parse_args(argv)

@@ -21,7 +21,6 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torchmetrics.functional import concordance_corrcoef
 
 from dataset import (
     Split,
@@ -57,8 +56,16 @@ class Plan:
 # ---------------------------------------------------------------- loss
 
 def ccc_loss(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return 1 - the mean over the traits of Lin's concordance correlation (Biometrics 45, 1989), for B x 5 tensors."""
-    return 1 - concordance_corrcoef(scores, targets).mean()
+    """Return 1 - the mean over the traits of Lin's concordance correlation (Biometrics 45, 1989), for B x 5 tensors.
+
+    A trait that is constant within the batch has no correlation and is left out. torchmetrics' concordance_corrcoef is nan
+    there, and so would be the gradient of all others.
+    """
+    target_std, difference = targets.std(0), scores.mean(0) - targets.mean(0)
+    covariance = ((scores - scores.mean(0)) * (targets - targets.mean(0))).sum(0) / (len(targets) - 1)
+    correlation = 2 * covariance / (scores.var(0) + target_std ** 2 + difference ** 2 + 1e-8)
+    varies = (target_std > 1e-6).float()
+    return 1 - (correlation * varies).sum() / varies.sum().clamp_min(1)
 
 
 LOSSES = {"mse": functional.mse_loss, "l1": functional.l1_loss,
@@ -91,7 +98,10 @@ def load_training_and_validation(data_dir: str | Path, final_run: bool, val_spli
     """
     training = load_split(data_dir, "train", speaker_regex)
     has_validation = (Path(data_dir) / "valid").is_dir()
-    validation = load_split(data_dir, "valid", speaker_regex) if has_validation or val_split == "official" else None
+    if not has_validation and not final_run and val_split == "official":
+        raise UserError(f"{Path(data_dir) / 'valid'}: no such folder; --val-split speaker validates on a fifth of the training "
+                        "clips, FINAL_RUN true on none")
+    validation = load_split(data_dir, "valid", speaker_regex) if has_validation else None
     if final_run or val_split == "speaker":
         training = join_splits(training, validation) if validation else training
         validation = None
@@ -147,6 +157,10 @@ def training_steps(faces: Faces, plan: Plan, epoch: int, first_step: int,
     batches = epoch_batches(len(usable), plan.batch_size, plan.seed, epoch, rank(), world_size())[first_step:]
     batches = [usable[batch].tolist() for batch in batches]
     for step, (rows, inputs_of) in enumerate(faces.source.batches(batches, epoch), first_step):
+        if len(rows) < 2:  # batch normalisation needs two
+            if world_size() > 1:
+                raise UserError("a step's faces cannot be read (named above); make them again, the other processes wait for them")
+            continue
         generator = _step_random(plan.seed, epoch, step)
         inputs = inputs_of(generator.random(len(rows)) < 0.5 if settings.hflip else np.zeros(len(rows), dtype=bool))
         targets = all_targets[torch.from_numpy(rows)].to(device, non_blocking=True)
@@ -206,6 +220,7 @@ class TrainingState:
     step: int = 0                       # steps done of the next one
     loss_sum: float = 0.0               # of these steps
     losses: list = field(default_factory=list)      # of the steps since, still on the device
+    loss_count: int = 0                 # number of the steps in loss_sum
     history: list = field(default_factory=list)     # the record of each epoch
     best: dict | None = None            # of the best epoch: epoch, accuracy, network
 
@@ -218,6 +233,7 @@ class TrainingState:
         """Return the sum of the losses of the epoch so far. Waits for the device, so it is not called at every step."""
         for loss in torch.stack(self.losses).tolist() if self.losses else []:
             self.loss_sum += loss
+            self.loss_count += 1
         self.losses.clear()
         return self.loss_sum
 
@@ -225,8 +241,8 @@ class TrainingState:
         """Return the state as tensors and plain data."""
         return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(), "ema": self.ema.state_dict() if self.ema else None,
-                "epoch": self.epoch, "step": self.step, "loss_sum": self.add_up_losses(), "history": self.history,
-                "best": self.best}
+                "epoch": self.epoch, "step": self.step, "loss_sum": self.add_up_losses(), "loss_count": self.loss_count,
+                "history": self.history, "best": self.best}
 
     def load_state_dict(self, saved: dict) -> None:
         """Take over what state_dict returned, but for the network's own weights, which are loaded before."""
@@ -235,7 +251,7 @@ class TrainingState:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scheduler.load_state_dict(saved["scheduler"])
         self.history, self.epoch, self.step = list(saved["history"]), saved["epoch"], saved["step"]
-        self.loss_sum, self.best = saved["loss_sum"], saved["best"]
+        self.loss_sum, self.loss_count, self.best = saved["loss_sum"], saved["loss_count"], saved["best"]
 
 
 def start_at_the_mean(network: PersonalityNetwork, split: Split) -> None:
@@ -287,7 +303,11 @@ def start_training(network: PersonalityNetwork, faces: Faces, plan: Plan, machin
         ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
     state = TrainingState(network, optimizer, scheduler, ema)
     if saved:
-        state.load_state_dict(saved)
+        try:
+            state.load_state_dict(saved)
+        except Exception as error:  # torch raises many kinds, depending on what does not fit
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"the saved state of training does not fit ({reason}); start again with --overwrite") from None
     return state
 
 
@@ -297,7 +317,8 @@ def check_finite(state: TrainingState, loss: float | None = None) -> None:
     """Raise UserError where the loss (by default the sum over the epoch so far) is not finite: such weights are lost."""
     loss = state.add_up_losses() if loss is None else loss
     if not math.isfinite(loss):
-        raise UserError(f"the loss became {loss} in epoch {state.epoch + 1}; take a smaller --lr")
+        raise UserError(f"the loss became {loss} in epoch {state.epoch + 1}: the weights have grown beyond all bounds; take a smaller "
+                        "--lr")
 
 
 def steps_per_epoch(faces: Faces, plan: Plan) -> int:
@@ -309,6 +330,8 @@ def validate(network: PersonalityNetwork, faces: Faces) -> dict[str, float]:
     """Return loss_valid, accuracy_<trait> and pearson_<trait>, per clip as the challenge measures."""
     scores = score_faces(network, faces.source)
     clips = scores_of_clips(faces.split.faces["clip"], scores)
+    if clips.empty:
+        raise UserError(f"{faces.split.name}: none of its faces can be read (they are named above); make them again")
     labels = faces.split.labels.loc[clips.index]
     error = torch.from_numpy(scores) - faces.split.targets
     figures = {"loss_valid": float((error ** 2).nanmean())}
@@ -341,7 +364,10 @@ def _train_epoch(state, parallel, plan, faces, after_step, show_progress):
             # The last step of an epoch is followed by its validation, and only then is the epoch over.
             if state.step < number_of_steps and after_step:
                 after_step(state)
-    mean_loss = torch.tensor(state.add_up_losses() / number_of_steps, dtype=torch.float64, device=device)
+    loss_sum = state.add_up_losses()
+    if not state.loss_count:
+        raise UserError(f"{faces.split.name}: none of its faces can be read (they are named above); make them again")
+    mean_loss = torch.tensor(loss_sum / state.loss_count, dtype=torch.float64, device=device)
     if world_size() > 1:
         torch.distributed.all_reduce(mean_loss)
         mean_loss /= world_size()
@@ -375,5 +401,5 @@ def fit(state: TrainingState, plan: Plan, faces: Faces, validation: Faces | None
                 network = {key: value.detach().cpu().clone() for key, value in state.averaged.state_dict().items()}
                 state.best = {"epoch": state.epoch + 1, "accuracy": record["accuracy_mean"], "network": network}
         state.history.append(record)
-        state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
+        state.epoch, state.step, state.loss_sum, state.loss_count = state.epoch + 1, 0, 0.0, 0
         yield record

@@ -3,8 +3,8 @@
     python benchmarks/preprocessing.py ../shared/chalearn/clips
     python benchmarks/preprocessing.py CLIP_DIR --frames-of 5 --memory
 
-Times are CPU seconds (user and system) of one process, so a busy machine disturbs them little; only the comparison of two
-workers with one takes wall time and wants a quiet machine. Each function returns rows
+Times are CPU seconds (user and system) of one process, so a busy machine disturbs them little; only the comparison of
+two workers with one takes wall time and wants a quiet machine. Each function returns rows
 (name, baseline name, baseline seconds, our seconds, ratio, goal).
 """
 import argparse
@@ -16,18 +16,23 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pre-processing"))
+
 import av
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY / "pre-processing"))
-import process_files  # noqa: E402
+from find_faces import CropSettings, extract_faces, find_faces, find_predictor, load_models, overlap, read_picture
+from labels import CLIP_SUFFIXES
+from read_clips import FrameSettings, extract_frames
+from target_folder import find_files, open_target
 
-import extract_faces_from_frames as faces_script  # noqa: E402
-import extract_frames_from_videos as frames_script  # noqa: E402
+REPOSITORY = Path(__file__).resolve().parents[1]
+FRAME_SCRIPT = REPOSITORY / "pre-processing" / "extract_frames_from_videos.py"
+FACE_SCRIPT = REPOSITORY / "pre-processing" / "extract_faces_from_frames.py"
 
 
 def _clips(clip_dir):
-    return sorted(path for path, problem in process_files.find_files(clip_dir, frames_script.CLIP_SUFFIXES) if not problem)
+    return sorted(path for path, problem in find_files(clip_dir, CLIP_SUFFIXES) if not problem)
 
 
 def _child_seconds(command):
@@ -58,43 +63,39 @@ def measure_frames(clip_dir, numbers_of_frames=(30, 1), goals=(0.85, 0.45)):
         ffmpeg = sum(_child_seconds(["ffmpeg", "-threads", "1", "-i", clip, "-f", "null", "-"]) for clip in clips)
     rows = []
     for number, goal in zip(numbers_of_frames, goals):
-        with tempfile.TemporaryDirectory() as folder, process_files.open_target(folder, {}):
+        with tempfile.TemporaryDirectory() as folder, open_target(folder, {}):
             begin = time.process_time()
             for clip in clips:
-                frames_script.extract_clip(clip, folder, number, seed=0, quality=95, dry_run=False)
+                extract_frames(clip, folder, FrameSettings(number))
             seconds = time.process_time() - begin
+        name = f"frames, N = {number}, {len(clips)} clips"
         if ffmpeg:
-            rows.append(_row(f"frames, N = {number}, {len(clips)} clips", "ffmpeg -threads 1 -i CLIP -f null -", ffmpeg, seconds,
-                             goal))
-        rows.append(_row(f"frames, N = {number}, {len(clips)} clips", "full decode by PyAV, no sound, nothing written", plain,
-                         seconds, None))
+            rows.append(_row(name, "ffmpeg -threads 1 -i CLIP -f null -", ffmpeg, seconds, goal))
+        rows.append(_row(name, "full decode by PyAV, no sound, nothing written", plain, seconds, None))
     return rows
 
 
 def measure_faces(clip_dir, frames_of_each=15):
     """JPEG frame to JPEG chip against dlib's detector alone at full size with one upsampling, and how the two agree."""
-    models = faces_script.load_models()
+    predictor = find_predictor()
+    models = load_models(predictor)  # once in a process of any length: not part of a frame's time
     alone_seconds = our_seconds = 0.0
     frames = with_face = fewer = same = 0
     with tempfile.TemporaryDirectory() as folder:
         frame_dir, face_dir = Path(folder, "frames"), Path(folder, "faces")
-        with process_files.open_target(frame_dir, {}):
+        with open_target(frame_dir, {}):
             for clip in _clips(clip_dir):
-                frames_script.extract_clip(clip, str(frame_dir), frames_of_each, seed=0, quality=95, dry_run=False)
-        predictor = faces_script.find_predictor()
-        # The models are loaded once in a process of any length: not part of a frame's time.
-        faces_script._models[predictor] = models
-        with process_files.open_target(face_dir, {}):
+                extract_frames(clip, str(frame_dir), FrameSettings(frames_of_each))
+        with open_target(face_dir, {}):
             for path in sorted(frame_dir.glob("*.jpg")):
-                picture = faces_script.read_picture(path)
+                picture = read_picture(path)
                 begin = time.process_time()
                 alone = models.detector(picture, 1)
                 alone_seconds += time.process_time() - begin
                 begin = time.process_time()
-                faces_script.extract_faces(str(path), str(frame_dir), str(face_dir), predictor,
-                                           faces_script.SIZE, faces_script.PADDING, "largest", 95)
+                extract_faces(str(path), str(frame_dir), str(face_dir), CropSettings(predictor))
                 our_seconds += time.process_time() - begin
-                found = faces_script.find_faces(picture, models)
+                found = find_faces(picture, models)
                 frames += 1
                 if alone:
                     with_face += 1
@@ -102,16 +103,17 @@ def measure_faces(clip_dir, frames_of_each=15):
                     if not found:
                         fewer += 1
                     else:
-                        same += faces_script.overlap(found[0], largest) > 0.5
-    print(f"Faces: {with_face} of {frames} frames have one for the detector alone; the same largest one (IoU > 0.5) in {same}, "
-          f"none in {fewer}.")
-    return [_row(f"faces, {frames} frames", "dlib's detector alone, full size, one upsampling", alone_seconds, our_seconds, 1 / 15)]
+                        same += overlap(found[0], largest) > 0.5
+    print(f"Faces: {with_face} of {frames} frames have one for the detector alone; the same largest one (IoU > 0.5) in "
+          f"{same}, none in {fewer}.")
+    baseline = "dlib's detector alone, full size, one upsampling"
+    return [_row(f"faces, {frames} frames", baseline, alone_seconds, our_seconds, 1 / 15)]
 
 
 def measure_workers(clip_dir, number_of_frames=30):
-    """Wall time of the frame script with two workers against one, and of two runs side by side against one after the other:
-    no number of workers can do better than that. Each is the better of two, over four links to every clip: of twenty clips
-    the start and the last ones, for which a worker waits, would be a tenth of the time."""
+    """Wall time of the frame script with two workers against one, and of two runs side by side against one after the
+    other: no number of workers can do better than that. Each is the better of two, over four links to every clip: of
+    twenty clips the start and the last ones, for which a worker waits, would be a tenth of the time."""
     def seconds(workers, runs=1):
         best = float("inf")
         for _ in range(2):
@@ -122,22 +124,23 @@ def measure_workers(clip_dir, number_of_frames=30):
                     for number in range(4):
                         (clips / f"{number}_{Path(clip).name}").symlink_to(Path(clip).resolve())
                 begin = time.perf_counter()
-                started = [subprocess.Popen([sys.executable, REPOSITORY / "pre-processing" / "extract_frames_from_videos.py", clips,
-                                             Path(folder, f"frames{run}"), str(number_of_frames), "--workers", str(workers)],
+                started = [subprocess.Popen([sys.executable, FRAME_SCRIPT, clips, Path(folder, f"frames{run}"),
+                                             str(number_of_frames), "--workers", str(workers)],
                                             stdout=subprocess.DEVNULL) for run in range(runs)]
                 if any([process.wait() for process in started]):
-                    raise SystemExit("extract_frames_from_videos.py failed")
+                    raise SystemExit(f"{FRAME_SCRIPT.name} failed")
                 best = min(best, time.perf_counter() - begin)
         return best
     one = seconds(1)
-    return [_row(f"frames, N = {number_of_frames}, two workers", "one worker", one, seconds(2), 1 / 1.8),
-            _row("two runs of one worker, side by side", "the same, one after the other", 2 * one, seconds(1, runs=2), None)]
+    two, side_by_side = seconds(2), seconds(1, runs=2)
+    return [_row(f"frames, N = {number_of_frames}, two workers", "one worker", one, two, 1 / 1.8),
+            _row("two runs of one worker, side by side", "the same, one after the other", 2 * one, side_by_side, None)]
 
 
 def measure_memory(numbers_of_files=(100, 10_000, 100_000)):
-    """Print the peak memory of both scripts, the larger of parent and worker, over folders of one-byte files: each of them
-    goes through a worker and costs a line in failures.csv."""
-    script_of = {"frames": "extract_frames_from_videos.py", "faces": "extract_faces_from_frames.py"}
+    """Print the peak memory of both scripts, the larger of parent and worker, over folders of one-byte files: each of
+    them goes through a worker and costs a line in failures.csv."""
+    script_of = {"frames": FRAME_SCRIPT, "faces": FACE_SCRIPT}
     measure = ("import resource,subprocess,sys; s=subprocess.run(sys.argv[1:],stdout=subprocess.DEVNULL); "
                "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024); sys.exit(s.returncode)")
     for kind, script in script_of.items():
@@ -148,10 +151,11 @@ def measure_memory(numbers_of_files=(100, 10_000, 100_000)):
                 suffix = ".mp4" if kind == "frames" else ".jpg"
                 for place in range(number):
                     (source / f"file{place:06}{suffix}").write_bytes(b"x")
-                command = [sys.executable, "-c", measure, sys.executable, REPOSITORY / "pre-processing" / script, source, target]
+                command = [sys.executable, "-c", measure, sys.executable, script, source, target]
                 command += ["1"] if kind == "frames" else []
                 first, second = (subprocess.run(command, capture_output=True, text=True).stdout for _ in range(2))
-                print(f"Memory: {kind}, {number} files: peak {first.strip()} MB, second run {second.strip()} MB", flush=True)
+                print(f"Memory: {kind}, {number} files: peak {first.strip()} MB, second run {second.strip()} MB",
+                      flush=True)
 
 
 def print_table(rows):
@@ -164,7 +168,8 @@ def print_table(rows):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clip_dir", metavar="CLIP_DIR", help="folder with clips that show faces")
-    parser.add_argument("--frames-of", type=int, default=5, metavar="N", help="frames of each clip in the measure of the faces")
+    parser.add_argument("--frames-of", type=int, default=5, metavar="N",
+                        help="frames of each clip in the measure of the faces")
     parser.add_argument("--memory", action="store_true", help="also measure the peak memory over up to 100,000 files")
     arguments = parser.parse_args()
     print_table([*measure_frames(arguments.clip_dir), *measure_faces(arguments.clip_dir, arguments.frames_of),

@@ -24,9 +24,10 @@ class Terminated(KeyboardInterrupt):
 class Batch:
     """What a run has to do.
 
-    function: picklable function of a module; function(path) returns (made, present, problem): two numbers of files in the
-    target folder, and None or a reason for failures.csv. items: as in worker_pool.map_files; total: their number.
-    inputs, outputs: the words for one file of the source and of the target. expected_reason: the problem that is no error.
+    function: picklable function of a module; function(path) returns (made, present, problem): two numbers of files in
+    the target folder, and None or a reason for failures.csv. items: as in worker_pool.map_files; total: their number.
+    inputs, outputs: the words for one file of the source and of the target. expected_reason: the problem that is no
+    error.
     """
     function: Callable[[str], tuple[int, int, str | None]]
     items: Iterable[tuple[str, Known]]
@@ -134,8 +135,8 @@ def print_dry_run(batch: Batch, workers: int | None = None) -> None:
                 problem = result[2]
             failed += problem is not None
     print(f"Dry run: from {counted(batch.total, batch.inputs)}, {counted(made, batch.outputs)} would be made in "
-          f"{printable(batch.target)}; {present} there already; {counted(failed, batch.inputs)} with a problem. Nothing was "
-          "written; next: the same command without --dry-run.")
+          f"{printable(batch.target)}; {present} there already; {counted(failed, batch.inputs)} with a problem. "
+          "Nothing was written; next: the same command without --dry-run.")
 
 
 def print_summary(batch: Batch, summary: Summary, following: str) -> None:
@@ -146,8 +147,8 @@ def print_summary(batch: Batch, summary: Summary, following: str) -> None:
     inputs, target = batch.inputs, batch.target
     listed = Path(target, FAILURES)
     speed = f" ({summary.inputs / summary.seconds:.1f} {inputs}s/s)" if summary.made and summary.seconds else ""
-    print(f"{counted(summary.inputs, inputs)} in {summary.seconds:.1f} s{speed}: {counted(summary.made, batch.outputs)} made, "
-          f"{summary.present} there already.")
+    print(f"{counted(summary.inputs, inputs)} in {summary.seconds:.1f} s{speed}: "
+          f"{counted(summary.made, batch.outputs)} made, {summary.present} there already.")
     problems = [f"{batch.expected_reason}: {counted(summary.expected, inputs)}"] if summary.expected else []
     if summary.failed > summary.expected:
         problems.append(f"other problems: {summary.failed - summary.expected}" if problems
@@ -159,5 +160,6 @@ def print_summary(batch: Batch, summary: Summary, following: str) -> None:
               "command, which goes on")
         return
     if not summary.made + summary.present and summary.failed > summary.expected:
-        raise UserError(f"{target}: {counted(summary.inputs, inputs)}, and nothing could be made of any; {listed} says why")
+        raise UserError(f"{target}: {counted(summary.inputs, inputs)}, and nothing could be made of any; {listed} says "
+                        "why")
     print(f"{batch.outputs.capitalize()}s: {printable(target)}   next: {following}")

@@ -33,8 +33,8 @@ class FaceSettings:
 
 
 class KeptPicture(NamedTuple):
-    """A frame to be annotated: bytes of a JPEG file, at most KEPT_HEIGHT high, and (left, top, right, bottom) of its faces
-    in pixels, in the order of the face numbers."""
+    """A frame to be annotated: bytes of a JPEG file, at most KEPT_HEIGHT high, and (left, top, right, bottom) of its
+    faces in pixels, in the order of the face numbers."""
     jpeg: bytes
     boxes: list[tuple[int, int, int, int]]
 
@@ -70,7 +70,7 @@ def _pictures_of_file(path: str, settings: FaceSettings) -> Iterator[tuple[int, 
 
 
 def _through_jpeg(picture):
-    """Return an RGB picture as it comes back from the JPEG file that the scripts write: networks are trained on those."""
+    """Return an RGB picture as it comes back from the JPEG file that the scripts write: networks are trained on it."""
     return cv2.imdecode(encode_jpeg(picture), cv2.IMREAD_COLOR_RGB)
 
 

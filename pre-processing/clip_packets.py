@@ -1,4 +1,4 @@
-"""What a clip holds, read without decoding it: the packets of its video stream, their order and where decoding can start."""
+"""What a clip holds, read without decoding: the packets of its video stream, their order, where decoding can start."""
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,8 @@ MAX_PIXEL_ASPECT = 8
 UNSAFE_FORMATS = frozenset("""
     concat dash data fbdev hls image2 image2pipe imf kmsgrab lavfi rtp rtsp sap sdp tty v4l2 video4linux2
     webm_dash_manifest x11grab""".split())
-READ_OPTIONS = {"protocol_whitelist": "none", "format_whitelist": ",".join(sorted(av.formats_available - UNSAFE_FORMATS))}
+READ_OPTIONS = {"protocol_whitelist": "none",
+                "format_whitelist": ",".join(sorted(av.formats_available - UNSAFE_FORMATS))}
 
 # In these codecs a picture carries the time stamp of its packet and a packet holds one picture, as a rule.
 TIMED_CODECS = {"h264", "hevc", "vp8", "vp9", "av1"}
@@ -52,8 +53,8 @@ class Packets:
 
 @dataclass
 class _Listing:
-    """A video stream as read, one entry a packet, and what the header promises: packets (0 if it does not say) and length
-    in seconds."""
+    """A video stream as read, one entry a packet, and what the header promises: packets (0 if it does not say) and
+    length in seconds."""
     codec: str
     promised: int
     seconds: float
@@ -74,8 +75,8 @@ def open_clip(path: str | Path, explode: bool = False,
               ) -> Iterator[tuple[av.container.InputContainer, av.video.stream.VideoStream]]:
     """Open a clip and yield (container, video stream); decoding runs on one thread.
 
-    explode: damage raises an error while decoding, instead of a picture with errors. Raises UserError with FFmpeg's reason
-    and OSError for a file that cannot be opened.
+    explode: damage raises an error while decoding, instead of a picture with errors. Raises UserError with FFmpeg's
+    reason and OSError for a file that cannot be opened.
     """
     # A file object, not a name: FFmpeg would take a name such as "a:b.mp4" for a protocol.
     with open(path, "rb") as file:
@@ -87,7 +88,8 @@ def open_clip(path: str | Path, explode: bool = False,
             raise UserError(f"no clip that FFmpeg can read ({_reason(error)}); replace or remove it") from None
         with container:
             stream = container.streams.best("video")
-            if stream is None or stream.disposition & av.stream.Disposition.attached_pic or stream.codec_context is None:
+            cover = av.stream.Disposition.attached_pic  # of a song
+            if stream is None or stream.disposition & cover or stream.codec_context is None:
                 raise UserError("holds no moving picture that FFmpeg can decode (sound only?); replace or remove it")
             width, height = displayed_size(stream.width, stream.height, _pixel_aspect(stream)[0])
             if width * height > MAX_PIXELS:
@@ -97,7 +99,8 @@ def open_clip(path: str | Path, explode: bool = False,
                 if other.index != stream.index:
                     other.discard = av.stream.Discard.all
             stream.codec_context.thread_count = 1
-            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)} | ({"err_detect": "explode"} if explode else {})
+            on_damage = {"err_detect": "explode"} if explode else {}
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS), **on_damage}
             yield container, stream
 
 
@@ -122,8 +125,8 @@ def _pixel_aspect(stream):
     if not aspect or aspect < 0:
         return Fraction(1), None
     if not 1 / MAX_PIXEL_ASPECT <= aspect <= MAX_PIXEL_ASPECT:
-        return Fraction(1), (f"says that its pixels are {aspect.numerator}:{aspect.denominator} wide and high, which cannot "
-                             "be; they were taken for square")
+        return Fraction(1), (f"its header gives pixels of {aspect.numerator}:{aspect.denominator} (width to height), "
+                             "which cannot be; they were taken for square")
     return aspect, None
 
 
@@ -216,8 +219,8 @@ def _read_listing(path):
         is_mp4 = "mp4" in container.format.name.split(",")
         promised = len(stream.index_entries) if is_mp4 else stream.frames
         pixel_aspect, problem = _pixel_aspect(stream)
-        listing = _Listing(codec, promised, (container.duration or 0) / av.time_base, float(stream.time_base), pixel_aspect,
-                           problem=problem)
+        seconds = (container.duration or 0) / av.time_base
+        listing = _Listing(codec, promised, seconds, float(stream.time_base), pixel_aspect, problem=problem)
         try:
             for packet in demux(container, stream):
                 listing.times.append(packet.pts)
@@ -251,7 +254,7 @@ def _missing_part(path, listing):
 
 
 def _present_seconds(path):
-    """Return the time from the first to the last packet of any stream of a clip, in seconds: sound may outlast pictures."""
+    """Return the seconds from the first to the last packet of any stream of a clip: sound may outlast pictures."""
     first, last = float("inf"), 0.0
     with open_clip(path) as (container, _):
         for other in container.streams:

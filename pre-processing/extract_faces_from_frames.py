@@ -58,12 +58,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         return value
 
     parser = make_parser(__doc__)
-    parser.add_argument("frame_dir", metavar="FRAME_DIR", help="folder with frames (or any pictures), nested ones included")
+    parser.add_argument("frame_dir", metavar="FRAME_DIR", help="folder with frames or any pictures, nested folders too")
     parser.add_argument("face_dir", metavar="FACE_DIR", help="folder to write the chips to")
     parser.add_argument("predictor", metavar="PREDICTOR", nargs="?", help="dlib's landmark model, 5 or 68 points")
     parser.add_argument("--size", type=positive_int, default=FACE_SIZE, help="width and height of a chip in pixels")
-    parser.add_argument("--padding", type=padding, default=PADDING, help="margin around the face, in parts of its size, 0 to 5")
-    parser.add_argument("--faces", choices=["largest", "all"], default="largest", help="which faces of a frame to write")
+    parser.add_argument("--padding", type=padding, default=PADDING,
+                        help="margin around the face, in parts of its size, 0 to 5")
+    parser.add_argument("--faces", choices=["largest", "all"], default="largest",
+                        help="which faces of a frame to write")
     add_batch_options(parser, "frame")
     args = parser.parse_args(argv)
     if args.size > 4096:
@@ -118,12 +120,14 @@ def main(argv: list[str] | None = None) -> int:
     def find_frames():
         return find_pictures(args.frame_dir, exclude=args.face_dir)
 
-    # A picture that cannot be read may lie beside its copy that can.
-    total = count_files(find_frames, lambda path: path if unreadable_kind(path) else stem_of(path, args.frame_dir), "frames")
+    def name_of(path):  # a picture that cannot be read may lie beside its copy that can
+        return path if unreadable_kind(path) else stem_of(path, args.frame_dir)
+
+    total = count_files(find_frames, name_of, "frames")
     check_clips(find_frames)
     if not total:
-        raise UserError(f"{args.frame_dir}: no picture found in it ({', '.join(sorted(PICTURE_SUFFIXES))}); draw frames with "
-                        "extract_frames_from_videos.py first")
+        raise UserError(f"{args.frame_dir}: no picture found in it ({', '.join(sorted(PICTURE_SUFFIXES))}); draw "
+                        "frames with extract_frames_from_videos.py first")
     if args.dry_run:
         print_plan(args, total)
         return 0

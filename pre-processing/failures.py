@@ -28,8 +28,8 @@ def _read_failures(path):
 
 
 class Failures:
-    """failures.csv of a target folder: the last run's lines, and this run's, which replace them at the end. Make it inside
-    open_target."""
+    """failures.csv of a target folder: the last run's lines, and this run's, which replace them at the end. Make it
+    inside open_target."""
 
     def __init__(self, target: str | os.PathLike):
         self.path = Path(target, FAILURES)

@@ -27,19 +27,21 @@ from target_folder import check_name, find_files, write_file
 from worker_pool import heartbeat
 
 PICTURE_FORMATS = [plugin.format for plugin in (
-    JpegImagePlugin.JpegImageFile, PngImagePlugin.PngImageFile, BmpImagePlugin.BmpImageFile, WebPImagePlugin.WebPImageFile,
-    TiffImagePlugin.TiffImageFile)]
+    JpegImagePlugin.JpegImageFile, PngImagePlugin.PngImageFile, BmpImagePlugin.BmpImageFile,
+    WebPImagePlugin.WebPImageFile, TiffImagePlugin.TiffImageFile)]
 # Endings of pictures that neither OpenCV nor Pillow reads here. They cost a line; passed over, nobody would miss them.
 OTHER_PICTURE_SUFFIXES = frozenset([
     ".avif", ".dng", ".heic", ".heics", ".heif", ".heifs", ".hif", ".jp2", ".jxl"])
+HEIC_BRANDS = frozenset([b"avif", b"avis", b"heic", b"heim", b"heis", b"heix", b"hevc", b"hevx", b"mif1", b"msf1"])
 MAX_PIXELS = 100_000_000
 PADDING = 0.5
 
-# Longest side in pixels of the pictures searched one after the other, whether in colour, and the score from which a face
-# found there ends the search. dlib's smallest face is 80 pixels wide: at a coarse scale a smaller one gets a low score
-# and a box that is too large, so low scores are settled at a finer scale. Grey takes two thirds of the time of colour.
-# Two weak faces at one place at two scales are one clear face; that spares the last, slow search. Chosen on 600 frames of
-# 20 clips: where dlib's detector at full size with one upsampling has a face, the largest here is the same one.
+# Longest side in pixels of the pictures searched one after the other, whether in colour, and the score from which a
+# face found there ends the search. dlib's smallest face is 80 pixels wide: at a coarse scale a smaller one gets a low
+# score and a box that is too large, so low scores are settled at a finer scale. Grey takes two thirds of the time of
+# colour. Two weak faces at one place at two scales are one clear face; that spares the last, slow search. Chosen on 600
+# frames of 20 clips: where dlib's detector at full size with one upsampling has a face, the largest here is the same
+# one.
 COARSE_SEARCHES = ((320, False, 0.5), (480, False, 0.3), (640, True, 0.15))
 WEAK_SCORE = -0.2
 # The last search is at full size with one upsampling, as far as that is not over this longest side.
@@ -60,9 +62,9 @@ class Models:
 class CropSettings:
     """How faces become chips.
 
-    predictor: path of the landmark model, None for the 5-point one; size: width and height of a chip in pixels; padding:
-    margin around the landmarks, in parts of the face's size; find_all: all faces of a picture, not only the largest;
-    quality: of JPEG, 1 to 100.
+    predictor: path of the landmark model, None for the 5-point one; size: width and height of a chip in pixels;
+    padding: margin around the landmarks, in parts of the face's size; find_all: all faces of a picture, not only the
+    largest; quality: of JPEG, 1 to 100.
     """
     predictor: str | None = None
     size: int = FACE_SIZE
@@ -82,7 +84,8 @@ def find_predictor(predictor_path: str | os.PathLike | None = None) -> str:
                             "or name a landmark model of dlib as third argument")
         predictor_path = Path(package.origin).with_name("models") / "shape_predictor_5_face_landmarks.dat"
     if not os.path.isfile(predictor_path):
-        raise UserError(f"{predictor_path}: no such file; name a landmark model of dlib (5 or 68 points)")
+        reason = "is no file" if os.path.exists(predictor_path) else "no such file"
+        raise UserError(f"{predictor_path}: {reason}; name a landmark model of dlib (5 or 68 points)")
     return os.fspath(predictor_path)
 
 
@@ -165,13 +168,13 @@ def unreadable_kind(path: str | os.PathLike) -> str | None:
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in OTHER_PICTURE_SUFFIXES:
         return None
-    return f"{suffix[1:].upper()} pictures cannot be read here; convert it to JPEG"
+    return f"a {suffix[1:].upper()} picture, which cannot be read here; convert it to JPEG"
 
 
 def find_pictures(folder: str | os.PathLike, exclude: str | os.PathLike | None = None,
                   ) -> Iterator[tuple[str, str | None]]:
-    """Yield (path, problem) for every picture in a folder, as target_folder.find_files does; pictures of a kind that cannot
-    be read here have a problem."""
+    """Yield (path, problem) for every picture in a folder, as target_folder.find_files does; pictures of a kind that
+    cannot be read here have a problem."""
     for path, problem in find_files(folder, PICTURE_SUFFIXES | OTHER_PICTURE_SUFFIXES, exclude):
         yield path, problem or unreadable_kind(path)
 
@@ -185,7 +188,7 @@ def read_picture(path: str | os.PathLike) -> np.ndarray:
     data = Path(path).read_bytes()
     if not data:
         raise UserError("is empty; replace or remove it")
-    if data[4:8] == b"ftyp":  # a phone's picture under another ending
+    if data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS:  # a phone's picture under another ending
         raise UserError(unreadable_kind("picture.heic"))
     try:
         with Image.open(io.BytesIO(data), formats=PICTURE_FORMATS) as image:
@@ -197,7 +200,8 @@ def read_picture(path: str | os.PathLike) -> np.ndarray:
     except MemoryError:
         raise
     except UnidentifiedImageError:
-        raise UserError("no picture that can be read (neither JPEG, PNG, BMP, WebP nor TIFF); replace or remove it") from None
+        raise UserError("no picture that can be read (neither JPEG, PNG, BMP, WebP nor TIFF); replace or remove "
+                        "it") from None
     except Exception as error:
         raise UserError(f"no picture that can be read ({printable(error)}); replace or remove it") from None
     if width * height > MAX_PIXELS:
@@ -209,8 +213,8 @@ def read_picture(path: str | os.PathLike) -> np.ndarray:
 
 
 def encode_jpeg(picture: np.ndarray, quality: int = JPEG_QUALITY) -> np.ndarray:
-    """Return an RGB picture, uint8 H x W x 3, as the bytes (uint8 array) of a JPEG file. Raises UserError where it is too
-    large for one."""
+    """Return an RGB picture, uint8 H x W x 3, as the bytes (uint8 array) of a JPEG file. Raises UserError where it is
+    too large for one."""
     done, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise UserError(f"a picture of {picture.shape[1]} x {picture.shape[0]} pixels cannot be written as JPEG")
@@ -227,7 +231,8 @@ def stem_of(path: str, frame_dir: str) -> str:
 def extract_faces(path: str, frame_dir: str, face_dir: str, settings: CropSettings) -> tuple[int, int, str | None]:
     """Write the chips of one frame to face_dir; return (made, present, problem) as batch.Batch asks.
 
-    Call it inside target_folder.open_target. Raises UserError for a picture that cannot be read, OSError for a full disk.
+    Call it inside target_folder.open_target. Raises UserError for a picture that cannot be read, OSError for a full
+    disk.
     """
     check_name(face_dir, face_name(stem_of(path, frame_dir)))
     models = load_models(settings.predictor)

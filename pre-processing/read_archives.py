@@ -125,8 +125,8 @@ def refusal(member: zipfile.ZipInfo) -> str | None:
 
 @dataclass
 class Contents:
-    """What archives hold: clips, and the bytes of them and of the labels; archives that are encrypted or compressed inside
-    them and stay closed when they are surveyed, their bytes, and the bytes of the largest."""
+    """What archives hold: clips, and the bytes of them and of the labels; archives that are encrypted or compressed
+    inside them and stay closed when they are surveyed, their bytes, and the bytes of the largest."""
     clips: int = 0
     size: int = 0
     closed: int = 0

@@ -1,4 +1,4 @@
-"""Frames drawn from a clip: which ones, and their pictures, decoded as a plain decode from the start would give them."""
+"""Frames drawn from a clip: which ones, and their pictures, the same as a plain decode from the start gives."""
 import hashlib
 import heapq
 import os
@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from clip_packets import Packets, demux, displayed_size, list_packets, open_clip
-from labels import JPEG_QUALITY, frame_name
+from labels import JPEG_QUALITY, face_name, frame_name
 from target_folder import check_name, is_finished, write_file
 from worker_pool import heartbeat
 
@@ -50,8 +50,8 @@ def choose_frames(clip: str, indices: Iterable[int], number_of_frames: int, seed
 # ---------------------------------------------------------------- decoding
 
 def _to_picture(frame, reformatter, pixel_aspect):
-    """Return a decoded frame as it is displayed: BGR uint8 array H x W x 3, its pixels square, turned and mirrored as the
-    clip's display matrix asks."""
+    """Return a decoded frame as it is displayed: BGR uint8 array H x W x 3, its pixels square, turned and mirrored as
+    the clip's display matrix asks."""
     picture = reformatter.reformat(frame, format="bgr24").to_ndarray()
     size = displayed_size(frame.width, frame.height, pixel_aspect)
     if size != (frame.width, frame.height):
@@ -102,8 +102,8 @@ def decode_wanted(path: str | Path, packets: Packets, wanted: set[int]) -> Itera
     """Yield (index, frame) for the wanted frames, decoding as little as gives the very same pictures as a plain decode.
 
     Decoding starts at the last clean key frame before a wanted frame, leaves out pictures that no other picture needs,
-    and stops at the last wanted frame before the next clean key frame. Ends early, without an error, as soon as anything
-    is not as listed in packets: the caller then decodes everything. Raises av.error.FFmpegError for damage.
+    and stops at the last wanted frame before the next clean key frame. Ends early, without an error, as soon as
+    anything is not as listed in packets: the caller then decodes everything. Raises av.error.FFmpegError for damage.
     """
     positions = np.flatnonzero(np.isin(packets.indices, list(wanted)))
     starts = np.flatnonzero(packets.clean)
@@ -200,7 +200,8 @@ def extract_frames(path: str, frame_dir: str, settings: FrameSettings, dry_run: 
     clip = Path(path).stem
     before = os.stat(path)
     packets = list_packets(path)
-    check_name(frame_dir, frame_name(clip, max(packets.drawable, default=0)))
+    longest = Path(frame_name(clip, max(packets.drawable, default=0))).stem
+    check_name(frame_dir, face_name(longest))
     asked = min(settings.number_of_frames, len(packets.drawable))
 
     def is_done(index):

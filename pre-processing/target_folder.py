@@ -21,7 +21,7 @@ from name_index import NameIndex
 
 SCRATCH = ".unfinished"
 FAILURES = "failures.csv"
-NAME_TOO_LONG = "its name is too long for what is made of it to be named after it; shorten the name"
+NAME_TOO_LONG = "its name is too long to name frames and faces after it; shorten it"
 
 FoundFiles = Iterable[tuple[str, str | None]]
 
@@ -99,8 +99,8 @@ def check_clips(find: Callable[[], FoundFiles]) -> None:
     index = NameIndex(clip for clip, _ in named_folders())
     if index.repeated:
         clip, first, second, others = _repetition(index, named_folders())
-        raise UserError(f"frames of a clip {clip} lie in {first} and in {second}: two clips of one name would become one; "
-                        f"rename one of the clips and draw its frames again{others}")
+        raise UserError(f"frames of a clip {clip} lie in {first} and in {second}: two clips of one name would become "
+                        f"one; rename one of the clips and draw its frames again{others}")
 
 
 def _comparable(name):
@@ -124,15 +124,17 @@ def check_folders(source: str | os.PathLike, target: str | os.PathLike) -> None:
     """Raise UserError unless source is a folder and target is another one, or a name that a folder can be made of."""
     if not os.path.isdir(source):
         raise UserError(f"{source}: " + ("is no folder" if os.path.exists(source) else "no such folder"))
-    try:
-        os.lstat(target)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise UserError(f"{target}: cannot be made ({error.strerror}); name another target folder") from None
-    existing = os.path.abspath(target)
+    existing, missing = os.path.abspath(target), []
     while not os.path.lexists(existing):
-        existing = os.path.dirname(existing)
+        existing, name = os.path.split(existing)
+        missing.append(name)
+    for name in missing:
+        try:
+            os.lstat(os.path.join(existing, name))
+        except FileNotFoundError:
+            continue
+        except OSError as error:  # a name that is too long, or a file where a folder would have to be
+            raise UserError(f"{target}: cannot be made ({error.strerror}); name another target folder") from None
     if not os.path.isdir(existing):
         raise UserError(f"{existing}: is no folder; name another target folder")
     if not os.access(existing, os.W_OK | os.X_OK):
@@ -141,8 +143,8 @@ def check_folders(source: str | os.PathLike, target: str | os.PathLike) -> None:
         raise UserError(f"{target}: is the source folder; name another target folder")
     for name in (FAILURES, PREPROCESSING_FILE):
         if os.path.isdir(os.path.join(target, name)):
-            raise UserError(f"{os.path.join(target, name)}: is a folder in the way of a file; remove it or name another "
-                            "target folder")
+            raise UserError(f"{os.path.join(target, name)}: is a folder in the way of a file; remove it or name "
+                            "another target folder")
 
 
 def check_settings(target: str | os.PathLike, settings: dict) -> bool:
@@ -171,8 +173,9 @@ def check_settings(target: str | os.PathLike, settings: dict) -> bool:
 
 @contextlib.contextmanager
 def open_target(target: str | os.PathLike, settings: dict | None) -> Iterator[None]:
-    """Create the target folder, hold it for this run alone, remove what a killed run left, note the settings in it (None:
-    there is nothing to note). Raises UserError where the folder cannot be written, is in use or has other settings."""
+    """Create the target folder, hold it for this run alone, remove what a killed run left, note the settings in it
+    (None: there is nothing to note). Raises UserError where the folder cannot be written, is in use or has other
+    settings."""
     target = Path(target)
     with contextlib.ExitStack() as stack:
         try:
@@ -217,8 +220,8 @@ def _make_folder(folder, target):
 def write_file(target: str | os.PathLike, name: str, data: bytes) -> None:
     """Write the bytes data to target/name so that the file is seen whole or not at all. Call it inside open_target.
 
-    name: relative path; folders in it are made. Raises UserError where a link would lead out of the target folder or the
-    name is too long, and OSError where the disk is full.
+    name: relative path; folders in it are made. Raises UserError where a link would lead out of the target folder or
+    the name is too long, and OSError where the disk is full.
     """
     path = os.path.join(target, name)
     _make_folder(os.path.dirname(path), os.fspath(target))

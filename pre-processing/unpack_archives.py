@@ -1,7 +1,7 @@
 """Unpack what the challenge's zip archives hold, plain or encrypted, also inside one another.
 
-Python's zipfile reads what is plain, 7-Zip (pybit7z) what is encrypted. A file appears under its name when it is complete
-and its checksum is right.
+Python's zipfile reads what is plain, 7-Zip (pybit7z) what is encrypted. A file appears under its name when it is
+complete and its checksum is right.
 """
 import errno
 import getpass
@@ -75,8 +75,8 @@ class Unpacker:
     bar: tqdm
 
     def extract(self, archive: Archive, member: zipfile.ZipInfo, path: Path) -> None:
-        """Write a member to path, its checksum checked. Raises UserError where it is damaged or cannot be decrypted, OSError
-        where the disk is full."""
+        """Write a member to path, its checksum checked. Raises UserError where it is damaged or cannot be decrypted,
+        OSError where the disk is full."""
         label = f"{archive.label}/{member.filename}"
         require_space(self.scratch, member.file_size)
         if member.compress_type in PLAIN_METHODS and not member.flag_bits & ENCRYPTED:
@@ -128,7 +128,7 @@ class Unpacker:
             archive.reader.set_password(password)
             for index in indices:  # the second is for an archive whose first is damaged
                 try:
-                    _call_7zip(archive.reader, lambda: archive.reader.test([index]))
+                    _call_7zip(archive.reader, lambda index=index: archive.reader.test([index]))
                     return True
                 except pybit7z.BitException:
                     continue
@@ -142,7 +142,8 @@ class Unpacker:
                 return
         while self.may_ask:
             self.bar.clear()
-            password = getpass.getpass(f"Password of {printable(archive.label)} (Enter to leave out what is encrypted): ")
+            prompt = f"Password of {printable(archive.label)} (Enter to leave out what is encrypted): "
+            password = getpass.getpass(prompt)
             if not password:
                 self.may_ask = False
             elif opens(password):

@@ -93,8 +93,8 @@ def survey_downloads(found: dict[str, list[Path]]) -> dict[str, Contents]:
 def print_dry_run(surveys: dict[str, Contents], data_dir: Path) -> None:
     """Print what a run would unpack."""
     for split, contents in surveys.items():
-        inside = (f" and {counted(contents.closed, 'encrypted or compressed archive')} of {contents.closed_size / 1e9:.2f} GB"
-                  if contents.closed else "")
+        closed = counted(contents.closed, "encrypted or compressed archive")
+        inside = f" and {closed} of {contents.closed_size / 1e9:.2f} GB" if contents.closed else ""
         print(f"{split:6s}{counted(contents.clips, 'clip')}, {contents.size / 1e9:.2f} GB with the labels{inside}")
     print(f"Dry run: nothing was written to {printable(data_dir)}; next: the same command without --dry-run.")
 
@@ -119,8 +119,8 @@ def make_folders(folders: list[Path]) -> None:
         except OSError as error:
             if disk_error(error):
                 raise
-            raise UserError(f"{folder}: cannot be made ({error.strerror}); remove what is in the way, or name another data "
-                            "folder") from None
+            raise UserError(f"{folder}: cannot be made ({error.strerror}); remove what is in the way, or name another "
+                            "data folder") from None
 
 
 def size_of(folder: Path) -> int:
@@ -217,7 +217,8 @@ def main(argv: list[str] | None = None) -> int:
                            unit_scale=True)
         shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left; only one run at a time gets here
         make_folders([scratch, *(args.data_dir / split / "videos" for split in found)])
-        run = Run(args.data_dir, Unpacker(scratch, library, passwords, sys.stdin.isatty(), bar), Failures(args.data_dir))
+        unpacker = Unpacker(scratch, library, passwords, sys.stdin.isatty(), bar)
+        run = Run(args.data_dir, unpacker, Failures(args.data_dir))
         status = unpack(run, found)
         for split, paths in found.items():
             if not status:

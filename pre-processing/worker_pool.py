@@ -1,7 +1,7 @@
 """Run a function over many files, in worker processes of this machine or on a Ray cluster.
 
-A file that fails, hangs or kills its process costs one line and nothing else. Results come in the order of the files, and
-files are handed out one by one, so memory does not grow with their number.
+A file that fails, hangs or kills its process costs one line and nothing else. Results come in the order of the files,
+and files are handed out one by one, so memory does not grow with their number.
 """
 import contextlib
 import ctypes
@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_connections
 from pathlib import Path
@@ -27,13 +27,16 @@ STALL_SECONDS = 30
 # So many results may wait for an earlier file that is still being worked on: the order of the files is kept.
 WINDOW = 1000
 # A worker never imports the script that started it, which may import much more (PyTorch) than finding a face needs.
-WORKER_COMMAND = "import sys; sys.path[:] = sys.argv[3:]; import worker_pool; worker_pool.serve(*map(int, sys.argv[1:3]))"
+WORKER_COMMAND = """import sys
+sys.path[:] = sys.argv[3:]
+import worker_pool
+worker_pool.serve(int(sys.argv[1]), int(sys.argv[2]))"""
 
 Known = tuple[Any, str | None] | None
 
 
 class Answer(NamedTuple):
-    """What became of one file: the function's result, or None and a problem in one line; errno: of an OSError, else 0."""
+    """Of one file: the function's result, or None and a problem in one line. errno: of an OSError, else 0."""
     result: Any
     problem: str | None
     errno: int = 0
@@ -96,7 +99,7 @@ def serve(descriptor: int, parent: int) -> None:
             return
     with Connection(descriptor) as connection, contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         function, stall_seconds = connection.recv()
-        # C libraries print warnings on damaged files, which would garble the progress bar; failures.csv says what is wrong.
+        # C libraries print warnings on damaged files, which would garble the progress bar.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         while True:
             answer = answer_for(function, connection.recv(), stall_seconds)
@@ -138,7 +141,7 @@ class ProcessPool:
                 if not self.busy:
                     raise UserError(f"no worker process can be started ({error.strerror})") from None
                 self.limit = len(self.busy)
-                self.answers.update(self.wait())
+                self.answers.update(self._receive())
         worker = self.idle.pop()
         self.busy[worker.connection] = (worker, number)
         with contextlib.suppress(OSError):  # it died while idle: wait() will notice
@@ -147,8 +150,10 @@ class ProcessPool:
     def wait(self) -> dict[int, Answer]:
         """Wait for one or more answers and return them by the numbers of their files."""
         answers, self.answers = self.answers, {}
-        if answers:
-            return answers
+        return answers or self._receive()
+
+    def _receive(self):
+        answers = {}
         for connection in wait_for_connections(list(self.busy)):
             worker, number = self.busy.pop(connection)
             try:
@@ -241,13 +246,14 @@ class RayPool:
 # ---------------------------------------------------------------- many files
 
 def map_files(function: Callable[[str], Any], items: Iterable[tuple[str, Known]], workers: int | None = None,
-              ray_address: str | None = None, stall_seconds: float = STALL_SECONDS) -> Generator[tuple[str, Any, str | None]]:
+              ray_address: str | None = None, stall_seconds: float = STALL_SECONDS,
+              ) -> Iterator[tuple[str, Any, str | None]]:
     """Yield (path, result, problem) for each item, in the order of the items, from function(path) run in processes.
 
     function: a picklable function of a module, not of the script that runs (functools.partial is fine); it may raise
-    UserError to name a problem. items: iterable of (path, known); known is None, or a ready (result, problem) that needs
-    no work. workers: number of processes, default all cores. ray_address: spread the work over this Ray cluster instead.
-    A file whose process dies or stalls yields a problem. Raises OSError where the disk is full. Take it in
+    UserError to name a problem. items: iterable of (path, known); known is None, or a ready (result, problem) that
+    needs no work. workers: number of processes, default all cores. ray_address: spread the work over this Ray cluster
+    instead. A file whose process dies or stalls yields a problem. Raises OSError where the disk is full. Take it in
     contextlib.closing, so that the processes end with the loop.
     """
     pool = (RayPool(function, ray_address, stall_seconds) if ray_address
@@ -260,7 +266,7 @@ def map_files(function: Callable[[str], Any], items: Iterable[tuple[str, Known]]
 
 
 def _in_order(pool: ProcessPool | RayPool, items: Iterable[tuple[str, Known]]) -> Iterator[tuple[str, Answer]]:
-    """Yield (path, Answer) in the order of the items; at most WINDOW of them are under way or wait for an earlier one."""
+    """Yield (path, Answer) in the order of the items. At most WINDOW are under way or wait for an earlier one."""
     paths, answers = {}, {}
     taken = given = 0
     for path, known in items:

@@ -4,8 +4,8 @@
     python tests/fuzz_media.py 2000 --seed 5 --folder /tmp/fuzz
 
 Each file is a small real clip or picture with bytes changed, cut, doubled or moved. It is worked on as by the scripts:
-the parent must live, a worker that dies or stalls costs its file. Prints how the files ended; files whose worker died or
-whose error was not foreseen are kept in the folder.
+the parent must live, a worker that dies or stalls costs its file. Prints how the files ended; files whose worker died
+or whose error was not foreseen are kept in the folder.
 """
 import argparse
 import contextlib
@@ -19,8 +19,9 @@ from pathlib import Path
 import cv2
 from PIL import Image
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "pre-processing"), str(REPOSITORY / "tests")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pre-processing"))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from find_faces import CropSettings, extract_faces
 from labels import CLIP_SUFFIXES
@@ -61,7 +62,8 @@ def mutate(data, chance):
         elif kind == 1:
             data[place:place + length] = chance.randbytes(length)
         elif kind == 2:
-            data[place:place + 4] = chance.choice([b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\x80\0\0\0"])
+            numbers = [b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\x80\0\0\0"]
+            data[place:place + 4] = chance.choice(numbers)
         elif kind == 3:
             del data[place:place + length]
         elif kind == 4:

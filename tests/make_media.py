@@ -1,5 +1,6 @@
 """Small clips and pictures for the tests of the pre-processing, written with PyAV, OpenCV and scikit-image."""
 import contextlib
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import av
@@ -17,28 +18,48 @@ def moving_picture(index, width, height):
     return picture // 2 + np.random.default_rng(index).integers(0, 12, picture.shape, dtype=np.uint8)
 
 
-def write_clip(path, frames=60, size=(96, 64), codec="libx264", pixel_format="yuv420p", options=None, key_distance=12,
-               times=None, container_format=None, shift=0, picture=moving_picture, container_options=None):
-    """Write a clip without sound; times: presentation times in 1/1000 s, default 25 frames/s; shift: move all time
-    stamps by so many 1/1000 s, which cuts pictures before 0 off by an edit list. Returns the path."""
-    with av.open(str(path), "w", format=container_format, options=container_options or {}) as container:
-        stream = container.add_stream(codec, rate=25)
+@dataclass
+class Encoding:
+    """How a clip is written.
+
+    times: presentation times in 1/1000 s, default 25 frames/s; shift: moves all time stamps by so many 1/1000 s, which
+    cuts pictures before 0 off by an edit list; pixel_aspect: width of a pixel in parts of its height.
+    """
+    codec: str = "libx264"
+    pixel_format: str = "yuv420p"
+    options: dict = field(default_factory=dict)
+    key_distance: int = 12
+    times: list[int] | None = None
+    container_format: str | None = None
+    container_options: dict = field(default_factory=dict)
+    shift: int = 0
+    pixel_aspect: Fraction | None = None
+
+
+def write_clip(path, frames=60, size=(96, 64), picture=moving_picture, **encoding):
+    """Write a clip without sound and return its path. encoding: fields of Encoding."""
+    encoding = Encoding(**encoding)
+    with av.open(str(path), "w", format=encoding.container_format, options=encoding.container_options) as container:
+        stream = container.add_stream(encoding.codec, rate=25)
         stream.width, stream.height = size
-        stream.pix_fmt = pixel_format
-        stream.gop_size = key_distance
+        stream.pix_fmt = encoding.pixel_format
+        stream.gop_size = encoding.key_distance
         stream.codec_context.thread_count = 1
-        stream.codec_context.options = options or {}
-        if times is not None or shift:
+        stream.codec_context.options = encoding.options
+        if encoding.pixel_aspect:
+            stream.codec_context.sample_aspect_ratio = encoding.pixel_aspect
+        if encoding.times is not None or encoding.shift:
             stream.codec_context.time_base = Fraction(1, 1000)
         for index in range(frames):
-            frame = av.VideoFrame.from_ndarray(picture(index, *size), format="bgr24").reformat(format=pixel_format)
-            if times is not None or shift:
-                frame.pts = (times[index] if times is not None else index * 40)
+            frame = av.VideoFrame.from_ndarray(picture(index, *size), format="bgr24")
+            frame = frame.reformat(format=encoding.pixel_format)
+            if encoding.times is not None or encoding.shift:
+                frame.pts = encoding.times[index] if encoding.times is not None else index * 40
                 frame.time_base = stream.codec_context.time_base
             for packet in stream.encode(frame):
-                container.mux(_shifted(packet, shift))
+                container.mux(_shifted(packet, encoding.shift))
         for packet in stream.encode(None):
-            container.mux(_shifted(packet, shift))
+            container.mux(_shifted(packet, encoding.shift))
     return path
 
 
@@ -60,6 +81,14 @@ def rotate_clip(path, degrees):
     return path
 
 
+def set_pixel_aspect(path, width, height):
+    """Write the shape of the pixels into the header of an MP4 clip that has one (pasp), in place."""
+    data = path.read_bytes()
+    place = data.index(b"pasp") + 4
+    path.write_bytes(data[:place] + np.array([width, height], ">i4").tobytes() + data[place + 8:])
+    return path
+
+
 def portrait(size=512):
     """Return the head of scikit-image's astronaut (public domain) as BGR uint8 array size x size x 3; the face takes a
     good third of the width."""
@@ -68,7 +97,7 @@ def portrait(size=512):
 
 
 def plain_decode(path):
-    """Return all frames of a clip as BGR uint8 arrays, decoded from the start with nothing left out but what is damaged."""
+    """Return all frames of a clip as BGR uint8 arrays, decoded from the start, without those that are damaged."""
     pictures = []
     with av.open(str(path)) as container:
         container.streams.video[0].codec_context.thread_count = 1

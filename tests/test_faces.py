@@ -32,7 +32,7 @@ def frames(tmp_path):
     (folder / "shard").mkdir(parents=True)
     cv2.imwrite(str(folder / "one__frame_3.jpg"), scene((300, 60, 600)))
     cv2.imwrite(str(folder / "two__frame_10.png"), scene((30, 100, 600), (700, 200, 400)))
-    cv2.imwrite(str(folder / "shard" / "one__frame_4.jpg"), scene((600, 20, 640)))
+    cv2.imwrite(str(folder / "shard" / "three__frame_4.jpg"), scene((600, 20, 640)))
     cv2.imwrite(str(folder / "none__frame_0.jpg"), scene())
     return folder
 
@@ -41,7 +41,7 @@ def test_faces_of_a_folder(frames, tmp_path, run_script):
     faces = tmp_path / "faces"
     run_script(SCRIPT, frames, faces, "--workers", 2)
     assert {str(path.relative_to(faces)) for path in faces.rglob("*.jpg")} == {
-        "one__frame_3_aligned.jpg", "two__frame_10_aligned.jpg", "shard/one__frame_4_aligned.jpg"}
+        "one__frame_3_aligned.jpg", "two__frame_10_aligned.jpg", "shard/three__frame_4_aligned.jpg"}
     assert list(csv.reader((faces / "failures.csv").open())) == [
         ["input", "reason"], [str(frames / "none__frame_0.jpg"), "no face found"]]
     settings = json.loads((faces / "preprocessing.json").read_text())
@@ -69,6 +69,18 @@ def test_second_run_searches_nothing_but_what_changed(frames, tmp_path, run_scri
     assert before.items() <= {path: path.stat().st_mtime_ns for path in faces.rglob("*.jpg")}.items()
     refused = run_script(SCRIPT, frames, faces, "--size", 112, check=False)
     assert refused.returncode == 2 and "size 224 there, 112 now" in refused.stderr
+
+
+def test_one_clip_in_two_folders_is_refused(frames, tmp_path, run_script):
+    for folder in ("p1", "p2"):
+        (frames / folder).mkdir()
+        (frames / folder / f"two__frame_{folder[1]}.jpg").touch()
+    (frames / "two__frame_10.png").unlink()
+    for more in ([], ["--dry-run"]):
+        refused = run_script(SCRIPT, frames, tmp_path / "faces", *more, check=False)
+        assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1
+        assert all(text in refused.stderr for text in ("clip two ", str(frames / "p1"), str(frames / "p2")))
+    assert not (tmp_path / "faces").exists()
 
 
 def test_all_faces_and_workers(frames, tmp_path, run_script):
@@ -112,7 +124,7 @@ def test_exif_orientation(models, tmp_path, orientation):
 
 def test_predictor_argument(frames, tmp_path, run_script):
     (tmp_path / "wrong.dat").write_bytes(b"not a model")
-    for name in ("wrong.dat", "missing.dat"):
+    for name in ("wrong.dat", "missing.dat", "frames"):
         refused = run_script(SCRIPT, frames, tmp_path / "faces", tmp_path / name, check=False)
         assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1 and name in refused.stderr
     path_68 = find_predictor().replace("_5_", "_68_")

@@ -1,12 +1,14 @@
 """Frames: the same pictures as a plain decode, the same choice every time, nothing made twice."""
 import random
+import unicodedata
+from fractions import Fraction
 
 import cv2
 import numpy as np
 import pytest
 
 from clip_packets import list_packets
-from make_media import plain_decode, rotate_clip, write_clip
+from make_media import plain_decode, rotate_clip, set_pixel_aspect, write_clip
 from read_clips import choose_frames, decode_wanted, read_frames
 
 SCRIPT = "pre-processing/extract_frames_from_videos.py"
@@ -62,14 +64,13 @@ def test_pictures_are_those_of_a_plain_decode(clips, tmp_path, run_script):
 
 
 def test_little_is_decoded(clips):
-    # Of 60 frames with a key frame every 12 the one wanted needs its group at most; without B-frames that nothing refers
-    # to even less.
+    # Of 60 frames with a key frame every 12 the one wanted needs its group at most; without B-frames that nothing
+    # refers to even less.
     path = clips / "references.mp4"
     packets = list_packets(path)
     decoded = []
     for index in (0, 25, 59):
-        for found, frame in decode_wanted(path, packets, {index}):
-            decoded.append(found)
+        decoded += [found for found, _ in decode_wanted(path, packets, {index})]
     assert decoded == [0, 25, 59]
     assert packets.clean.sum() >= 3
 
@@ -116,6 +117,29 @@ def test_rotation(tmp_path, degrees):
         assert np.array_equal(found[index], np.rot90(picture, -degrees // 90)), index
 
 
+@pytest.mark.parametrize("name, aspect, size", [
+    ("wide.mp4", Fraction(2), (192, 64)), ("dv.ts", Fraction(8, 9), (96, 72)), ("high.avi", Fraction(1, 2), (96, 128))])
+def test_pixels_become_square(tmp_path, name, aspect, size):
+    codec = "mpeg4" if name == "high.avi" else "libx264"
+    clip = write_clip(tmp_path / name, frames=12, codec=codec, pixel_aspect=aspect)
+    pictures = plain_decode(clip)
+    for index, picture in read_frames(clip, 3):
+        assert np.array_equal(picture, cv2.resize(pictures[index], size, interpolation=cv2.INTER_CUBIC))
+
+
+def test_pixels_of_the_container_and_of_rotated_clips(tmp_path, run_script):
+    (tmp_path / "videos").mkdir()
+    for name, aspect in (("square", (1, 1)), ("container", (1, 2)), ("absurd", (1000, 1))):
+        set_pixel_aspect(write_clip(tmp_path / "videos" / f"{name}.mp4", frames=2, pixel_aspect=Fraction(2)), *aspect)
+    rotate_clip(write_clip(tmp_path / "videos" / "rotated.mp4", frames=2, pixel_aspect=Fraction(2)), 90)
+    run_script(SCRIPT, "videos", "frames", 1)
+    sizes = {path.name.split("__")[0]: cv2.imread(str(path)).shape[1::-1]
+             for path in (tmp_path / "frames").glob("*.jpg")}
+    assert sizes == {"square": (96, 64), "container": (96, 128), "absurd": (96, 64), "rotated": (64, 192)}
+    problems = (tmp_path / "frames" / "failures.csv").read_text().splitlines()
+    assert len(problems) == 2 and "absurd.mp4" in problems[1] and "1000:1" in problems[1]
+
+
 def test_nested_folders_and_equal_names(tmp_path, run_script):
     (tmp_path / "videos" / "train-1" / "part").mkdir(parents=True)
     (tmp_path / "videos" / "train-2").mkdir()
@@ -128,6 +152,12 @@ def test_nested_folders_and_equal_names(tmp_path, run_script):
     refused = run_script(SCRIPT, "videos", "frames", 2, check=False)
     assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1
     assert "a.001.mp4" in refused.stderr and "a.001.avi" in refused.stderr
+    (tmp_path / "videos" / "train-2" / "a.001.avi").unlink()
+    # The same letters, written in the two ways of Unicode.
+    for folder, form in (("train-1", "NFC"), ("train-2", "NFD")):
+        (tmp_path / "videos" / folder / unicodedata.normalize(form, "José.mp4")).touch()
+    refused = run_script(SCRIPT, "videos", "frames", 2, check=False)
+    assert refused.returncode == 2 and "train-1/Jos" in refused.stderr and "train-2/Jos" in refused.stderr
 
 
 def test_real_clips(chalearn_dir):

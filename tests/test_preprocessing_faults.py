@@ -1,4 +1,4 @@
-"""Whatever happens to the two pre-processing scripts: killed, stopped, fed rubbish, out of space, on a dying cluster."""
+"""Whatever happens to the pre-processing scripts: killed, stopped, fed rubbish, out of space, on a dying cluster."""
 import csv
 import os
 import random
@@ -99,8 +99,9 @@ def undisturbed(many, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("script, source, target, more", [(FRAMES, "videos", "frames", ["25"]), (FACES, "pictures", "faces", [])])
-def test_killed_at_any_moment(many, undisturbed, tmp_path, run_script, long_run, script, source, target, more):
+@pytest.mark.parametrize("target", ["frames", "faces"])
+def test_killed_at_any_moment(many, undisturbed, tmp_path, run_script, long_run, target):
+    script, source, more = (FRAMES, "videos", ["25"]) if target == "frames" else (FACES, "pictures", [])
     expected = contents(undisturbed / target)
     chance = random.Random(7)
     cut_short = 0
@@ -144,7 +145,8 @@ def test_killed_worker_costs_one_line(many, undisturbed, tmp_path, run_script):
     assert contents(folder) == contents(undisturbed / "frames")
 
 
-@pytest.mark.parametrize("script, source, more", [(FRAMES, "videos", ["1000"]), (FACES, "pictures", ["--faces", "all"])])
+@pytest.mark.parametrize("script, source, more", [
+    (FRAMES, "videos", ["1000"]), (FACES, "pictures", ["--faces", "all"])])
 def test_ctrl_c(many, tmp_path, script, source, more):
     folder = tmp_path / "target"
     process = start(tmp_path, REPOSITORY / script, many / source, folder, *more)
@@ -206,7 +208,8 @@ with contextlib.closing(map_files(work, items, workers=2, stall_seconds=1)) as r
     result = subprocess.run([sys.executable, tmp_path / "hang.py"], capture_output=True, text=True, timeout=30)
     assert result.stdout.splitlines() == [
         "('hangs', None, 'no progress for 1 second')", "('a', 'a', None)",
-        "('crashes', None, 'its process was killed by SIGABRT; perhaps damaged, or memory ran out')", "('b', 'b', None)",
+        "('crashes', None, 'its process was killed by SIGABRT; perhaps damaged, or memory ran out')",
+        "('b', 'b', None)",
         "('unpicklable', None, 'unexpected')", "('c', 'c', None)"]
 
 
@@ -243,7 +246,8 @@ def test_rubbish_clips(tmp_path, run_script):
     avi.write_bytes(data)
     rotate_clip(write_clip(videos / "rotated.mp4", frames=5), 90)
     write_clip(videos / "wide.mp4", frames=3, size=(7680, 16))
-    for name in ("with 'spaces' and \"quotes\"", "new\nline", "Ünïcödé 日本", "-dash", "=cmd()", "semi:colon", "dots..", "a__frame_7"):
+    for name in ("with 'spaces' and \"quotes\"", "new\nline", "Ünïcödé 日本", "-dash", "=cmd()", "semi:colon", "dots..",
+                 "a__frame_7"):
         shutil.copy(videos / "one.mp4", videos / f"{name}.mp4")
     shutil.copy(videos / "one.mp4", os.fsencode(videos) + b"/bytes\xff.mp4")
     (videos / "nothing.mp4").symlink_to("nowhere")
@@ -257,15 +261,16 @@ def test_rubbish_clips(tmp_path, run_script):
     result = run_script(FRAMES, "videos", "frames", 10)
     assert "Traceback" not in result.stdout + result.stderr and result.stderr == ""
     reasons = failures_in(tmp_path / "frames")
-    bad = {"empty.mp4", "text.mp4", "playlist.mp4", "script.mp4", "tenth.mp4", "sound.mp4", "nothing.mp4", "loop.mp4", "pipe.mp4",
-           245 * "n" + ".mp4", "nine_tenths.mp4", "wrong_count.avi"}
+    bad = {"empty.mp4", "text.mp4", "playlist.mp4", "script.mp4", "tenth.mp4", "sound.mp4", "nothing.mp4", "loop.mp4",
+           "pipe.mp4", 245 * "n" + ".mp4", "nine_tenths.mp4", "wrong_count.avi"}
     assert set(reasons) == bad
     assert all(reason and "\n" not in reason and "unexpected" not in reason for reason in reasons.values())
+    assert "is empty" in reasons["empty.mp4"] and "name is too long" in reasons[245 * "n" + ".mp4"]
     names = [os.fsencode(path.name).rsplit(b"__frame_", 1)[0] for path in (tmp_path / "frames").glob("*.jpg")]
     counts = {name: names.count(name) for name in names}
     assert counts == {b"whole": 10, b"nine_tenths": 10, b"one": 1, b"wrong_count": 10, b"rotated": 5, b"wide": 3,
-                      b"with 'spaces' and \"quotes\"": 1, b"new\nline": 1, "Ünïcödé 日本".encode(): 1, b"-dash": 1, b"=cmd()": 1,
-                      b"semi:colon": 1, b"dots..": 1, b"a__frame_7": 1, b"bytes\xff": 1}
+                      b"with 'spaces' and \"quotes\"": 1, b"new\nline": 1, "Ünïcödé 日本".encode(): 1, b"-dash": 1,
+                      b"=cmd()": 1, b"semi:colon": 1, b"dots..": 1, b"a__frame_7": 1, b"bytes\xff": 1}
     assert {name for name in contents(tmp_path) if not name.startswith("frames/")} == outside
     again = run_script(FRAMES, "videos", "frames", 10)
     assert "0 frames made" in again.stdout
@@ -285,7 +290,8 @@ def write_sound(path):
 
 def test_clip_that_grows_while_it_is_read(tmp_path, run_script):
     (tmp_path / "videos").mkdir()
-    whole = write_clip(tmp_path / "whole.mkv", frames=150, size=(640, 360), container_format="mpegts", options={"preset": "ultrafast"}).read_bytes()
+    whole = write_clip(tmp_path / "whole.mkv", frames=150, size=(640, 360), container_format="mpegts",
+                       options={"preset": "ultrafast"}).read_bytes()
     growing = tmp_path / "videos" / "growing.ts"
     growing.write_bytes(whole[:len(whole) // 2])
     stop = threading.Event()
@@ -321,6 +327,8 @@ def test_rubbish_pictures(tmp_path, run_script):
     (frames / "truncated.jpg").write_bytes(data[:len(data) // 2])
     (frames / "empty.jpg").touch()
     (frames / "text.png").write_text("no picture")
+    (frames / "good.HEIC").write_bytes(b"beside its copy in JPEG")
+    (frames / "phone.jpg").write_bytes(b"\0\0\0\x24ftypheic" + bytes(100))
     picture = Image.fromarray(np.ascontiguousarray(face[..., ::-1]))
     picture.convert("CMYK").save(frames / "cmyk.jpg", quality=95)
     picture.convert("L").save(frames / "grey.png")
@@ -338,9 +346,10 @@ def test_rubbish_pictures(tmp_path, run_script):
     made = {path.name.removesuffix("_aligned.jpg") for path in (tmp_path / "faces").glob("*.jpg")}
     assert {"good", "cmyk", "grey", "palette", "sixteen"} <= made
     assert "truncated" in reasons["truncated.jpg"] and "12000 x 12000" in reasons["bomb.png"]
-    assert {"empty.jpg", "text.png", "nothing.jpg", "tiny.png", "dot.png"} <= set(reasons)
-    assert not any("unexpected" in reason or "\n" in reason for reason in reasons.values())
-    assert len(made) + len(reasons) == 13
+    assert "is empty" in reasons["empty.jpg"] and {"text.png", "nothing.jpg", "tiny.png", "dot.png"} <= set(reasons)
+    assert all("convert it to JPEG" in reasons[name] for name in ("good.HEIC", "phone.jpg"))
+    assert not any("unexpected" in reason or "\n" in reason or " at 0x" in reason for reason in reasons.values())
+    assert len(made) + len(reasons) == 15
 
 
 @pytest.mark.parametrize("script", [FRAMES, FACES])
@@ -348,15 +357,35 @@ def test_bad_arguments(script, tmp_path, run_script):
     (tmp_path / "source").mkdir()
     (tmp_path / "file").touch()
     number = ["3"] if script == FRAMES else []
-    wrong = [["missing", "out", *number], ["file", "out", *number], ["source", "source", *number], ["source", "file", *number],
-             ["source", "out", *number], ["source", "out", *number, "--workers", "0"], ["source", "out", *number, "--quality", "0"],
-             ["source", "out", *number, "--unknown"]]
-    wrong += [["source", "out", "--", count] for count in ("0", "-1", "2.5", "ten")] if script == FRAMES else [
+    wrong = [["missing", "out"], ["file", "out"], ["source", "source"], ["source", "file"], ["source", "out"],
+             ["source", "out", "--workers", "0"], ["source", "out", "--quality", "0"], ["source", "out", "--unknown"],
+             ["source", 300 * "x"], ["source", "out/" + 300 * "x"], ["source", "file/out"], [300 * "x", "out"]]
+    wrong = [[*arguments[:2], *number, *arguments[2:]] for arguments in wrong]
+    wrong += [*(["source", "out", "--", count] for count in ("0", "-1", "2.5", "ten")),
+              *(["source", "out", "3", "--seed", digits * "9"] for digits in (23, 5000))] if script == FRAMES else [
         ["source", "out", "--size", "0"], ["source", "out", "--padding", "x"], ["source", "out", "no.dat"]]
     for arguments in wrong:
         result = run_script(script, *arguments, check=False)
         assert result.returncode == 2 and "Traceback" not in result.stderr, arguments
-        assert result.stderr.strip() and not (tmp_path / "out").exists(), arguments
+        assert len(result.stderr.splitlines()) == 1 and not (tmp_path / "out").exists(), arguments
+
+
+def test_things_in_the_way(many, tmp_path, run_script):
+    for folder, name in (("a", "failures.csv"), ("b", "preprocessing.json"), ("c", ".lock")):
+        (tmp_path / folder / name).mkdir(parents=True)
+        refused = run_script(FRAMES, many / "videos", folder, 2, check=False)
+        assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1, refused.stderr
+        assert str(folder) in refused.stderr and not list((tmp_path / folder).glob("*.jpg"))
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / ".unfinished").touch()
+    refused = run_script(FRAMES, many / "videos", "d", 2, check=False)
+    assert refused.returncode == 2 and "d/.unfinished" in refused.stderr
+
+
+def test_fewer_open_files_than_workers_need(many, tmp_path):
+    command = f"ulimit -n 13; exec {sys.executable} {REPOSITORY / FRAMES} {many / 'originals'} frames 2 --workers 4"
+    result = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0 and "8 frames made" in result.stdout, result.stderr
 
 
 def test_nothing_outside_the_target(tmp_path, run_script):
@@ -414,7 +443,8 @@ import os, subprocess, sys, time
 from pathlib import Path
 from ray.cluster_utils import Cluster
 
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "node_ip_address": "127.0.0.1"})
+head = {"num_cpus": 1, "include_dashboard": False, "node_ip_address": "127.0.0.1"}
+cluster = Cluster(initialize_head=True, head_node_args=head)
 second = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
 *command, target = sys.argv[1:]
 process = subprocess.Popen([sys.executable, *command[:2], target, *command[2:], "--ray-address", cluster.address])
@@ -441,7 +471,7 @@ def test_ray_cluster_that_loses_a_node(many, undisturbed, tmp_path):
     (tmp_path / "cluster.py").write_text(CLUSTER)
     # Read by Ray when it is imported: off a real cluster it then listens on loopback only.
     environment = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-    result = subprocess.run([sys.executable, "cluster.py", REPOSITORY / FRAMES, many / "videos", "25", tmp_path / "frames"],
-                            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "cluster.py", REPOSITORY / FRAMES, many / "videos", "25", tmp_path / "frames"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert "nodes that worked: 2 killed: True status: 0" in result.stdout, result.stdout + result.stderr
     assert contents(tmp_path / "frames") == contents(undisturbed / "frames")

@@ -262,6 +262,18 @@ def test_stopped_and_started_again(run_script, tmp_path, number, status):
 
 def test_wrong_arguments(run_script, tmp_path):
     (tmp_path / "empty").mkdir()
-    for arguments, word in ((("nowhere", "data"), "nowhere"), (("empty", "data"), "train-1.zip")):
+    (tmp_path / "file").touch()
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads" / "train-1.zip").write_bytes(plain_zip({"a.000.mp4": b"x"}))
+    (tmp_path / "taken" / "train").mkdir(parents=True)
+    (tmp_path / "taken" / "train" / "videos").touch()
+    for arguments, word in ((("nowhere", "data"), "nowhere"), (("empty", "data"), "train-1.zip"),
+                            (("file", "data"), "is no folder"), (("downloads", "file"), "file: is no folder"),
+                            (("downloads", "file/data"), "Not a directory"), (("downloads", 300 * "x"), "too long"),
+                            (("downloads", "data", "--password-file", "empty"), "empty: cannot be read"),
+                            (("downloads", "taken"), "taken/train/videos: cannot be made")):
         run = run_script(SCRIPT, *arguments, check=False)
-        assert run.returncode == 2 and run.stderr.count("\n") == 1 and word in run.stderr
+        assert run.returncode == 2 and run.stderr.count("\n") == 1 and word in run.stderr, run.stderr
+    (tmp_path / "downloads" / "train-1.zip").write_bytes(b"no archive")
+    run = run_script(SCRIPT, "downloads", "data", check=False)
+    assert run.returncode == 2 and "1 file could not be unpacked" in run.stderr
