@@ -5,13 +5,14 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 INSTALLED = .venv/installed-requirements.txt
 
-.PHONY: help install demo test clean
+.PHONY: help install demo lint test clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     the whole way from clips to a measured model, on made-up clips, in demo/"
-	@echo "make test     the test suite"
-	@echo "make install  only what both need first: the environment .venv"
+	@echo "make test     the test suite, after make lint"
+	@echo "make lint     style and likely mistakes, by ruff (pyproject.toml)"
+	@echo "make install  only what these need first: the environment .venv"
 	@echo "make clean    delete what the demo and the tests made; .venv stays (rm -rf .venv for that)"
 
 # The list of what is installed is written last. Without it .venv is half-made (or its update was interrupted) and is
@@ -33,9 +34,12 @@ install:
 demo: install
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" sh demo/run.sh
 
-test: install
+lint: install
+	@.venv/bin/python -m ruff check .
+
+test: lint
 	@.venv/bin/python -m pytest $(PYTEST_ARGS)
 
 clean:
-	rm -rf demo/data demo/runs .pytest_cache
+	rm -rf demo/data demo/runs .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path "./.venv/*" -prune -exec rm -rf {} +

@@ -98,7 +98,7 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     content = load_file(path, "a checkpoint of train.py")
     if not isinstance(content, dict) or "format" not in content:
         raise UserError(f"{path}: is no checkpoint of this suite; train a new one with train.py")
-    if content["format"] != FORMAT or isinstance(content["format"], bool):
+    if type(content["format"]) is not int or content["format"] != FORMAT:
         raise UserError(f"{path}: was written in format {content['format']!r}, this version reads {FORMAT}; train again")
     traits = content.get("traits")
     if not isinstance(traits, (list, tuple)) or tuple(traits) != TRAITS:
@@ -151,4 +151,4 @@ def git_commit() -> str | None:
 def versions() -> dict:
     """Return the versions that a result depends on."""
     return {"suite": VERSION, "commit": git_commit(), "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "torchvision", "numpy", "pandas", "scipy", "torchmetrics")}}
+            **{name: version(name) for name in ("torch", "torchvision", "numpy", "pandas", "scipy")}}

@@ -12,7 +12,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,6 @@ import numpy as np
 import pandas
 import torch
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
 
 from labels import (
     FACE_SIZE,
@@ -213,10 +212,12 @@ def read_chip(path: str | os.PathLike, size: int) -> torch.Tensor:
     return torch.from_numpy(picture).permute(2, 0, 1)
 
 
-def augmentation(strength: float) -> v2.Compose | None:
+def augmentation(strength: float) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """Return torchvision transforms for a uint8 3 x H x W chip: small crops, colour and erasing; None for 0."""
     if not strength:
         return None
+    from torchvision.transforms import v2  # here, since it takes seconds, which training without augmentation can do without
+
     return v2.Compose([
         v2.RandomResizedCrop(FACE_SIZE, scale=(1 - 0.3 * strength, 1.0), ratio=(0.95, 1.05), antialias=True),
         v2.ColorJitter(brightness=0.3 * strength, contrast=0.3 * strength, saturation=0.3 * strength, hue=0.02 * strength),

@@ -42,7 +42,10 @@ def open_experiment(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: cannot be made ({error.strerror}); name another --runs-dir") from None
     with folder_lock(folder):
         recover(folder)
-        yield
+        try:
+            yield
+        finally:
+            shutil.rmtree(folder / NEW, ignore_errors=True)  # a training that ended without a checkpoint
 
 
 def has_training(folder: Path) -> bool:

@@ -3,7 +3,6 @@
 The challenge's accuracy is per clip: a clip's predictions are averaged over its frames, then 1 - mean |error| over clips
 for each trait, then the mean of the five.
 """
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,7 @@ from command_line import UserError, counted
 
 import numpy as np
 import pandas
-import scipy.stats
-import torch
-from torchmetrics import functional as measures
+
 
 from dataset import Split
 from labels import TRAITS
@@ -78,20 +75,21 @@ def trait_correlations(labels: pandas.DataFrame, predictions: pandas.DataFrame) 
 
 
 def _column_measures(labels, predictions):
-    """Return the DataFrame, index TRAITS: pearson, ccc, r2 and mse of each column by torchmetrics."""
-    true = torch.tensor(labels[list(TRAITS)].to_numpy(), dtype=torch.float64)
-    predicted = torch.tensor(predictions.loc[labels.index, list(TRAITS)].to_numpy(), dtype=torch.float64)
-    result = pandas.DataFrame(np.nan, index=list(TRAITS), columns=["pearson", "ccc", "r2", "mse"])
-    result["mse"] = ((true - predicted) ** 2).mean(0).numpy()
-    if len(true) > 1:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torchmetrics warns of constant columns; the caller says so in one line
-            result["pearson"] = measures.pearson_corrcoef(predicted, true).numpy()
-            result["ccc"] = measures.concordance_corrcoef(predicted, true).numpy()
-            result["r2"] = measures.r2_score(predicted, true, multioutput="raw_values").numpy()
-        flat = (predicted.std(0) < 1e-6) | (true.std(0) < 1e-6)
-        result.loc[flat.numpy(), ["pearson", "ccc"]] = np.nan
-    return result
+    """Return a DataFrame, index TRAITS: pearson, ccc (Lin, Biometrics 45, 1989), r2 and mse of each column.
+
+    NaN where predictions or labels are constant, or there is one clip.
+    """
+    true = labels[list(TRAITS)].to_numpy(dtype=float)
+    predicted = predictions.loc[labels.index, list(TRAITS)].to_numpy(dtype=float)
+    mse, variance = ((true - predicted) ** 2).mean(0), true.var(0)
+    covariance = ((true - true.mean(0)) * (predicted - predicted.mean(0))).mean(0)
+    varies = (true.std(0) > 1e-6) & (predicted.std(0) > 1e-6)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pearson = covariance / (true.std(0) * predicted.std(0))
+        ccc = 2 * covariance / (variance + predicted.var(0) + (true.mean(0) - predicted.mean(0)) ** 2)
+        r2 = np.where(variance > 0, 1 - mse / variance, np.nan)
+    return pandas.DataFrame({"pearson": np.where(varies, pearson, np.nan), "ccc": np.where(varies, ccc, np.nan), "r2": r2,
+                             "mse": mse}, index=list(TRAITS))
 
 
 def speaker_interval(values: Iterable[float], speakers: Iterable[str], seed: int = 0,
@@ -105,6 +103,8 @@ def speaker_interval(values: Iterable[float], speakers: Iterable[str], seed: int
     sums, counts = groups.sum().to_numpy(), groups.size().to_numpy()
     if len(sums) < 2:
         return float("nan"), float("nan")
+    import scipy.stats  # here, since it takes a second, which training and prediction can do without
+
     interval = scipy.stats.bootstrap((sums, counts), lambda s, n, axis: s.sum(axis) / n.sum(axis), paired=True,
                                      vectorized=True, n_resamples=resamples, method="percentile", batch=200,
                                      rng=np.random.default_rng(seed)).confidence_interval

@@ -16,7 +16,6 @@ from urllib.error import URLError
 from command_line import UserError, make_parser, run_script
 
 import torch
-import torchvision
 from torch import nn
 from torch.nn import functional
 
@@ -55,6 +54,8 @@ class Backbone:
 
 
 def _torchvision_resnet(name):
+    import torchvision  # here, since it takes three seconds, which dlib's network can do without
+
     backbone = torchvision.models.get_model(name, weights=None)
     backbone.fc = nn.Identity()
     return backbone
@@ -273,6 +274,8 @@ def load_backbone_weights(backbone: nn.Module, kind: Backbone, weights: str) -> 
 
 
 def _imagenet_weights(backbone_name):
+    import torchvision
+
     weights = torchvision.models.get_model_weights(backbone_name)["IMAGENET1K_V1"]
     try:
         return weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)

@@ -26,7 +26,7 @@ import numpy as np
 import pandas
 import torch
 
-from checkpoint import load_experiment
+from checkpoint import find_checkpoint, load_experiment
 from device import Machine, pick_device
 from experiment import experiment_folder
 from features import score_chips
@@ -201,6 +201,7 @@ def parse_args(argv=None):
 
 def check_arguments(args):
     """Raise UserError for what would only show after the work."""
+    find_checkpoint(experiment_folder(args.runs_dir, args.experiment))
     if args.out and args.out.suffix.lower() not in (".csv", ".json"):
         raise UserError(f"--out {args.out}: name a file that ends in .csv or .json")
     if args.out and not args.out.parent.is_dir():
@@ -210,13 +211,14 @@ def check_arguments(args):
             raise UserError(f"{path}: no such file or folder")
     if args.out and args.out.is_dir():
         raise UserError(f"--out {args.out}: is a folder; name a file in it")
-    for folder in (args.annotate, args.explain):
-        if folder and os.path.lexists(folder) and not folder.is_dir():
-            raise UserError(f"{folder}: is no folder; name another one for the pictures")
-    for folder in (args.out.parent if args.out else None, args.annotate, args.explain):
-        if folder and folder.is_dir() and not os.access(folder, os.W_OK):
+    for folder in filter(None, (args.annotate, args.explain)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be made ({error.strerror}); name another folder for the pictures") from None
+    for folder in filter(None, (args.out.parent if args.out else None, args.annotate, args.explain)):
+        if not os.access(folder, os.W_OK):
             raise UserError(f"{folder}: cannot be written; name another folder")
-    experiment_folder(args.runs_dir, args.experiment)
 
 
 def main(argv=None):
@@ -225,8 +227,6 @@ def main(argv=None):
     network, checkpoint = load_experiment(args.experiment, args.runs_dir, Machine(pick_device(), args.precision))
     settings = FaceSettings(args.frames, args.seed, checkpoint.preprocessing["size"], checkpoint.preprocessing["padding"],
                             args.faces == "all", find_predictor(args.predictor), bool(args.annotate))
-    for folder in filter(None, (args.annotate, args.explain)):
-        folder.mkdir(parents=True, exist_ok=True)
     total, status = sum(1 for _ in files_below(args.paths)), 0
     if not total:
         raise UserError(f"{args.paths[0]}: holds no clip and no picture")

@@ -21,6 +21,7 @@ SEPARATORS = (",", ";", "\t", "|")
 # What else a column may be called, after the letters are lowered and a leading `value` is taken away. The challenge's
 # submissions have VideoName, ValueOpenness and ValueNeurotisicm.
 OTHER_NAMES = {"videoname": "clip", "video": "clip", "neurotisicm": "neuroticism"}
+BLANKS = " \t\r\n\u00a0\ufeff"  # around cells; other control characters are no blanks but damage
 NUMBER = re.compile(r"[+-]?([0-9]+[.,]?[0-9]*|[.,][0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -81,7 +82,7 @@ def _parse(text, separator):
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows, line = [], 1
     for row in reader:
-        cells = [cell.strip() for cell in row]
+        cells = [cell.strip(BLANKS) for cell in row]
         if any(cells):
             rows.append((cells, line))
         line = reader.line_num + 1

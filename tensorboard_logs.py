@@ -6,7 +6,6 @@ import pandas
 from torch.nn import functional
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
-from torchvision.utils import make_grid
 
 from dataset import FaceDataset, Split
 from labels import TRAITS
@@ -32,6 +31,8 @@ def log_pictures(writer: SummaryWriter, split: Split, input_size: int, augment: 
     rows = random.Random(seed).sample(range(len(dataset)), min(32, len(dataset)))
     chips, _ = dataset.__getitems__(rows)
     if len(chips):
+        from torchvision.utils import make_grid  # here, since it takes seconds
+
         size = (input_size, input_size)
         writer.add_image("chips/training", make_grid(functional.interpolate(chips.float() / 255, size, mode="bilinear",
                                                                             antialias=True).clamp(0, 1), nrow=8))

@@ -51,17 +51,6 @@ class Summary:
     seconds: float = 0.0
 
 
-def seed_number(text: str) -> int:
-    """argparse type: a whole number of at most 64 bits."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 2**64
-    if not -2**63 <= value < 2**64:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number of at most 64 bits")
-    return value
-
-
 def jpeg_quality(text: str) -> int:
     """argparse type: a whole number from 1 to 100."""
     if not text.isdecimal() or not 1 <= len(text) <= 3 or not 1 <= int(text) <= 100:

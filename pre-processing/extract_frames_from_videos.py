@@ -12,14 +12,15 @@ Unreadable clips are listed in FRAME_DIR/failures.csv.
 import argparse
 import functools
 import os
+import shlex
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import UserError, make_parser, positive_int, printable, run_script
+from command_line import UserError, make_parser, positive_int, printable, run_script, seed_number
 
-from batch import Batch, add_batch_options, print_dry_run, print_summary, run_batch, seed_number
+from batch import Batch, add_batch_options, print_dry_run, print_summary, run_batch
 from labels import CLIP_SUFFIXES
 from read_clips import FrameSettings, extract_frames
 from target_folder import check_folders, check_settings, count_files, find_files, open_target
@@ -57,9 +58,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     with open_target(args.frame_dir, noted):
         summary = run_batch(batch, args.workers, args.ray_address)
-    face_dir = Path(args.frame_dir).with_name("faces")
-    print_summary(batch, summary, f"python pre-processing/extract_faces_from_frames.py {printable(args.frame_dir)} "
-                  f"{printable(face_dir)}")
+    face_dir = os.path.normpath(os.path.join(args.frame_dir, "..", "faces"))
+    following = shlex.join(["python", "pre-processing/extract_faces_from_frames.py", args.frame_dir, face_dir])
+    print_summary(batch, summary, printable(following))
     return summary.status
 
 

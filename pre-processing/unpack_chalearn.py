@@ -17,6 +17,7 @@ clips are listed in DATA_DIR/failures.csv.
 import argparse
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -232,9 +233,9 @@ def main(argv: list[str] | None = None) -> int:
     if run.problems:
         raise UserError(f"{counted(len(run.problems), 'file')} could not be unpacked, the first is {run.problems[0]} "
                         f"({args.data_dir / FAILURES} lists them all)")
-    print(f"Clips: {printable(args.data_dir)}/{{train,valid,test}}/videos   next: python "
-          f"pre-processing/extract_frames_from_videos.py {printable(args.data_dir / 'train' / 'videos')} "
-          f"{printable(args.data_dir / 'train' / 'frames')} 30")
+    folders = [str(args.data_dir / "train" / name) for name in ("videos", "frames")]
+    following = shlex.join(["python", "pre-processing/extract_frames_from_videos.py", *folders, "30"])
+    print(f"Clips: {printable(args.data_dir)}/{{train,valid,test}}/videos   next: {printable(following)}")
     return 0
 
 

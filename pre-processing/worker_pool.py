@@ -159,7 +159,9 @@ class ProcessPool:
             try:
                 answers[number] = connection.recv()
                 self.idle.append(worker)
-            except Exception:
+            except Exception as error:
+                if not isinstance(error, (EOFError, OSError)):
+                    worker.process.kill()  # it lives, but its answer cannot be read
                 worker.process.wait()
                 connection.close()
                 answers[number] = Answer(None, _cause_of_death(worker.process.returncode, self.stall_seconds))

@@ -1,0 +1,346 @@
+"""Classes of faults that a hostile user found: nothing is destroyed before it can be replaced, no wrong figure without a word,
+one bad thing does not stop the rest, what is read is checked where it is read, done is said when it is done."""
+import copy
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from command_line import UserError
+
+import pandas
+import pytest
+import torch
+from conftest import REPOSITORY, write_chips
+
+import evaluate
+import export
+import predict
+import train
+import train_resnet_raytune_hyperparams as search
+from checkpoint import load_checkpoint
+from dataset import Split, list_faces, load_split, split_by_speaker
+from labels import TRAITS
+from training import ccc_loss
+
+MODEL = "FaceResNet29_v1.0"
+SMALL = ["--l1", "16", "--l2", "8"]
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capfd):
+    """run(module, *arguments): main() of a script as its command line runs it; returns (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def call(module, *arguments):
+        capfd.readouterr()
+        try:
+            status = module.main([str(argument) for argument in arguments]) or 0
+        except UserError as error:
+            status = 2
+            assert "\n" not in str(error)
+            print(error, file=sys.stderr)
+        except SystemExit as error:
+            status = error.code
+        return status, *capfd.readouterr()
+
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def trained(chip_data, tmp_path_factory):
+    """Folder with runs/one, a small training on the made-up chips, with an evaluation and an exported model beside it."""
+    folder = tmp_path_factory.mktemp("trained")
+    for name in ("train.py 2 one FaceResNet29_v1.0 true 16 --l1 16 --l2 8", "evaluate.py one"):
+        subprocess.run([sys.executable, REPOSITORY / name.split()[0], *name.split()[1:], "--data-dir", chip_data], cwd=folder, check=True,
+                       capture_output=True)
+    (folder / "runs" / "one" / "model.onnx").write_text("exported before")
+    return folder / "runs"
+
+
+@pytest.fixture
+def runs(trained, tmp_path):
+    """A copy of that folder, tmp_path/runs, to be damaged."""
+    return shutil.copytree(trained, tmp_path / "runs")
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+# ---------------------------------------------------------------- a replacement does not destroy before it can replace
+
+def test_overwrite_keeps_the_old_training_until_the_new_one_has_a_checkpoint(run, runs, chip_data):
+    before = contents(runs)
+    data = ["--data-dir", chip_data, *SMALL, "--overwrite"]
+    for more in (["1"], ["16", "--lr", "1e30"], ["16", "--dry-run"], ["1", "--dry-run"]):
+        status, _, errors = run(train, 1, "one", MODEL, "true", *more, *data)
+        assert status == (0 if more == ["16", "--dry-run"] else 2), errors
+        assert contents(runs) == before, more
+    assert run(train, 1, "one", MODEL, "true", 16, *data)[0] == 0
+    after = contents(runs)
+    assert {"args.json", "training.csv", "checkpoint_last.pt"} < {path.name for path in after}
+    assert not [path for path in after if "evaluation" in str(path) or path.name == "model.onnx" or ".new" in str(path)]
+    assert len(pandas.read_csv(runs / "one" / "training.csv")) == 1
+
+
+def test_killed_overwrite_leaves_the_old_training(runs, chip_data, tmp_path):
+    before = contents(runs)
+    process = subprocess.Popen([sys.executable, REPOSITORY / "train.py", "500", "one", MODEL, "true", "16", *SMALL, "--overwrite",
+                                "--data-dir", chip_data], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("epoch 3"):
+            break
+    process.kill()
+    process.communicate()
+    left = {path: data for path, data in contents(runs).items() if ".new" not in path.parts}
+    assert left == before
+    assert load_checkpoint(runs / "one" / "checkpoint_last.pt").epoch == 2
+
+
+def test_search_asks_ray_before_it_touches_the_old_search(run, chip_data, tmp_path):
+    folder = tmp_path / "runs" / "search"
+    (folder / "search" / "trial_00000").mkdir(parents=True)
+    for name in ("search_args.json", "trials.csv", "best_config.json", "search/trial_00000/training.csv"):
+        (folder / name).write_text("{}")
+    before, started = contents(folder), time.monotonic()
+    status, _, errors = run(search, 2, 2, "search", MODEL, "--data-dir", chip_data, "--overwrite", "--ray-address", "127.0.0.1:1")
+    assert status == 2 and "no Ray cluster answers" in errors and time.monotonic() - started < 60
+    assert contents(folder) == before
+
+
+def test_two_trainings_in_one_folder(run, runs, chip_data, tmp_path):
+    first = subprocess.Popen([sys.executable, REPOSITORY / "train.py", "500", "busy", MODEL, "true", "16", *SMALL, "--data-dir",
+                              chip_data], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        for line in first.stdout:
+            if line.startswith("epoch 1"):
+                break
+        status, _, errors = run(train, 500, "busy", MODEL, "true", 16, *SMALL, "--data-dir", chip_data, "--resume")
+        assert status == 2 and "another run is working there" in errors
+    finally:
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(60) == 143, first.stderr.read()
+
+
+# ---------------------------------------------------------------- no wrong figure without a word
+
+def test_speakers_held_out_are_a_fifth_whatever_the_seed():
+    sizes = [40, 20, 10, 10, 5, 5, 4, 3, 2, 1]
+    clips = [f"s{speaker}.{number:03}" for speaker, size in enumerate(sizes) for number in range(size)]
+    for clips, least in ((clips, 15), ([f"s{speaker}.{number}" for speaker in range(2) for number in range(10)], 10)):
+        speakers = pandas.Series([clip.split(".")[0] for clip in clips], index=clips)
+        split = Split("train", pandas.DataFrame({"path": clips, "clip": clips}),
+                      pandas.DataFrame(0.5, index=clips, columns=list(TRAITS)), speakers, {})
+        for seed in range(20):
+            training, held_out = split_by_speaker(split, 0.2, seed)
+            assert least <= len(held_out.labels) <= max(least, 20) and not set(training.speakers) & set(held_out.speakers)
+    alone = split.only([clip for clip in clips if clip.startswith("s1")], "alone")
+    with pytest.raises(UserError, match="of one speaker"):
+        split_by_speaker(alone, 0.2, 0)
+
+
+def test_two_clips_of_one_name_and_linked_folders(tmp_path):
+    faces = write_chips(tmp_path / "data", {"train": 4}) / "train" / "faces"
+    elsewhere = tmp_path / "elsewhere"
+    faces.rename(elsewhere)
+    (faces / "0001").parent.mkdir()
+    (faces / "0001").symlink_to(elsewhere)
+    (elsewhere / "loop").symlink_to(faces)
+    assert len(list_faces(faces)) == 8
+    (faces / "0002").mkdir()
+    shutil.copy(next(elsewhere.glob("*.jpg")), faces / "0002")
+    with pytest.raises(UserError, match="both have faces of a clip called") as caught:
+        list_faces(faces)
+    assert "0001" in str(caught.value) and "0002" in str(caught.value)
+
+
+def test_file_names_of_another_unicode_form(tmp_path):
+    data = write_chips(tmp_path / "data", {"train": 2})
+    labels = pandas.read_csv(data / "train" / "labels.csv")
+    old = labels["clip"][0].removesuffix(".mp4")
+    labels.loc[0, "clip"] = "Jos\u00e9.001.mp4"
+    labels.to_csv(data / "train" / "labels.csv", index=False)
+    for path in (data / "train" / "faces").glob(f"{old}__*"):
+        path.rename(path.with_name(path.name.replace(old, "Jose\u0301.001")))
+    assert "Jos\u00e9.001" in set(load_split(data, "train").faces["clip"])
+
+
+def test_copied_data_can_be_resumed_on_and_moved_data_are_no_warning(run, runs, chip_data, tmp_path):
+    copied = shutil.copytree(chip_data, tmp_path / "data", ignore=shutil.ignore_patterns("features"), copy_function=shutil.copyfile)
+    status, _, errors = run(train, 2, "one", MODEL, "true", 16, *SMALL, "--data-dir", copied, "--resume")
+    assert status == 0 and not errors
+    moved = (runs / "one" / "args.json").read_text().replace(str(chip_data), "/gone/data")
+    (runs / "one" / "args.json").write_text(moved)
+    status, _, errors = run(evaluate, "one", "--data-dir", copied)
+    assert status == 0 and "/gone/data" not in errors
+
+
+# ---------------------------------------------------------------- one bad thing does not stop the rest
+
+def test_a_trait_that_is_constant_within_a_batch_does_not_spoil_the_ccc_loss(run, tmp_path):
+    scores, targets = torch.rand(8, 5, requires_grad=True), torch.rand(8, 5)
+    targets[:, 2] = 0.5
+    loss = ccc_loss(scores, targets)
+    loss.backward()
+    rest = [0, 1, 3, 4]
+    assert loss.item() == pytest.approx(ccc_loss(scores[:, rest], targets[:, rest]).item(), abs=1e-6)
+    assert torch.isfinite(scores.grad).all() and not scores.grad[:, 2].any()
+    assert torch.isfinite(ccc_loss(scores, torch.full((8, 5), 0.5)))
+    data = write_chips(tmp_path / "data", {"train": 7, "valid": 3})
+    status, output, errors = run(train, 3, "one", MODEL, "false", 2, "--data-dir", data, "--loss", "ccc", *SMALL, "--memory", 0)
+    assert status == 0 and "epoch 3/3" in output and "Traceback" not in errors
+
+
+@pytest.mark.parametrize("cache", ["float16", "off"])
+def test_unreadable_faces_are_left_out(run, tmp_path, cache):
+    data = write_chips(tmp_path / "data", {"train": 33, "valid": 3})
+    faces = sorted((data / "train" / "faces").glob("*.jpg"))
+    faces[0].unlink()
+    faces[-1].write_bytes(b"")  # alone in the last batch of 64
+    command = [1, "one", MODEL, "false", 16, "--data-dir", data, *SMALL, "--cache", cache]
+    status, _, errors = run(train, *command)
+    assert status == 0 and errors.count(faces[-1].name) >= 1 and "Traceback" not in errors
+    for path in faces[1:]:
+        path.write_bytes(b"")
+    status, _, errors = run(train, *command, "--overwrite")
+    assert status == 2 and "can be read" in errors.splitlines()[-1]
+
+
+def test_predict_with_odd_names_and_full_targets(run, runs, demo_data, tmp_path, small_disk):
+    clip = next((demo_data / "test" / "videos").glob("*.mp4"))
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    shutil.copy(clip, folder / "fine.mp4")
+    shutil.copy(clip, os.fsencode(folder) + b"/bad\xff.mp4")
+    shutil.copy(clip, folder / ("x" * 251 + ".mp4"))
+    picture_dir = tmp_path / "pictures"
+    status, output, errors = run(predict, "one", folder, "--frames", 1, "--out", tmp_path / "o.csv", "--annotate", picture_dir)
+    assert status == 0 and "3 of 3 files scored" in output, errors
+    assert len(pandas.read_csv(tmp_path / "o.csv")) == 3 and len(list(picture_dir.iterdir())) == 3
+
+    (tmp_path / "folder.csv").mkdir()
+    for option, target in (("--out", tmp_path / "folder.csv"), ("--annotate", tmp_path / "o.csv"),
+                           ("--explain", tmp_path / "o.csv" / "below")):
+        status, output, errors = run(predict, "one", folder, option, target)
+        assert status == 2 and str(target) in errors and not output, (option, errors)
+
+    disk = small_disk("24k")
+    result = subprocess.run([sys.executable, REPOSITORY / "predict.py", "one", folder / "fine.mp4", "--frames", "1", "--annotate", disk],
+                            cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 1 and "no space left" in result.stderr and "fine.mp4" in result.stdout
+    assert "results:" not in result.stdout and not [path for path in disk.iterdir() if path.name != ".lock"]
+
+
+# ---------------------------------------------------------------- what is read is checked where it is read
+
+def damaged(value):
+    """Return other values of a key than a checkpoint has there."""
+    return [None, "text", -1, 1.5, [], {}, [None], {"a": 1}, float("nan"), torch.zeros(2)] if not torch.is_tensor(value) else [
+        None, "text", torch.zeros(3, 1, 7), torch.full_like(value, float("nan")) if value.is_floating_point() else torch.zeros(9)]
+
+
+def variants(content):
+    """Yield (name, content) of a checkpoint's content with each key in turn taken away or changed, at every depth."""
+    def below(path, value):
+        yield path
+        if isinstance(value, dict) and (len(path) < 2 or path[0] != "training"):
+            for key in list(value)[:6]:
+                yield from below((*path, key), value[key])
+
+    for key, value in content.items():
+        for path in below((key,), value):
+            *parents, last = path
+
+            def changed(change):
+                other = copy.copy(content)
+                place = other
+                for parent in parents:
+                    place[parent] = copy.copy(place[parent])
+                    place = place[parent]
+                change(place, last)
+                return other
+
+            yield f"without {path}", changed(lambda place, last: place.pop(last))
+            old = content
+            for step in path:
+                old = old[step]
+            for value_now in damaged(old):
+                yield f"{path} = {str(value_now)[:20]}", changed(lambda place, last: place.__setitem__(last, value_now))
+
+
+def test_damaged_checkpoints_are_one_line_each(trained, chip_data, tmp_path, monkeypatch, capsys):
+    """Every key that any script reads, taken away or changed: refused in one line, or the same scores as before."""
+    content = torch.load(trained / "one" / "checkpoint_last.pt")
+    path = tmp_path / "checkpoint_last.pt"
+    refused = accepted = 0
+    for name, other in variants(content):
+        torch.save(other, path)
+        try:
+            checkpoint = load_checkpoint(path)
+            network = checkpoint.build(path)
+            with torch.no_grad():
+                scores = network(torch.zeros(2, network.standardise.num_features))
+            assert torch.isfinite(scores).all(), name
+            assert pandas.Series(checkpoint.constant)[list(TRAITS)].between(0, 1).all(), name
+            assert {"size", "padding"} <= checkpoint.preprocessing.keys() and set(checkpoint.clips) is not None
+            accepted += 1
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error) and str(path) in str(error), name
+    print(f"{refused} refused, {accepted} read")
+    assert refused > 5 * accepted
+
+
+def test_old_formats_and_missing_keys_by_the_real_command(run, runs, chip_data):
+    path = runs / "one" / "checkpoint_last.pt"
+    content = torch.load(path)
+    for change in ({"format": 1}, {"constant": None}, {"clips": "abc"}, {"preprocessing": {"size": 224}}):
+        torch.save({**content, **change}, path)
+        for module, arguments in ((evaluate, ["one", "--data-dir", chip_data]), (predict, ["one", chip_data / "test" / "faces"]),
+                                  (export, ["one"])):
+            status, _, errors = run(module, *arguments)
+            assert status == 2 and len(errors.splitlines()) == 1 and str(path.name) in errors
+    torch.save(content, path)
+    path.rename(path.with_name("checkpoint_previous.pt"))
+    assert run(export, "one", "--out", "x.pt")[0] == 2
+    assert run(evaluate, "one", "--data-dir", chip_data)[0] == 0
+
+
+def test_data_with_training_clips_only(run, tmp_path):
+    import dataset
+    data = write_chips(tmp_path / "data", {"train": 10})
+    assert run(train, 1, "all", MODEL, "true", 8, "--data-dir", data, *SMALL)[0] == 0
+    status, _, errors = run(train, 1, "part", MODEL, "false", 8, "--data-dir", data, *SMALL)
+    assert status == 2 and "--val-split speaker" in errors
+    status, output, _ = run(dataset, data)
+    assert status == 0 and "valid: not there" in output and "10 clips" in output
+
+
+@pytest.mark.parametrize("arguments, complaint", [
+    (["2", "a", MODEL, "true", "4", "--seed", "9" * 23], "whole number"),
+    (["9" * 30, "a", MODEL, "true", "4"], "NUM_EPOCHS"),
+    (["2", "n" * 300, MODEL, "true", "4"], "longer than 200 bytes"),
+    (["2", "a", MODEL, "true", "4", "--runs-dir", "a_file"], "a_file: is no folder"),
+    (["2", "a", MODEL, "true", "4", "--runs-dir", "a_file/runs"], "cannot be made"),
+    (["2", ".new", MODEL, "true", "4"], "plain name"),
+])
+def test_impossible_arguments_are_one_line(run, chip_data, tmp_path, arguments, complaint):
+    (tmp_path / "a_file").touch()
+    status, _, errors = run(train, *arguments, "--data-dir", chip_data)
+    assert status == 2 and complaint in errors and len(errors.splitlines()) == 1
+
+
+def test_export_on_a_full_disk(runs, small_disk, tmp_path):
+    disk = small_disk("1m")
+    for file_format in ("torch", "onnx"):
+        target = disk / ("model.pt2" if file_format == "torch" else "model.onnx")
+        result = subprocess.run([sys.executable, REPOSITORY / "export.py", "one", "--format", file_format, "--out", target], cwd=tmp_path,
+                                capture_output=True, text=True)
+        assert result.returncode == 1 and "no space left" in result.stderr.splitlines()[-1], result.stderr
+        assert not os.listdir(disk)
