@@ -44,7 +44,10 @@ class Checkpoint:
 
     def build(self, path: str | os.PathLike) -> PersonalityNetwork:
         """Return the network in evaluation mode. Raises UserError, naming path, where the weights do not fit."""
-        network = build_network(self.architecture, self.config)
+        try:
+            network = build_network(self.architecture, self.config)
+        except UserError as error:
+            raise UserError(f"{path}: is damaged, {error}") from None
         load_network_state(network, self.network, path)
         return network.eval()
 

@@ -173,6 +173,9 @@ def disk_error(error: BaseException | None) -> OSError | None:
 def run_script(main: Callable, argv: list[str] | None = None) -> None:
     """Run main(argv) and end the process with its exit status; turn known errors into one line on stderr."""
     name = Path(sys.argv[0]).name
+    for stream in (sys.stdout, sys.stderr):  # a terminal that knows only ASCII must not stop a run at a clip's name
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     # TensorBoard writes in a thread, which ends on a full disk with a traceback; main then hears of it as an error, too.
     threading.excepthook = lambda failure: disk_error(failure.exc_value) or threading.__excepthook__(failure)
     try:

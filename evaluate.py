@@ -15,7 +15,16 @@ import shlex
 import sys
 from pathlib import Path
 
-from command_line import UserError, atomic_write, counted, folder_options, make_parser, printable, run_script, seed_number
+from command_line import (
+    UserError,
+    atomic_write,
+    counted,
+    folder_options,
+    make_parser,
+    printable,
+    run_script,
+    seed_number,
+)
 
 import matplotlib
 import numpy as np

@@ -12,7 +12,6 @@ from command_line import UserError, counted
 import numpy as np
 import pandas
 
-
 from dataset import Split
 from labels import TRAITS
 

@@ -19,7 +19,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from command_line import UserError, atomic_write, disk_error, make_parser, positive_int, printable, progress_bar, run_script, seed_number
+from command_line import (
+    UserError,
+    atomic_write,
+    disk_error,
+    make_parser,
+    positive_int,
+    printable,
+    progress_bar,
+    run_script,
+    seed_number,
+)
 
 import cv2
 import numpy as np
@@ -35,7 +45,7 @@ from model_architectures import PersonalityNetwork
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "pre-processing"))
 from clip_faces import FaceSettings, KeptPicture, faces_of_file
-from find_faces import find_predictor
+from find_faces import OTHER_PICTURE_SUFFIXES, find_predictor, unreadable_kind
 from target_folder import find_files
 from worker_pool import map_files
 
@@ -174,7 +184,8 @@ def files_below(paths: list[str]) -> Iterator[tuple[str, tuple | None]]:
     """Yield (path, known) as map_files takes them, for files and for all clips and pictures in folders."""
     for path in paths:
         if os.path.isdir(path):
-            for found, problem in sorted(find_files(path, SUFFIXES), key=lambda entry: entry[0]):
+            for found, problem in sorted(find_files(path, SUFFIXES | OTHER_PICTURE_SUFFIXES), key=lambda entry: entry[0]):
+                problem = problem or unreadable_kind(found)
                 yield found, (None, problem) if problem else None
         elif os.path.splitext(path)[1].lower() not in SUFFIXES:
             yield path, (None, "neither a clip nor a picture by its name's ending")

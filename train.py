@@ -32,8 +32,8 @@ from command_line import (
     make_parser,
     positive_int,
     run_script,
-    true_or_false,
     seed_number,
+    true_or_false,
 )
 
 import pandas

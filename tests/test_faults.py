@@ -294,7 +294,7 @@ def test_damaged_checkpoints_are_one_line_each(trained, chip_data, tmp_path, mon
             refused += 1
             assert "\n" not in str(error) and str(path) in str(error), name
     print(f"{refused} refused, {accepted} read")
-    assert refused > 5 * accepted
+    assert refused > 4 * accepted
 
 
 def test_old_formats_and_missing_keys_by_the_real_command(run, runs, chip_data):
