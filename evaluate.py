@@ -36,7 +36,7 @@ from checkpoint import Checkpoint, find_checkpoint, load_experiment, versions
 from dataset import Split, add_speaker_option, describe, load_split
 from device import Machine, add_machine_options
 from experiment import TRAINING_RECORD, experiment_folder
-from features import make_source, score_faces
+from features import ClipRows, make_source, score_rows
 from labels import TRAITS, read_groups, read_labels, read_scores, read_speakers, speakers_of
 from metrics import (
     PUBLISHED,
@@ -56,8 +56,11 @@ matplotlib.use("Agg")  # draws without a display
 
 # ---------------------------------------------------------------- predictions
 
-def score_split(experiment: str, args: argparse.Namespace, split: Split) -> tuple[np.ndarray, Checkpoint]:
-    """Return an experiment's float32 scores N x 5 of a split's faces, and its checkpoint.
+def score_split(experiment: str, args: argparse.Namespace, split: Split) -> tuple[pandas.DataFrame, pandas.DataFrame, Checkpoint]:
+    """Return an experiment's predictions of a split's clips, its scores of single faces, and its checkpoint.
+
+    predictions: index clip, columns TRAITS, faces and perhaps spread_<trait>. Scores of single faces: index clip, columns
+    TRAITS; of a frozen network one face a clip, of a trained one all faces.
 
     Raises UserError where the faces were cropped in another way than those that the network was trained on.
     """
@@ -68,7 +71,14 @@ def score_split(experiment: str, args: argparse.Namespace, split: Split) -> tupl
             raise UserError(f"the faces of {split.name} were made with --{key} {split.preprocessing[key]}, the network was "
                             f"trained on {checkpoint.preprocessing[key]}; make the faces again with "
                             f"--{key} {checkpoint.preprocessing[key]}")
-    return score_faces(network, make_source(network, split, machine), title=f"scores of {split.name}"), checkpoint
+    source = make_source(network, split, machine)
+    source.prepare(network)
+    scores = score_rows(network, source, title=f"scores of {split.name}")
+    predictions = scores_of_clips(source.clips, scores)
+    if isinstance(source, ClipRows):
+        predictions = predictions[list(TRAITS)].assign(faces=pandas.Series(source.faces, index=source.clips))
+        scores = score_rows(network, source, alone=True)
+    return predictions, pandas.DataFrame(scores, index=source.clips, columns=list(TRAITS)).dropna(), checkpoint
 
 
 def _trained_in(run_dir):
@@ -79,22 +89,22 @@ def _trained_in(run_dir):
         return None
 
 
-def evaluate_experiment(args: argparse.Namespace, metrics: dict) -> tuple[Evaluation, np.ndarray]:
-    """Return the Evaluation of an experiment on a split, and the scores of its faces."""
+def evaluate_experiment(args: argparse.Namespace, metrics: dict) -> tuple[Evaluation, pandas.DataFrame]:
+    """Return the Evaluation of an experiment on a split, and the scores of single faces."""
     run_dir = experiment_folder(args.runs_dir, args.experiment)
     find_checkpoint(run_dir)
     split = load_split(args.data_dir, args.split, args.speaker_regex)
     print(describe(split))
-    scores, checkpoint = score_split(args.experiment, args, split)
+    predictions, of_faces, checkpoint = score_split(args.experiment, args, split)
     seen = set(speakers_of(checkpoint.clips, args.speaker_regex)) | set(checkpoint.speakers)
     metrics.update(experiment=args.experiment, architecture=checkpoint.architecture, epoch=checkpoint.epoch,
                    data_fingerprint=split.fingerprint(), trained_on=checkpoint.trained_on)
     if args.split == "valid" and set(split.labels.index) & set(checkpoint.clips):
         print("warning: this experiment was trained on validation clips too; these figures say nothing about new clips",
               file=sys.stderr)
-    return Evaluation(split.labels, scores_of_clips(split.faces["clip"], scores), split.speakers,
+    return Evaluation(split.labels, predictions, split.speakers,
                       pandas.Series(checkpoint.constant), run_dir / f"evaluation_{args.split}", metrics, seen, run_dir, split,
-                      args.seed), scores
+                      args.seed), of_faces
 
 
 def evaluate_file(args: argparse.Namespace, metrics: dict) -> Evaluation:
@@ -117,12 +127,10 @@ def evaluate_file(args: argparse.Namespace, metrics: dict) -> Evaluation:
 
 # ---------------------------------------------------------------- figures
 
-def add_frame_figures(evaluation: Evaluation, face_scores: np.ndarray, table: pandas.DataFrame) -> None:
-    """Measure every face by itself, and print it beside the figures of the clips."""
-    readable = ~np.isnan(face_scores[:, 0])
-    per_frame = pandas.DataFrame(face_scores[readable], columns=list(TRAITS))
-    labels = evaluation.split.labels.loc[evaluation.split.faces["clip"][readable]].reset_index(drop=True)
-    metrics = evaluation.metrics
+def add_frame_figures(evaluation: Evaluation, of_faces: pandas.DataFrame, table: pandas.DataFrame) -> None:
+    """Measure single faces, and print the figures beside those of the clips."""
+    labels = evaluation.split.labels.loc[of_faces.index].reset_index(drop=True)
+    per_frame, metrics = of_faces.reset_index(drop=True), evaluation.metrics
     metrics["per_frame"] = {"accuracy": trait_accuracies(labels, per_frame), "pearson": trait_correlations(labels, per_frame)}
     print(f"one frame alone: accuracy {metrics['per_frame']['accuracy']['mean']:.4f}, Pearson r "
           f"{metrics['per_frame']['pearson']['mean']:.3f}; mean over a clip's {metrics['frames_per_clip']['mean']:.1f} "
@@ -168,8 +176,7 @@ def add_comparison(evaluation: Evaluation, args: argparse.Namespace) -> None:
     if Path(args.compare).is_file():
         other = read_scores(args.compare)
     else:
-        scores, _ = score_split(args.compare, args, evaluation.split)
-        other = scores_of_clips(evaluation.split.faces["clip"], scores)
+        other, _, _ = score_split(args.compare, args, evaluation.split)
     comparison = compare(evaluation.labels, evaluation.predictions, other, evaluation.speakers, args.seed)
     evaluation.metrics["comparison"] = {"with": args.compare, **comparison.T.to_dict()}
     print(f"\nagainst {printable(args.compare)} on {int(comparison['clips'].iat[0])} common clips (positive: better; an "
@@ -285,11 +292,11 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     metrics = {"command": args.command, "split": args.split, "versions": versions()}
-    face_scores = None
+    of_faces = None
     if args.predictions:
         evaluation = evaluate_file(args, metrics)
     else:
-        evaluation, face_scores = evaluate_experiment(args, metrics)
+        evaluation, of_faces = evaluate_experiment(args, metrics)
     missing = evaluation.labels.index.difference(evaluation.predictions.index)
     evaluation.labels = evaluation.labels.drop(missing)
     if evaluation.labels.empty:
@@ -301,8 +308,8 @@ def main(argv=None):
         counts = evaluation.predictions.loc[evaluation.labels.index, "faces"]
         metrics["frames_per_clip"] = {"mean": counts.mean(), "least": int(counts.min()), "most": int(counts.max())}
     print(f"\n{format_table(table)}\n")
-    if face_scores is not None:
-        add_frame_figures(evaluation, face_scores, table)
+    if of_faces is not None:
+        add_frame_figures(evaluation, of_faces, table)
     if evaluation.seen is not None:
         add_speaker_figures(evaluation)
     if args.group_by:

@@ -29,7 +29,7 @@ class _ScoresOfView(nn.Module):
     def forward(self, view):
         features = [*self.features]
         features[self.number] = self.network.features_of_view(view)
-        return self.network(torch.cat(features, dim=1))
+        return self.network(self.network.represent(torch.cat(features, dim=1)))
 
 
 def explain_chips(network: PersonalityNetwork, chips: torch.Tensor, layer: str | None = None) -> np.ndarray:

@@ -53,7 +53,7 @@ class ExportedNetwork(nn.Module):
             view = pictures[:, :, corner:corner + length, corner:corner + length]
             view = torch.matmul(torch.matmul(weights, view), weights.T)
             features.append(self.network.backbone((view - self.network.mean) / self.network.std))
-        return self.network(torch.cat(features, dim=1))
+        return self.network(self.network.represent(torch.cat(features, dim=1)))
 
 
 def export_model(checkpoint: Checkpoint, path: Path, target: Path, file_format: str) -> None:
@@ -102,9 +102,9 @@ def main(argv=None):
     checkpoint = load_checkpoint(path)
     export_model(checkpoint, path, target, args.format)
     print(f"exported {path} to {target} ({target.stat().st_size / 1e6:.1f} MB)")
-    if checkpoint.config.get("memory"):
+    if checkpoint.config.get("memory") == "exact":
         print(f"note: {target} holds descriptors of the training clips' faces, by which people can be recognised; train with "
-              "--memory 0 what you want to publish", file=sys.stderr)
+              "--memory centres or --memory none what you want to publish", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from face_resnet29 import (
+    DESCRIPTOR_SIZE,
     FACE_INPUT_SIZE,
     FACE_MEAN,
     FACE_STD,
@@ -28,12 +29,14 @@ from face_resnet29 import (
     FaceResNet29,
     read_face_weights,
 )
-from gaussian_process import GaussianProcess
+from gaussian_process import MOST_CLIPS, GaussianProcess
 from labels import TRAITS
+from principal_components import PrincipalComponents
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LARGEST_HIDDEN_LAYER = 16_384
 MOST_HEADS = 64
+MEMORY_FORMS = ("exact", "centres", "none")
 
 
 # ---------------------------------------------------------------- the tables
@@ -50,7 +53,8 @@ class Backbone:
     std: tuple[float, ...]              # which they are then divided by
     explained_stage: str                # whose maps heat maps are made of
     views: tuple[float, ...] = (1.0,)   # parts of the chip's side that are seen one after the other
-    can_remember: bool = False          # its features tell people apart, so a Gaussian process can stand beside the heads
+    descriptor_size: int = 0            # the last features, which tell people apart; with them a Gaussian process can stand
+                                        # beside the heads
 
 
 def _torchvision_resnet(name):
@@ -66,7 +70,7 @@ BACKBONES = {
     for name, width in {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048, "resnet152": 2048}.items()}
 # All that the score depends on passes through the first stages of dlib's network; of these the first points best (35 x 35).
 BACKBONES["face_resnet29"] = Backbone("face_resnet29", FaceResNet29, FEATURES_PER_VIEW, "dlib", FACE_INPUT_SIZE, FACE_MEAN,
-                                      FACE_STD, "stage1", FACE_VIEWS, can_remember=True)
+                                      FACE_STD, "stage1", FACE_VIEWS, DESCRIPTOR_SIZE)
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Architecture:
     @property
     def has_memory(self) -> bool:
         """Whether a Gaussian process can stand beside the heads: its features must stay as they are."""
-        return BACKBONES[self.backbone].can_remember and not self.trained
+        return BACKBONES[self.backbone].descriptor_size > 0 and not self.trained
 
 
 ARCHITECTURES = {
@@ -108,36 +112,50 @@ def architecture_named(name: str) -> Architecture:
 
 
 def config_keys(name: str) -> tuple[str, ...]:
-    """Return the keys of the configuration that shape this network: some of l1, l2, l3, dropout, heads and memory."""
+    """Return the keys of the configuration that shape this network: some of l1, l2, l3, dropout, heads, components, memory
+    and memory_weight."""
     architecture = architecture_named(name)
     sizes = tuple(size for size in architecture.hidden if isinstance(size, str))
     dropout = () if architecture.dropout or not architecture.hidden else ("dropout",)
-    return sizes + dropout + ("heads",) + (("memory",) if architecture.has_memory else ())
+    projection = () if architecture.trained else ("components",)
+    return sizes + dropout + ("heads",) + projection + (("memory", "memory_weight") if architecture.has_memory else ())
 
 
 # ---------------------------------------------------------------- the network
 
+@dataclass(frozen=True)
+class Memory:
+    """The Gaussian process beside the heads."""
+    form: str = "none"      # exact, centres or none
+    weight: float = 0.0     # its part in the scores
+
+
 class PersonalityNetwork(nn.Module):
     """A backbone, frozen wholly or in part, one or several heads whose scores are averaged, and perhaps a GaussianProcess.
 
-    Takes uint8 RGB chips B x 3 x H x W, or features B x F that were computed before, and gives float32 scores B x 5 in
-    [0, 1] in the order of TRAITS. Scaling and normalisation happen inside, on the device of the weights. compute_dtype is
-    the type of mixed precision (None: that of the weights). memory_weight is the part of the Gaussian process in
-    the scores.
+    Takes uint8 RGB chips B x 3 x H x W, or rows B x W that represent() made of features, and gives float32 scores B x 5 in
+    [0, 1] in the order of TRAITS. Scaling and normalisation happen inside, on the device of the weights. The features of a
+    frozen backbone are projected on so many principal components. compute_dtype is the type of mixed precision of the
+    backbone (None: that of the weights).
     """
 
-    def __init__(self, kind: Backbone, trained: tuple[str, ...], heads: nn.ModuleList, memory_weight: float = 0.0):
+    def __init__(self, kind: Backbone, trained: tuple[str, ...], components: int = 0, memory: Memory = Memory()):
         super().__init__()
         self.kind = kind
         self.backbone = kind.build()
         self.trained = tuple(trained)
         width = kind.features_per_view * len(kind.views)
-        # Features of different stages differ in scale by orders of magnitude. Those of a frozen backbone have one mean and
-        # one std for good, so all steps are averaged; those of a trained one drift, so late steps count more.
-        self.standardise = nn.BatchNorm1d(width, affine=False, momentum=0.1 if trained else None)
-        self.heads = heads
-        self.memory_weight = memory_weight
-        self.memory = GaussianProcess(width) if memory_weight else None
+        self.projection = PrincipalComponents(width, components) if components else None
+        self.head_width = components or width
+        # Features differ in scale by orders of magnitude. Those of a frozen backbone have one mean and one std for good, so
+        # all steps are averaged; those of a trained one drift, so late steps count more.
+        self.standardise = nn.BatchNorm1d(self.head_width, affine=False, momentum=0.1 if trained else None)
+        self.heads = nn.ModuleList()
+        self.memory_weight = memory.weight
+        self.memory = None
+        if memory.form != "none":
+            descriptor_size = kind.descriptor_size if memory.form == "exact" else 0
+            self.memory = GaussianProcess(width, components, descriptor_size)
         self.compute_dtype = None
         self.register_buffer("mean", torch.tensor(kind.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(kind.std).view(1, 3, 1, 1), persistent=False)
@@ -185,32 +203,39 @@ class PersonalityNetwork(nn.Module):
     def _mixed_precision(self, device):
         return torch.autocast(device.type, dtype=self.compute_dtype or torch.bfloat16, enabled=self.compute_dtype is not None)
 
-    def scores_of_heads(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the scores of all K heads, K x B x 5 float32, of features B x F."""
-        features = self.standardise(features)
-        with self._mixed_precision(features.device):
-            return torch.stack([torch.sigmoid(head(features).float()) for head in self.heads])
+    def represent(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the row that the heads and the Gaussian process see of features B x F: of a frozen backbone the principal
+        components and the descriptor, of a trained one the features as they are."""
+        if self.projection is None:
+            return features
+        return torch.cat([self.projection(features), features[:, features.shape[1] - self.kind.descriptor_size:]], dim=1)
+
+    def scores_of_heads(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the scores of all K heads, K x B x 5 float32, of rows B x W."""
+        inputs = self.standardise(rows[:, :self.head_width])
+        with self._mixed_precision(inputs.device):
+            return torch.stack([torch.sigmoid(head(inputs).float()) for head in self.heads])
 
     def forward(self, inputs: torch.Tensor, of_each_head: bool = False) -> torch.Tensor:
         """Return the scores B x 5, or with of_each_head what is trained: the scores of all K heads, K x B x 5."""
-        features = inputs if inputs.ndim == 2 else self.features(inputs)
-        scores = self.scores_of_heads(features)
-        return scores if of_each_head else self._with_memory(scores.mean(0), features)
+        rows = inputs if inputs.ndim == 2 else self.represent(self.features(inputs))
+        scores = self.scores_of_heads(rows)
+        if of_each_head:
+            return scores
+        scores = scores.mean(0)
+        if self.memory is None or not len(self.memory.points):
+            return scores
+        return (1 - self.memory_weight) * scores + self.memory_weight * self.memory(rows)
 
     def scores_of_both(self, pictures: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
-        """Return the scores B x 5 of faces from their pictures and their mirror images, each as forward takes them.
+        """Return the scores B x 5 of uint8 chips from their pictures and their mirror images.
 
-        The heads' scores are averaged. The Gaussian process sees the mean features of the two, as it was fitted.
+        A frozen network scores the mean features of the two, as its rows are made; of a trained one the scores are averaged.
         """
-        inputs = torch.cat([pictures, mirrored])
-        features = inputs if inputs.ndim == 2 else self.features(inputs)
-        scores = self.scores_of_heads(features).mean(0).unflatten(0, (2, len(pictures))).mean(0)
-        return self._with_memory(scores, features.unflatten(0, (2, len(pictures))).mean(0))
-
-    def _with_memory(self, scores, features):
-        if self.memory is None or not len(self.memory.faces):
-            return scores
-        return (1 - self.memory_weight) * scores + self.memory_weight * self.memory(features)
+        features = self.features(torch.cat([pictures, mirrored]))
+        if self.frozen:
+            return self(self.represent(features.unflatten(0, (2, len(pictures))).mean(0)))
+        return self(features).unflatten(0, (2, len(pictures))).mean(0)
 
 
 def make_head(width: int, hidden: list[int], dropout: list[float]) -> nn.Sequential:
@@ -243,13 +268,18 @@ def build_network(name: str, config: dict, weights: str | None = None) -> Person
               for size in architecture.hidden]
     dropout = architecture.dropout or [_number(config, "dropout", float, 0, 0.95) for _ in hidden]
     number_of_heads = _number(config, "heads", int, 1, MOST_HEADS)
-    memory_weight = _number(config, "memory", float, 0, 1) if architecture.has_memory and "memory" in config else 0.0
     kind = BACKBONES[architecture.backbone]
-    network = PersonalityNetwork(kind, architecture.trained, nn.ModuleList(), memory_weight)
+    width = kind.features_per_view * len(kind.views)
+    components = 0 if architecture.trained else min(_number(config, "components", int, 1, LARGEST_HIDDEN_LAYER), width)
+    memory = Memory()
+    if architecture.has_memory and config.get("memory", "none") != "none":
+        if config["memory"] not in MEMORY_FORMS:
+            raise UserError(f"the configuration's memory is {config['memory']!r}; it must be one of {', '.join(MEMORY_FORMS)}")
+        memory = Memory(config["memory"], _number(config, "memory_weight", float, 0, 1))
+    network = PersonalityNetwork(kind, architecture.trained, components, memory)
     if weights is not None:
         load_backbone_weights(network.backbone, kind, weights)
-    width = kind.features_per_view * len(kind.views)
-    network.heads.extend(make_head(width, hidden, dropout) for _ in range(number_of_heads))
+    network.heads.extend(make_head(network.head_width, hidden, dropout) for _ in range(number_of_heads))
     return network.to(memory_format=torch.channels_last)
 
 
@@ -325,13 +355,12 @@ def load_file(path: str | os.PathLike, expected: str) -> object:
 
 def load_network_state(network: PersonalityNetwork, state: dict, source: str | os.PathLike) -> None:
     """Fill a PersonalityNetwork with a state dict; its Gaussian process takes the size of the state's.
-    Raises UserError where the state does not fit."""
-    faces = state.get("memory.faces")
-    if network.memory is not None and torch.is_tensor(faces) and faces.ndim == 2 \
-            and len(faces) <= GaussianProcess.MOST_FACES and faces.shape[1] <= GaussianProcess.COMPONENTS:
-        device = network.mean.device
-        network.memory.allocate(*faces.shape)
-        network.memory.to(device)
+
+    Raises UserError where the state does not fit.
+    """
+    points = state.get("memory.points")
+    if network.memory is not None and torch.is_tensor(points) and points.ndim == 2 and len(points) <= MOST_CLIPS:
+        network.memory.allocate(len(points))
     check_state(network, state, source)
     network.load_state_dict(state)
 

@@ -39,7 +39,7 @@ import torch
 from checkpoint import find_checkpoint, load_experiment
 from device import Machine, pick_device
 from experiment import experiment_folder
-from features import score_chips
+from features import score_clip
 from labels import CLIP_SUFFIXES, NO_FACE, PICTURE_SUFFIXES, TRAITS
 from model_architectures import PersonalityNetwork
 
@@ -56,23 +56,19 @@ BAR_COLOURS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (14
 
 # ---------------------------------------------------------------- scores
 
-def score_faces_of(network: PersonalityNetwork, chips: list[np.ndarray]) -> np.ndarray:
-    """Return float32 scores N x 5 in [0, 1] of a list of uint8 RGB chips."""
-    with torch.inference_mode():
-        batch = torch.from_numpy(np.stack(chips)).permute(0, 3, 1, 2).to(network.mean.device)
-        return torch.cat([score_chips(network, some) for some in batch.split(64)]).cpu().numpy()
-
-
-def rows_of_file(path: str, count: int, faces: list[tuple[int, int, np.ndarray]], scores: np.ndarray) -> list[dict]:
-    """Return one row for each face number of a file: clip, face, the mean scores, frames, faces, spread_<trait>."""
-    rows = []
+def score_file(network: PersonalityNetwork, path: str, count: int,
+               faces: list[tuple[int, int, np.ndarray]]) -> tuple[list[dict], np.ndarray]:
+    """Return (one row of the table for each face number of a file, scores of every face, float32 N x 5)."""
+    chips = torch.from_numpy(np.stack([chip for _, _, chip in faces])).permute(0, 3, 1, 2).to(network.mean.device)
     numbers = np.array([number for _, number, _ in faces])
+    rows, all_scores = [], np.empty((len(faces), len(TRAITS)), dtype=np.float32)
     for number in np.unique(numbers):
-        of_face = scores[numbers == number]
-        rows.append({"clip": path, "face": int(number) + 1, **dict(zip(TRAITS, of_face.mean(0).tolist())), "frames": count,
-                     "faces": len(of_face), **{f"spread_{trait}": float(value) for trait, value in zip(TRAITS, of_face.std(0))},
-                     "problem": ""})
-    return rows
+        scores, all_scores[numbers == number] = score_clip(network, chips[torch.from_numpy(numbers == number)])
+        spread = all_scores[numbers == number].std(0)
+        rows.append({"clip": path, "face": int(number) + 1, **dict(zip(TRAITS, scores.tolist())), "frames": count,
+                     "faces": int((numbers == number).sum()),
+                     **{f"spread_{trait}": float(value) for trait, value in zip(TRAITS, spread)}, "problem": ""})
+    return rows, all_scores
 
 
 def annotate(picture: KeptPicture, rows: list[dict]) -> np.ndarray:
@@ -118,8 +114,7 @@ class Results:
 
     def add(self, path: str, count: int, faces: list[tuple[int, int, np.ndarray]], picture: KeptPicture | None) -> None:
         """Score the faces of a file and write its pictures."""
-        scores = score_faces_of(self.network, [chip for _, _, chip in faces])
-        rows = rows_of_file(printable(path), count, faces, scores)
+        rows, scores = score_file(self.network, printable(path), count, faces)
         self.rows += rows
         name = _plain_name(path, self.names)
         if self.annotate_dir:

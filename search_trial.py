@@ -15,15 +15,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from device import Machine, pick_device, seed_everything
 from features import make_source
-from model_architectures import build_network, load_file
-from settings import resolve_settings
+from model_architectures import architecture_named, build_network, load_file
+from settings import Plan, resolve_settings, settle_memory
 from tensorboard_logs import log_epoch
-from training import Faces, Plan, fit, load_training_and_validation, start_training
+from training import fit, start_training
+from training_data import Faces, load_training_and_validation
 
 METRIC = "accuracy_mean"
 SECONDS_BETWEEN_CHECKPOINTS = 30
-# The memory of faces has no hyperparameters: without it a trial is faster and shows better what the others do.
-WITHOUT_MEMORY = {"memory": 0.0}
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,11 @@ class Search:
 def run_trial(trial_config: dict, search: Search) -> None:
     """Train one trial and report every epoch to Ray Tune."""
     torch.set_num_threads(max(1, int(search.cpus_per_trial)))
-    settings = resolve_settings({**WITHOUT_MEMORY, **trial_config})
-    plan = Plan(settings, search.num_epochs, trial_config["batch_size"], search.seed)
     seed_everything(search.seed)
     splits = load_training_and_validation(search.data_dir, False, search.val_split, search.speaker_regex, search.seed, quiet=True)
+    has_memory = architecture_named(search.model).has_memory
+    settings = settle_memory(resolve_settings(trial_config), splits[0].faces["clip"].nunique(), has_memory)
+    plan = Plan(settings, search.num_epochs, trial_config["batch_size"], search.seed)
     machine = search.machine
     network = machine.place(build_network(search.model, settings.as_dict(), search.weights))
     faces, validation = (Faces(split, make_source(network, split, machine, augment, search.seed))

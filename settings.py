@@ -3,6 +3,7 @@
 The options of train.py, the search space of the search and the checks of both come from here.
 """
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -10,6 +11,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from command_line import UserError, true_or_false
+
+from gaussian_process import MOST_CLIPS
 
 
 def _setting(default, text, most=math.inf, below=math.inf, choices=None):
@@ -24,7 +27,14 @@ class Settings:
     l3: int = _setting(64, "third hidden layer of the head (ResNet101_v1.0)")
     dropout: float = _setting(0.5, "dropout after each hidden layer")
     heads: int = _setting(1, "heads trained side by side, whose scores are averaged")
-    memory: float = _setting(0.7, "part of the memory of training faces in the scores (FaceResNet29_v1.0 only), 0: none", most=1)
+    components: int = _setting(512, "principal components that a frozen backbone's features are projected on")
+    memory: str = _setting("auto", "regression on the training clips beside the heads (FaceResNet29_v1.0 only): exact keeps a row "
+                           "of each clip, centres keeps none of a person, none; auto: exact up to 10,000 clips, else centres",
+                           choices=("auto", "exact", "centres", "none"))
+    memory_weight: float = _setting(None, "part of the regression in the scores (default: 0.7 exact, 0.3 centres)", most=1)
+    noise: float = _setting(0.3, "variance of the noise in a label, for the regression")
+    one_face: float = _setting(0.5, "part of the clips of which a frozen network sees one face alone in a step", most=1)
+    centres: int = _setting(300, "most centres of the regression")
     lr: float = _setting(1e-3, "highest learning rate of the heads")
     weight_decay: float = _setting(1e-2, "weight decay of AdamW")
     backbone_lr_factor: float = _setting(0.1, "learning rate of the last trained stage of the backbone, as a part of --lr")
@@ -39,6 +49,32 @@ class Settings:
     def as_dict(self) -> dict:
         """Return {name: value} of all settings."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training is to do."""
+    settings: Settings
+    num_epochs: int
+    batch_size: int     # clips (frozen networks) or faces a step and process
+    seed: int = 0
+
+
+MEMORY_WEIGHTS = {"exact": 0.7, "centres": 0.3, "none": 0.0}
+
+
+def settle_memory(settings: Settings, number_of_clips: int, has_memory: bool) -> Settings:
+    """Return the settings with memory and memory_weight as a training on so many clips has them.
+
+    Raises UserError where that many clips are too many for the exact form.
+    """
+    form = settings.memory if has_memory else "none"
+    if form == "auto":
+        form = "exact" if number_of_clips <= MOST_CLIPS else "centres"
+    if form == "exact" and number_of_clips > MOST_CLIPS:
+        raise UserError(f"--memory exact: {number_of_clips} clips are more than {MOST_CLIPS}; take --memory centres")
+    weight = MEMORY_WEIGHTS[form] if settings.memory_weight is None or form == "none" else settings.memory_weight
+    return dataclasses.replace(settings, memory=form, memory_weight=weight)
 
 
 SETTING_NAMES = tuple(setting.name for setting in fields(Settings))
@@ -57,7 +93,10 @@ def resolve_settings(config: dict, given: dict | None = None) -> Settings:
 
 
 def _check(setting, value):
-    kind, bounds = type(setting.default), setting.metadata
+    bounds = setting.metadata
+    kind = float if setting.default is None else type(setting.default)
+    if value is None and setting.default is None:
+        return
     wrong = type(value) is not kind and not (kind is float and type(value) is int)
     if wrong or (isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0)):
         raise UserError(f"{setting.name}: {value!r} is not a {kind.__name__} of at least 0")
@@ -89,7 +128,7 @@ def add_settings_options(parser: argparse.ArgumentParser) -> None:
     """Add an option for each setting; without a default here, so that --config can say otherwise."""
     group = parser.add_argument_group("settings (the command line wins over --config)")
     for setting in fields(Settings):
-        kind = true_or_false if isinstance(setting.default, bool) else type(setting.default)
+        kind = true_or_false if isinstance(setting.default, bool) else float if setting.default is None else type(setting.default)
         shown = str(setting.default).lower() if isinstance(setting.default, bool) else setting.default
         group.add_argument("--" + setting.name.replace("_", "-"), dest=setting.name, type=kind, metavar=kind.__name__.upper(),
-                           help=f"{setting.metadata['help']} (default: {shown})")
+                           help=setting.metadata["help"] + ("" if shown is None else f" (default: {shown})"))

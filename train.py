@@ -16,6 +16,7 @@ false) and TensorBoard's event files.
 """
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import shlex
@@ -70,19 +71,10 @@ from model_architectures import (
     build_network,
     config_keys,
 )
-from settings import SETTING_NAMES, add_settings_options, read_config, resolve_settings
+from settings import SETTING_NAMES, Plan, add_settings_options, read_config, resolve_settings, settle_memory
 from tensorboard_logs import log_epoch, log_hyperparameters, log_pictures
-from training import (
-    Faces,
-    Plan,
-    TrainingState,
-    add_data_options,
-    check_batch_size,
-    check_finite,
-    fit,
-    load_training_and_validation,
-    start_training,
-)
+from training import TrainingState, check_finite, fit, start_training
+from training_data import Faces, add_data_options, check_batch_size, load_training_and_validation
 
 SECONDS_BETWEEN_CHECKPOINTS = float(os.environ.get("SECONDS_BETWEEN_CHECKPOINTS", 30))
 
@@ -192,7 +184,7 @@ class Run:
         text = f"epoch {record['epoch']}/{self.plan.num_epochs}: loss {record['loss_train']:.5f}"
         if "accuracy_mean" in record:
             text += f", validation accuracy {record['accuracy_mean']:.4f}, Pearson r {record['pearson_mean']:.3f}"
-        print(f"{text}, {record['samples_per_second']:.0f} faces/s", flush=True)
+        print(f"{text}, {record['samples_per_second']:.0f} samples/s", flush=True)
 
 
 # ---------------------------------------------------------------- command line
@@ -204,7 +196,8 @@ def parse_args(argv=None):
     parser.add_argument("model", metavar="MODEL", help="one of " + ", ".join(ARCHITECTURES))
     parser.add_argument("final_run", metavar="FINAL_RUN", type=true_or_false, help="true: training + validation clips; "
                         "false: training clips, validated after every epoch")
-    parser.add_argument("batch_size", metavar="BATCH_SIZE", type=positive_int, help="faces a step (and process)")
+    parser.add_argument("batch_size", metavar="BATCH_SIZE", type=positive_int, help="clips a step (and process) of a frozen network, "
+                        "faces of a trained one")
     parser.add_argument("--config", metavar="FILE", help="settings found by the search: runs/EXPERIMENT/best_config.json")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the same command")
     parser.add_argument("--overwrite", action="store_true", help="replace a training of the same name")
@@ -227,10 +220,10 @@ def make_plan(args: argparse.Namespace) -> Plan:
     if config.get("model", args.model) != args.model:
         raise UserError(f"--config {args.config}: was found for {config['model']}, not for {args.model}")
     settings = resolve_settings(config, {name: getattr(args, name) for name in SETTING_NAMES})
-    if args.memory and "memory" not in config_keys(args.model):
+    if args.memory not in (None, "auto", "none") and "memory" not in config_keys(args.model):
         raise UserError(f"--memory {args.memory}: {args.model} has none; FaceResNet29_v1.0 has")
     if settings.augment and not architecture_named(args.model).trained and args.cache != "off" and is_main_process():
-        print("note: --augment needs the pictures, so the cached features are not used in training", file=sys.stderr)
+        print("note: --augment needs the pictures, so the heads train on single faces and BATCH_SIZE counts faces", file=sys.stderr)
     return Plan(settings, args.num_epochs, args.batch_size, args.seed)
 
 
@@ -269,11 +262,12 @@ def make_faces(network: PersonalityNetwork, splits: tuple[Split, Split | None], 
     return faces, Faces(validation, make_source(network, validation, machine))
 
 
-def print_dry_run(args: argparse.Namespace, plan: Plan, network: PersonalityNetwork, weights: str, faces: int, folder: Path) -> None:
-    """Print what a training would do."""
+def print_dry_run(args: argparse.Namespace, plan: Plan, network: PersonalityNetwork, weights: str, samples: int, folder: Path) -> None:
+    """Print what a training would do; samples: clips or faces."""
     learning = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-    steps = len(epoch_batches(faces, plan.batch_size, plan.seed, 0))
-    print(f"{args.model} with {weights} weights, {learning:,} parameters learn; {plan.num_epochs} epochs of {steps} steps\n"
+    steps = len(epoch_batches(samples, plan.batch_size, plan.seed, 0))
+    unit = "clips" if network.frozen and not plan.settings.augment else "faces"
+    print(f"{args.model} with {weights} weights, {learning:,} parameters learn; {plan.num_epochs} epochs of {steps} steps of {plan.batch_size} {unit}\n"
           f"settings: {json.dumps(plan.settings.as_dict())}\n"
           f"Nothing was written; next: the same command without --dry-run, which writes {folder}")
 
@@ -319,7 +313,9 @@ def main(argv=None):
     seed_everything(args.seed)
     training, validation = load_training_and_validation(args.data_dir, args.final_run, args.val_split, args.speaker_regex,
                                                         args.seed)
-    check_batch_size(plan.batch_size, training)
+    plan = dataclasses.replace(plan, settings=settle_memory(plan.settings, training.faces["clip"].nunique(), architecture.has_memory))
+    in_clips = not architecture.trained and not plan.settings.augment
+    check_batch_size(plan.batch_size, training, in_clips)
     weights = args.weights or BACKBONES[architecture.backbone].default_weights
     network = build_network(args.model, plan.settings.as_dict(), weights)
     used = {"model": args.model, "num_epochs": args.num_epochs, "final_run": args.final_run, "batch_size": args.batch_size,
@@ -329,7 +325,8 @@ def main(argv=None):
     if is_main_process():  # the others may look when it has already begun to write
         check_experiment(folder / TRAINING_RECORD, has_training(folder), used, args)
     if args.dry_run:
-        print_dry_run(args, plan, network, weights, len(training.faces), folder)
+        samples = training.faces["clip"].nunique() if in_clips else len(training.faces)
+        print_dry_run(args, plan, network, weights, samples, folder)
         return 0
     with open_experiment(folder) if is_main_process() else contextlib.nullcontext():
         if is_main_process():

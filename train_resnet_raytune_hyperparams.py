@@ -55,10 +55,10 @@ from model_architectures import (
     build_network,
     config_keys,
 )
-from search_trial import METRIC, WITHOUT_MEMORY, Search, TrialProgress, run_trial
-from settings import SETTING_NAMES, Settings, resolve_settings
+from search_trial import METRIC, Search, TrialProgress, run_trial
+from settings import SETTING_NAMES, Settings, resolve_settings, settle_memory
 from tensorboard_logs import log_hyperparameters
-from training import add_data_options, load_training_and_validation
+from training_data import add_data_options, load_training_and_validation
 
 # The search space: a setting (see settings.py) or batch_size, and what it is drawn from. A network that has no use for a
 # key (l3 is of ResNet101_v1.0 alone) does without it; a key that is not here keeps its default.
@@ -80,8 +80,12 @@ TRIALS_DIR, OLD_TRIALS_DIR = "search", ".search.old"
 
 def space_of(model: str) -> dict:
     """Return the part of the search space that this network has a use for."""
-    shaping = {"l1", "l2", "l3", "dropout", "heads", "memory"}
-    return {key: value for key, value in config.items() if key not in shaping or key in config_keys(model)}
+    shaping = {"l1", "l2", "l3", "dropout", "heads", "components", "memory", "memory_weight", "noise", "centres", "one_face"}
+    known = config_keys(model)
+    # noise and centres shape the regression, one_face the rows of a frozen network.
+    known += ("noise", "centres") if "memory" in known else ()
+    known += ("one_face",) if "components" in known else ()
+    return {key: value for key, value in config.items() if key not in shaping or key in known}
 
 
 def example_of(value: object) -> object:
@@ -127,7 +131,7 @@ def write_results(folder: Path, search: Search, table: pandas.DataFrame, space: 
         values = {key: row[key] for key in space if key != "batch_size"}
         history = pandas.read_csv(trial_dir / "training.csv").set_index("epoch", drop=False)
         with SummaryWriter(trial_dir) as writer:
-            log_hyperparameters(writer, search.model, {**Settings().as_dict(), **WITHOUT_MEMORY, **values}, row["batch_size"],
+            log_hyperparameters(writer, search.model, {**Settings().as_dict(), **values}, row["batch_size"],
                                 history.loc[int(row["best_epoch"])].to_dict())
 
 
@@ -149,7 +153,9 @@ def print_results(args: argparse.Namespace, table: pandas.DataFrame, splits: tup
     if unfinished:
         print("next: the same command with --resume finishes the rest")
         return 130
-    batch_size = min(int(best["batch_size"]), len(training.faces) + len(validation.faces))
+    samples = [split.faces["clip"].nunique() if "components" in config_keys(args.model) else len(split.faces)
+               for split in (training, validation)]
+    batch_size = min(int(best["batch_size"]), sum(samples))
     print(f"next: python train.py {args.num_epochs} final {args.model} true {batch_size} --config "
           f"{shlex.quote(str(place / 'best_config.json'))}{folder_options(args)}")
     return 0
@@ -300,7 +306,8 @@ def main(argv=None):
             "config": {key: f"{type(value).__name__} {value.domain_str}" if hasattr(value, "domain_str") else repr(value)
                        for key, value in space.items()},
             "data": splits[0].fingerprint()}
-    example = resolve_settings({key: example_of(value) for key, value in space.items()})
+    example = settle_memory(resolve_settings({key: example_of(value) for key, value in space.items()}),
+                            splits[0].faces["clip"].nunique(), architecture.has_memory)
     seed_everything(args.seed)
     network = build_network(args.model, example.as_dict(), weights)
     exists = (folder / SEARCH_RECORD).exists()

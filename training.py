@@ -1,16 +1,13 @@
-"""The loop of a training: its data, losses, schedule and state. train.py and the search both run it.
+"""The loop of a training: its losses, schedule and state. train.py and the search both run it.
 
     state = start_training(network, faces, plan, machine)
     for record in fit(state, plan, faces, validation):
         ...                                     # the record of each epoch
 """
-import argparse
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from command_line import UserError, counted, progress_bar
 
@@ -22,44 +19,23 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dataset import (
-    Split,
-    add_speaker_option,
-    check_same_crop,
-    describe,
-    epoch_batches,
-    join_splits,
-    load_split,
-    row_batches,
-    split_by_speaker,
-)
+from dataset import Split, epoch_batches
 from device import Machine, is_main_process, rank, world_size
-from features import CachedFeatures, FaceChips, make_source, score_faces
-from gaussian_process import GaussianProcess
-from labels import SPEAKER_REGEX, TRAITS
+from features import ClipRows, make_source, score_rows
+from labels import TRAITS
 from metrics import scores_of_clips, trait_accuracies, trait_correlations
 from model_architectures import PersonalityNetwork, load_network_state
-from settings import Settings
-
-HELD_OUT = 0.2  # of the clips, for --val-split speaker
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a training is to do."""
-    settings: Settings
-    num_epochs: int
-    batch_size: int     # faces a step and process
-    seed: int = 0
-
+from principal_components import MOST_ROWS
+from settings import Plan, Settings
+from training_data import Faces, training_steps
 
 # ---------------------------------------------------------------- loss
 
 def ccc_loss(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return 1 - the mean over the traits of Lin's concordance correlation (Biometrics 45, 1989), for B x 5 tensors.
 
-    A trait that is constant within the batch has no correlation and is left out. torchmetrics' concordance_corrcoef is nan
-    there, and so would be the gradient of all others.
+    A trait that is constant within the batch has no correlation and is left out. Its plain formula is
+    nan there, and so would be the gradient of all others.
     """
     target_std, difference = targets.std(0), scores.mean(0) - targets.mean(0)
     covariance = ((scores - scores.mean(0)) * (targets - targets.mean(0))).sum(0) / (len(targets) - 1)
@@ -72,107 +48,6 @@ LOSSES = {"mse": functional.mse_loss, "l1": functional.l1_loss,
           "smooth_l1": lambda scores, targets: functional.smooth_l1_loss(scores, targets, beta=0.1),
           # The concordance of a small batch says little, so the squared error stays in.
           "ccc": lambda scores, targets: 0.1 * ccc_loss(scores, targets) + functional.mse_loss(scores, targets)}
-
-
-# ---------------------------------------------------------------- data
-
-@dataclass
-class Faces:
-    """A split and where its faces are read from."""
-    split: Split
-    source: FaceChips | CachedFeatures
-
-    @property
-    def number_usable(self) -> int:
-        """The number of faces that can be read."""
-        return len(self.source.usable)
-
-
-def load_training_and_validation(data_dir: str | Path, final_run: bool, val_split: str = "official",
-                                 speaker_regex: str = SPEAKER_REGEX, seed: int = 0,
-                                 quiet: bool = False) -> tuple[Split, Split | None]:
-    """Return (training Split, validation Split or None in the final run). Prints what they hold, unless quiet.
-
-    val_split "official" validates on the validation clips; "speaker" joins both and sets aside about a fifth of the clips,
-    of speakers that training does not hold.
-    """
-    training = load_split(data_dir, "train", speaker_regex)
-    has_validation = (Path(data_dir) / "valid").is_dir()
-    if not has_validation and not final_run and val_split == "official":
-        raise UserError(f"{Path(data_dir) / 'valid'}: no such folder; --val-split speaker validates on a fifth of the training "
-                        "clips, FINAL_RUN true on none")
-    validation = load_split(data_dir, "valid", speaker_regex) if has_validation else None
-    if final_run or val_split == "speaker":
-        training = join_splits(training, validation) if validation else training
-        validation = None
-    if not final_run and val_split == "speaker":
-        training, validation = split_by_speaker(training, HELD_OUT, seed)
-    if validation is not None:
-        check_same_crop(training, validation)
-    if is_main_process() and not quiet:
-        for split in (training, validation):
-            if split is not None:
-                print(describe(split), flush=True)
-        if validation is not None:
-            known = validation.speakers.isin(set(training.speakers))
-            if known.any():
-                print(f"warning: {known.sum()} of {len(known)} validation clips show speakers that are in training; "
-                      "--val-split speaker validates on unknown ones", file=sys.stderr, flush=True)
-    return training, validation
-
-
-def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options on data that search and training share."""
-    group = parser.add_argument_group("data")
-    group.add_argument("--data-dir", default="data", help="data folder")
-    group.add_argument("--runs-dir", default="runs", help="folder of the experiments")
-    group.add_argument("--val-split", choices=("official", "speaker"), default="official",
-                       help="validate on the validation clips, or on a fifth of all clips, of speakers not in training")
-    group.add_argument("--weights", help="of the backbone: imagenet, dlib, none or the path of a state dict (default: dlib "
-                       "for FaceResNet29, else imagenet)")
-    add_speaker_option(group)
-
-
-def check_batch_size(batch_size: int, split: Split) -> None:
-    """Raise UserError where a step of this size cannot be taken: batch normalisation needs two faces a process."""
-    if batch_size < 2 or len(split.faces) < 2 * world_size():
-        raise UserError(f"BATCH_SIZE {batch_size} with {counted(len(split.faces), 'face')}: training needs at least two faces a step")
-    if batch_size > len(split.faces):
-        raise UserError(f"BATCH_SIZE {batch_size}: is larger than the {len(split.faces)} faces of {split.name}")
-
-
-def _step_random(seed, epoch, step):
-    """Return the random generator of one step. It depends only on its arguments and the process, so that a resumed run
-    draws the same."""
-    return np.random.default_rng([seed, epoch, step, rank()])
-
-
-def training_steps(faces: Faces, plan: Plan, epoch: int, first_step: int,
-                   device: torch.device) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Yield (step, inputs, targets B x 5) on the device for one epoch, from its first_step on.
-
-    inputs: uint8 chips B x 3 x H x W, or float32 features B x F; mixed-up chips are float32 in [0, 255].
-    """
-    settings, usable, all_targets = plan.settings, faces.source.usable, faces.split.targets
-    batches = epoch_batches(len(usable), plan.batch_size, plan.seed, epoch, rank(), world_size())[first_step:]
-    batches = [usable[batch].tolist() for batch in batches]
-    for step, (rows, inputs_of) in enumerate(faces.source.batches(batches, epoch), first_step):
-        if len(rows) < 2:  # batch normalisation needs two
-            if world_size() > 1:
-                raise UserError("a step's faces cannot be read (named above); make them again, the other processes wait for them")
-            continue
-        generator = _step_random(plan.seed, epoch, step)
-        inputs = inputs_of(generator.random(len(rows)) < 0.5 if settings.hflip else np.zeros(len(rows), dtype=bool))
-        targets = all_targets[torch.from_numpy(rows)].to(device, non_blocking=True)
-        if settings.mixup and len(rows) > 1:
-            # Zhang et al. 2018, mixup: Beyond Empirical Risk Minimization (https://arxiv.org/abs/1710.09412).
-            part = float(generator.beta(settings.mixup, settings.mixup))
-            other = torch.from_numpy(generator.permutation(len(rows))).to(device)
-            inputs = part * inputs.float() + (1 - part) * inputs[other].float()
-            targets = part * targets + (1 - part) * targets[other]
-        # Dropout draws from torch's own generator.
-        torch.manual_seed(int(generator.integers(2**62)))
-        yield step, inputs, targets
 
 
 # ---------------------------------------------------------------- optimiser and schedule
@@ -262,22 +137,23 @@ def start_at_the_mean(network: PersonalityNetwork, split: Split) -> None:
             head[-1].bias.copy_(torch.logit(means))
 
 
-def fit_memory(network: PersonalityNetwork, split: Split, machine: Machine, seed: int) -> None:
-    """Fit the network's Gaussian process to faces of the training clips: as many of each clip as there is room for."""
-    source = make_source(network, split, machine)
-    # The clips' first faces come before all second ones, in random order: what there is no room for is spread evenly.
-    order = np.random.default_rng([seed, 1]).permutation(len(split.faces))
-    turn = split.faces["clip"].iloc[order].groupby(split.faces["clip"].iloc[order]).cumcount().to_numpy()
-    chosen = np.sort(order[np.argsort(turn, kind="stable")][:GaussianProcess.MOST_FACES])
-    chosen = chosen[np.isin(chosen, source.usable)]
-    features, read = [], []
-    with torch.no_grad():
-        for rows, inputs_of in source.batches([chosen[batch].tolist() for batch in row_batches(len(chosen), 64)]):
-            hflip = np.ones(len(rows), dtype=bool)
-            both = [inputs if inputs.ndim == 2 else network.features(inputs) for inputs in (inputs_of(~hflip), inputs_of(hflip))]
-            features.append(((both[0] + both[1]) / 2).cpu())
-            read.append(rows)
-    network.memory.fit(torch.cat(features), split.targets[np.concatenate(read)], seed)
+def fit_frozen_parts(network: PersonalityNetwork, faces: Faces, settings: Settings, seed: int) -> None:
+    """Fit what is solved without epochs to the clips' rows: the projection, and the Gaussian process where there is one.
+
+    faces: read as ClipRows; prepared for the network afterwards.
+    """
+    source, usable = faces.source, faces.source.usable
+    drawn = np.sort(np.random.default_rng([seed, 1]).permutation(usable)[:MOST_ROWS])
+    network.projection.fit(source.features(drawn), seed)
+    source.prepare(network)
+    if network.memory is None:
+        return
+    rows, targets = source.projected[usable, 0], faces.targets[usable]
+    if network.memory.descriptor_size:
+        network.memory.fit_exact(rows, targets, settings.noise)
+    else:
+        speakers = faces.split.speakers.loc[source.clips[usable]].to_numpy()
+        network.memory.fit_centres(rows, targets, speakers, settings.centres, settings.noise, seed)
 
 
 def start_training(network: PersonalityNetwork, faces: Faces, plan: Plan, machine: Machine,
@@ -288,7 +164,7 @@ def start_training(network: PersonalityNetwork, faces: Faces, plan: Plan, machin
     """
     settings, usable = plan.settings, faces.number_usable
     if usable < 2 * world_size():
-        raise UserError(f"{faces.split.name}: {counted(usable, 'face')} can be read; training needs at least two a step")
+        raise UserError(f"{faces.split.name}: the faces of {counted(usable, 'clip')} can be read; training needs at least two a step")
     total_steps = plan.num_epochs * steps_per_epoch(faces, plan)
     optimizer = torch.optim.AdamW(parameter_groups(network, settings), fused=True)
     scheduler = LambdaLR(optimizer, warmup_cosine(total_steps, settings.warmup))
@@ -296,8 +172,10 @@ def start_training(network: PersonalityNetwork, faces: Faces, plan: Plan, machin
         load_network_state(network, saved["network"], "the saved state of training")
     else:
         start_at_the_mean(network, faces.split)
-        if network.memory is not None:
-            fit_memory(network, faces.split, machine, plan.seed)
+        if network.frozen:
+            rows = faces if isinstance(faces.source, ClipRows) else Faces(faces.split, make_source(network, faces.split, machine))
+            fit_frozen_parts(network, rows, settings, plan.seed)
+    faces.source.prepare(network)
     ema = None
     if settings.ema_decay:
         ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
@@ -328,12 +206,12 @@ def steps_per_epoch(faces: Faces, plan: Plan) -> int:
 
 def validate(network: PersonalityNetwork, faces: Faces) -> dict[str, float]:
     """Return loss_valid, accuracy_<trait> and pearson_<trait>, per clip as the challenge measures."""
-    scores = score_faces(network, faces.source)
-    clips = scores_of_clips(faces.split.faces["clip"], scores)
+    scores = score_rows(network, faces.source)
+    clips = scores_of_clips(faces.source.clips, scores)
     if clips.empty:
         raise UserError(f"{faces.split.name}: none of its faces can be read (they are named above); make them again")
     labels = faces.split.labels.loc[clips.index]
-    error = torch.from_numpy(scores) - faces.split.targets
+    error = torch.from_numpy(scores) - faces.targets
     figures = {"loss_valid": float((error ** 2).nanmean())}
     for measure, values in (("accuracy", trait_accuracies(labels, clips)), ("pearson", trait_correlations(labels, clips))):
         figures.update({f"{measure}_{trait}": value for trait, value in values.items()})
@@ -345,7 +223,7 @@ def _train_epoch(state, parallel, plan, faces, after_step, show_progress):
     device, number_of_steps, samples = state.network.mean.device, steps_per_epoch(faces, plan), 0
     loss_function = LOSSES[plan.settings.loss]
     state.network.train()
-    with progress_bar(total=faces.number_usable, unit="face", leave=False, desc=f"epoch {state.epoch + 1}/{plan.num_epochs}",
+    with progress_bar(total=faces.number_usable, unit="sample", leave=False, desc=f"epoch {state.epoch + 1}/{plan.num_epochs}",
                       initial=min(faces.number_usable, state.step * plan.batch_size * world_size()),
                       disable=None if show_progress and is_main_process() else True) as bar:
         for step, inputs, targets in training_steps(faces, plan, state.epoch, state.step, device):
@@ -382,6 +260,8 @@ def fit(state: TrainingState, plan: Plan, faces: Faces, validation: Faces | None
     process only) loss_valid, accuracy_<trait> and pearson_<trait>. after_step(state) is called between any two steps of an
     epoch; what it raises ends the training. Raises UserError where the loss is not finite.
     """
+    if validation is not None:
+        validation.source.prepare(state.network)
     parallel: nn.Module = state.network
     if world_size() > 1:
         device = state.network.mean.device

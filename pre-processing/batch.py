@@ -24,24 +24,28 @@ class Terminated(KeyboardInterrupt):
 class Batch:
     """What a run has to do.
 
-    function: picklable function of a module; function(path) returns (made, present, problem): two numbers of files in
-    the target folder, and None or a reason for failures.csv. items: as in worker_pool.map_files; total: their number.
-    inputs, outputs: the words for one file of the source and of the target. expected_reason: the problem that is no
-    error.
+    function: picklable function of a module; function(path) returns (made, present, problems): two numbers of files in
+    the target folder, and a list of reasons, each a line in failures.csv. items: as in worker_pool.map_files; total:
+    their number. inputs, outputs: the words for one file of the source and of the target. expected: the end of a reason
+    that is no error; expected_in: the word for what it is said of.
     """
-    function: Callable[[str], tuple[int, int, str | None]]
+    function: Callable[[str], tuple[int, int, list[str]]]
     items: Iterable[tuple[str, Known]]
     total: int
     target: str
     inputs: str
     outputs: str
-    expected_reason: str | None = None
+    expected: str | None = None
+    expected_in: str = "frame"
+
+    def is_expected(self, reason: str) -> bool:
+        return self.expected is not None and reason.endswith(self.expected)
 
 
 @dataclass
 class Summary:
     """What a run did: made and present count files in the target folder, failed counts lines in failures.csv (of these,
-    `expected` bear the reason that is no error), status is the exit status."""
+    `expected` bear a reason that is no error), status is the exit status."""
     inputs: int = 0
     made: int = 0
     present: int = 0
@@ -84,15 +88,13 @@ def run_batch(batch: Batch, workers: int | None = None, ray_address: str | None 
     try:
         with contextlib.closing(map_files(batch.function, batch.items, workers, ray_address)) as results:
             for path, result, problem in results:
+                made, present, problems = result or (0, 0, [problem])
                 summary.inputs += 1
-                if result is not None:
-                    made, present, problem = result
-                    summary.made += made
-                    summary.present += present
-                failures.add(path, problem)
-                if problem is not None:
-                    summary.failed += 1
-                    summary.expected += problem == batch.expected_reason
+                summary.made += made
+                summary.present += present
+                summary.failed += len(problems)
+                summary.expected += sum(map(batch.is_expected, problems))
+                failures.add(path, *problems)
                 bar.update()
         complete = True
     except KeyboardInterrupt as error:
@@ -118,12 +120,10 @@ def print_dry_run(batch: Batch, workers: int | None = None) -> None:
     made = present = failed = 0
     with contextlib.closing(map_files(batch.function, batch.items, workers)) as results:
         for _, result, problem in progress_bar(results, total=batch.total, unit=batch.inputs):
-            if result is not None:
-                made += result[0]
-                present += result[1]
-                problem = result[2]
-            failed += problem is not None
-    print(f"Dry run: from {counted(batch.total, batch.inputs)}, {counted(made, batch.outputs)} would be made in "
+            made += result[0] if result else 0
+            present += result[1] if result else 0
+            failed += bool(result[2] if result else problem)
+    print(f"Dry run: from {counted(batch.total, batch.inputs)}, up to {counted(made, batch.outputs)} would be made in "
           f"{printable(batch.target)}; {present} there already; {counted(failed, batch.inputs)} with a problem. "
           "Nothing was written; next: the same command without --dry-run.")
 
@@ -138,7 +138,7 @@ def print_summary(batch: Batch, summary: Summary, following: str) -> None:
     speed = f" ({summary.inputs / summary.seconds:.1f} {inputs}s/s)" if summary.made and summary.seconds else ""
     print(f"{counted(summary.inputs, inputs)} in {summary.seconds:.1f} s{speed}: "
           f"{counted(summary.made, batch.outputs)} made, {summary.present} there already.")
-    problems = [f"{batch.expected_reason}: {counted(summary.expected, inputs)}"] if summary.expected else []
+    problems = [f"{batch.expected}: {counted(summary.expected, batch.expected_in)}"] if summary.expected else []
     if summary.failed > summary.expected:
         problems.append(f"other problems: {summary.failed - summary.expected}" if problems
                         else f"problems: {counted(summary.failed, inputs)}")

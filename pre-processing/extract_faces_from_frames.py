@@ -14,32 +14,20 @@ how the chips were cut; other settings need another folder.
 """
 import argparse
 import functools
-import hashlib
 import os
-import shlex
 import sys
 from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import UserError, counted, make_parser, positive_int, printable, run_script
-
-import dlib
+from command_line import UserError, counted, make_parser, printable, run_script
 
 from batch import Batch, add_batch_options, print_summary, run_batch
-from failures import unchanged_failures
-from find_faces import (
-    PADDING,
-    CropSettings,
-    extract_faces,
-    find_pictures,
-    find_predictor,
-    load_models,
-    stem_of,
-    unreadable_kind,
-)
-from labels import FACE_SIZE, NO_FACE, PICTURE_SUFFIXES, SPLITS, face_name
+from face_options import add_face_options, crop_settings, next_command, noted_settings
+from failures import KnownFailures
+from find_faces import extract_faces, find_pictures, stem_of, unreadable_kind
+from labels import NO_FACE, PICTURE_SUFFIXES, face_name
 from target_folder import (
     check_clips,
     check_folders,
@@ -51,38 +39,24 @@ from target_folder import (
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    def padding(text):
-        value = float(text)
-        if not 0 <= value <= 5:
-            raise ValueError
-        return value
-
     parser = make_parser(__doc__)
     parser.add_argument("frame_dir", metavar="FRAME_DIR", help="folder with frames or any pictures, nested folders too")
     parser.add_argument("face_dir", metavar="FACE_DIR", help="folder to write the chips to")
-    parser.add_argument("predictor", metavar="PREDICTOR", nargs="?", help="dlib's landmark model, 5 or 68 points")
-    parser.add_argument("--size", type=positive_int, default=FACE_SIZE, help="width and height of a chip in pixels")
-    parser.add_argument("--padding", type=padding, default=PADDING,
-                        help="margin around the face, in parts of its size, 0 to 5")
-    parser.add_argument("--faces", choices=["largest", "all"], default="largest",
-                        help="which faces of a frame to write")
+    add_face_options(parser)
     add_batch_options(parser, "frame")
-    args = parser.parse_args(argv)
-    if args.size > 4096:
-        parser.error("--size: at most 4096")
-    return args
+    return parser.parse_args(argv)
 
 
 def find_work(args: argparse.Namespace):
     """Yield (path, known) for each frame, as worker_pool.map_files takes them: known where there is nothing to do."""
-    is_known_empty = unchanged_failures(args.face_dir, NO_FACE)
+    known = KnownFailures(args.face_dir)
     for path, problem in find_pictures(args.frame_dir, exclude=args.face_dir):
         if problem is not None:
             yield path, (None, problem)
         elif is_finished(os.path.join(args.face_dir, face_name(stem_of(path, args.frame_dir)))):
-            yield path, ((0, 1, None), None)
-        elif is_known_empty(path):
-            yield path, ((0, 0, NO_FACE), None)
+            yield path, ((0, 1, []), None)
+        elif known.holds(path, NO_FACE):
+            yield path, ((0, 0, [NO_FACE]), None)
         else:
             yield path, None
 
@@ -96,25 +70,11 @@ def print_plan(args: argparse.Namespace, total: int) -> None:
           f"{states['failed']}. Nothing was written; next: the same command without --dry-run.")
 
 
-def next_command(face_dir: str) -> str:
-    """Return, for the last line, what to run when the faces of all splits are made."""
-    split_dir = Path(face_dir).parent
-    if Path(face_dir).name != "faces" or split_dir.name not in SPLITS:
-        return "training takes them from DATA_DIR/{train,valid,test}/faces"
-    data_dir = str(split_dir.parent)
-    option = "" if data_dir == "data" else f" --data-dir {shlex.quote(data_dir)}"
-    return ("with the faces of train, valid and test, python train_resnet_raytune_hyperparams.py 20 30 search "
-            f"FaceResNet29_v1.0{printable(option)}")
-
-
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     check_folders(args.frame_dir, args.face_dir)
-    predictor = Path(find_predictor(args.predictor))
-    load_models(str(predictor))
-    noted = {"size": args.size, "padding": args.padding, "faces": args.faces, "quality": args.quality,
-             "predictor": f"{predictor.name} sha256:{hashlib.sha256(predictor.read_bytes()).hexdigest()[:16]}",
-             "dlib": dlib.__version__}
+    settings = crop_settings(args)
+    noted = noted_settings(settings)
     check_settings(args.face_dir, noted)
 
     def find_frames():
@@ -131,7 +91,6 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         print_plan(args, total)
         return 0
-    settings = CropSettings(os.path.abspath(predictor), args.size, args.padding, args.faces == "all", args.quality)
     function = functools.partial(extract_faces, frame_dir=os.path.abspath(args.frame_dir),
                                  face_dir=os.path.abspath(args.face_dir), settings=settings)
     with open_target(args.face_dir, noted):

@@ -18,20 +18,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import UserError, make_parser, positive_int, printable, run_script, seed_number
+from command_line import make_parser, printable, run_script
 
 from batch import Batch, add_batch_options, print_dry_run, print_summary, run_batch
-from labels import CLIP_SUFFIXES
+from clip_options import add_clip_options, count_clips, find_clips
 from read_clips import FrameSettings, extract_frames
-from target_folder import check_folders, check_settings, count_files, find_files, open_target
+from target_folder import check_folders, check_settings, open_target
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument("video_dir", metavar="VIDEO_DIR", help="folder with clips, nested folders included")
-    parser.add_argument("frame_dir", metavar="FRAME_DIR", help="folder to write the frames to")
-    parser.add_argument("number_of_frames", metavar="N", type=positive_int, help="frames to draw from each clip")
-    parser.add_argument("--seed", type=seed_number, default=0, help="another seed draws other frames")
+    add_clip_options(parser, "frame_dir", "folder to write the frames to")
     add_batch_options(parser, "clip")
     return parser.parse_args(argv)
 
@@ -41,18 +38,11 @@ def main(argv: list[str] | None = None) -> int:
     check_folders(args.video_dir, args.frame_dir)
     noted = {"seed": args.seed, "quality": args.quality}
     check_settings(args.frame_dir, noted)
-
-    def find_clips():
-        return find_files(args.video_dir, CLIP_SUFFIXES, exclude=args.frame_dir)
-
-    total = count_files(find_clips, lambda path: Path(path).stem, "clips")
-    if not total:
-        raise UserError(f"{args.video_dir}: no clip found in it (a clip's name ends in .mp4, .avi, .mkv, .webm, ...)")
+    total = count_clips(args.video_dir, args.frame_dir)
     settings = FrameSettings(args.number_of_frames, args.seed, args.quality)
     function = functools.partial(extract_frames, frame_dir=os.path.abspath(args.frame_dir), settings=settings,
                                  dry_run=args.dry_run)
-    items = ((path, None if problem is None else (None, problem)) for path, problem in find_clips())
-    batch = Batch(function, items, total, args.frame_dir, "clip", "frame")
+    batch = Batch(function, find_clips(args.video_dir, args.frame_dir), total, args.frame_dir, "clip", "frame")
     if args.dry_run:
         print_dry_run(batch, args.workers)
         return 0

@@ -1,7 +1,6 @@
 """failures.csv of a target folder: each input that could not be worked on, and why."""
 import csv
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -42,14 +41,13 @@ class Failures:
         self.before = NameIndex(cell for cell, _ in _read_failures(self.path))
         self.visited = np.zeros(len(self.before), dtype=bool)
 
-    def add(self, path: str | os.PathLike, reason: str | None) -> None:
-        """Write a line for the file, or for reason None only note that it was looked at."""
+    def add(self, path: str | os.PathLike, *reasons: str) -> None:
+        """Note that a file was looked at, and write a line for each reason why something of it could not be made."""
         cell = _input_cell(path)
         place = self.before.find(cell) if len(self.before) else None
         if place is not None:
             self.visited[place] = True
-        if reason is not None:
-            self.writer.writerow([cell, reason])
+        self.writer.writerows([cell, reason] for reason in reasons)
 
     def close(self, complete: bool) -> None:
         """Put the lines in place; after a run that was stopped keep the last run's lines on files not looked at."""
@@ -63,16 +61,25 @@ class Failures:
         os.replace(self.unfinished, self.path)
 
 
-def unchanged_failures(target: str | os.PathLike, reason: str) -> Callable[[str], bool]:
-    """Return a function that tells whether the last run gave this reason for a file that has not changed since.
+class KnownFailures:
+    """What failures.csv said before this run of files that have not changed since. It can be sent to other processes.
 
     A file counts as changed when its inode change time (which copying an old time stamp does not set back) is not
-    clearly before the start of that run.
+    clearly before the start of the run that wrote failures.csv.
     """
-    path = Path(target, FAILURES)
-    try:
-        start = path.stat().st_mtime_ns
-    except OSError:
-        return lambda path: False
-    index = NameIndex(cell for cell, its_reason in _read_failures(path) if its_reason == reason)
-    return lambda path: index.find(_input_cell(path)) is not None and os.stat(path).st_ctime_ns < start
+
+    def __init__(self, target: str | os.PathLike):
+        path = Path(target, FAILURES)
+        self.start = path.stat().st_mtime_ns if path.is_file() else 0
+        self.index = NameIndex(self._entry(cell, reason) for cell, reason in _read_failures(path))
+
+    @staticmethod
+    def _entry(cell, reason):
+        # Workers of a cluster know files by their absolute paths.
+        return f"{os.path.abspath(cell)}\n{reason}"
+
+    def holds(self, path: str | os.PathLike, reason: str) -> bool:
+        """Return True where the last run gave this reason for a file that has not changed since."""
+        if not len(self.index) or self.index.find(self._entry(_input_cell(path), reason)) is None:
+            return False
+        return os.stat(path).st_ctime_ns < self.start

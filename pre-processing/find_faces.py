@@ -228,22 +228,31 @@ def stem_of(path: str, frame_dir: str) -> str:
     return os.path.splitext(os.path.relpath(path, frame_dir))[0]
 
 
-def extract_faces(path: str, frame_dir: str, face_dir: str, settings: CropSettings) -> tuple[int, int, str | None]:
-    """Write the chips of one frame to face_dir; return (made, present, problem) as batch.Batch asks.
+def write_chips(picture: np.ndarray, rectangles: list[dlib.rectangle], face_dir: str, frame_stem: str,
+                settings: CropSettings) -> list[str]:
+    """Write the chip of the largest face of a frame, or of all, and return their names. Call it inside open_target.
+
+    picture: uint8 RGB array H x W x 3; rectangles: of its faces, the largest first.
+    """
+    models = load_models(settings.predictor)
+    names = []
+    # The first name comes last: where it exists, all the others do.
+    for number in range(len(rectangles) if settings.find_all else min(1, len(rectangles)), 0, -1):
+        chip = align_face(picture, rectangles[number - 1], models, settings.size, settings.padding)
+        names.append(face_name(frame_stem, number))
+        write_file(face_dir, names[-1], encode_jpeg(chip, settings.quality))
+    return names
+
+
+def extract_faces(path: str, frame_dir: str, face_dir: str, settings: CropSettings) -> tuple[int, int, list[str]]:
+    """Write the chips of one frame to face_dir; return (made, present, problems) as batch.Batch asks.
 
     Call it inside target_folder.open_target. Raises UserError for a picture that cannot be read, OSError for a full
     disk.
     """
-    check_name(face_dir, face_name(stem_of(path, frame_dir)))
-    models = load_models(settings.predictor)
+    stem = stem_of(path, frame_dir)
+    check_name(face_dir, face_name(stem))
     picture = read_picture(path)
-    rectangles = find_faces(picture, models, settings.find_all)
-    if not rectangles:
-        return 0, 0, NO_FACE
-    if not settings.find_all:
-        rectangles = rectangles[:1]
-    # The first name comes last: where it exists, all the others do.
-    for number in range(len(rectangles), 0, -1):
-        chip = align_face(picture, rectangles[number - 1], models, settings.size, settings.padding)
-        write_file(face_dir, face_name(stem_of(path, frame_dir), number), encode_jpeg(chip, settings.quality))
-    return len(rectangles), 0, None
+    rectangles = find_faces(picture, load_models(settings.predictor), settings.find_all)
+    names = write_chips(picture, rectangles, face_dir, stem, settings)
+    return len(names), 0, [] if names else [NO_FACE]

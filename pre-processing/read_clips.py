@@ -1,9 +1,10 @@
 """Frames drawn from a clip: which ones, and their pictures, the same as a plain decode from the start gives."""
+import contextlib
 import hashlib
 import heapq
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ cv2.setNumThreads(1)
 
 @dataclass(frozen=True)
 class FrameSettings:
-    """Which frames are drawn and how they are written. quality: of JPEG, 1 to 100."""
+    """Which frames are drawn and how they are written. quality: of JPEG, 1 to 100; of no account where they are not."""
     number_of_frames: int
     seed: int = 0
     quality: int = JPEG_QUALITY
@@ -31,12 +32,9 @@ class FrameSettings:
 
 # ---------------------------------------------------------------- choosing
 
-def choose_frames(clip: str, indices: Iterable[int], number_of_frames: int, seed: int) -> set[int]:
-    """Return the frames drawn from a clip: `number_of_frames` of `indices`, or all if there are fewer.
-
-    Each index has a place in the draw that depends only on the seed, the clip's name (without suffix) and the index, so
-    fewer frames are a subset of more, and frames that cannot be decoded do not change the choice of the others.
-    """
+def _place_in_draw(clip: str, seed: int) -> Callable[[int], bytes]:
+    """Return a function of a frame's index: its place in the draw, which depends only on the seed, the clip's name
+    (without suffix) and the index."""
     start = hashlib.blake2b(f"{seed}:".encode() + os.fsencode(clip) + b":", digest_size=8)
 
     def place(index):
@@ -44,7 +42,28 @@ def choose_frames(clip: str, indices: Iterable[int], number_of_frames: int, seed
         state.update(b"%d" % index)
         return state.digest()
 
-    return set(heapq.nsmallest(number_of_frames, indices, key=place))
+    return place
+
+
+def choose_frames(clip: str, indices: Iterable[int], number_of_frames: int, seed: int) -> set[int]:
+    """Return the frames drawn from a clip: `number_of_frames` of `indices`, or all if there are fewer.
+
+    Fewer frames are a subset of more, and frames that cannot be decoded do not change the choice of the others.
+    """
+    return set(heapq.nsmallest(number_of_frames, indices, key=_place_in_draw(clip, seed)))
+
+
+def earlier_frames(clip: str, chosen: Iterable[int], seed: int) -> dict[int, int | None]:
+    """Return for each of the frames drawn the nearest one before it, as displayed, that was drawn before it; None where
+    there is none. This one stays the same when more frames are drawn."""
+    place = _place_in_draw(clip, seed)
+    earlier, candidates = {}, []
+    for index in sorted(chosen):
+        while candidates and place(candidates[-1]) > place(index):
+            candidates.pop()
+        earlier[index] = candidates[-1] if candidates else None
+        candidates.append(index)
+    return earlier
 
 
 # ---------------------------------------------------------------- decoding
@@ -138,10 +157,12 @@ def decode_wanted(path: str | Path, packets: Packets, wanted: set[int]) -> Itera
                     yield index_of[frame.pts], frame
 
 
-def _read_chosen(path, packets, settings, is_done=lambda index: False):
-    """Yield (index, picture) for the frames drawn from a clip, without those for which is_done(index) is true.
+def read_chosen(path: str | Path, packets: Packets, settings: FrameSettings,
+                pick: Callable[[set[int]], set[int]] = set) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (index, picture), as read_frames does, for those of the frames drawn that pick(frames drawn) returns.
 
-    A frame that cannot be decoded is replaced by the next one of the draw.
+    A frame that cannot be decoded is replaced by the next one of the draw. All others come in the order of display,
+    those that replace one after them.
     """
     def choose(indices):
         return choose_frames(Path(path).stem, indices, settings.number_of_frames, settings.seed)
@@ -150,10 +171,13 @@ def _read_chosen(path, packets, settings, is_done=lambda index: False):
         return _to_picture(frame, reformatter, packets.pixel_aspect)
 
     reformatter = av.video.reformatter.VideoReformatter()
-    wanted = {index for index in choose(packets.drawable) if not is_done(index)}
+    wanted = pick(choose(packets.drawable))
     if wanted and packets.timed:
+        order = sorted(wanted, reverse=True)
         try:
             for index, frame in decode_wanted(path, packets, wanted):
+                if index != order.pop():
+                    break  # one was left out: the plain decode below takes up here
                 wanted.remove(index)
                 yield index, to_picture(frame)
         except av.error.FFmpegError:
@@ -170,7 +194,7 @@ def _read_chosen(path, packets, settings, is_done=lambda index: False):
                 return
     if packets.timed:
         readable.intersection_update(packets.drawable)
-    instead = {index for index in choose(readable) if not is_done(index)} - choose(packets.drawable)
+    instead = pick(choose(readable)) - choose(packets.drawable)
     if instead:
         for index, frame in _decode_everything(path, packets):
             if index in instead:
@@ -186,43 +210,55 @@ def read_frames(clip_path: str | Path, number_of_frames: int, seed: int = 0) -> 
     index: int, counted from 0 in display order; picture: BGR uint8 array H x W x 3. Clips shorter than number_of_frames
     give all their frames. Raises UserError for a file that holds no pictures, OSError for one that cannot be opened.
     """
-    yield from _read_chosen(clip_path, list_packets(clip_path), FrameSettings(number_of_frames, seed))
+    yield from read_chosen(clip_path, list_packets(clip_path), FrameSettings(number_of_frames, seed))
 
 
 # ---------------------------------------------------------------- writing
 
+@contextlib.contextmanager
+def watched_clip(path: str, target: str) -> Iterator[list[str]]:
+    """Yield a list for the names of the files that are made of a clip in the target folder. Raises UserError and
+    removes these files where the clip was changed meanwhile: they were made of a part of it."""
+    before = os.stat(path)
+    names = []
+    yield names
+    after = os.stat(path)
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        for name in names:
+            os.unlink(os.path.join(target, name))
+        raise UserError("was changed while it was read; run again when it is complete")
+
+
+def check_clip_name(path: str, packets: Packets, target: str) -> None:
+    """Raise UserError where the names of a clip's frames and faces would be too long for the target's disk."""
+    longest = Path(frame_name(Path(path).stem, max(packets.drawable, default=0))).stem
+    check_name(target, face_name(longest))
+
+
 def extract_frames(path: str, frame_dir: str, settings: FrameSettings, dry_run: bool = False,
-                   ) -> tuple[int, int, str | None]:
-    """Write the frames drawn from one clip to frame_dir; return (made, present, problem) as batch.Batch asks.
+                   ) -> tuple[int, int, list[str]]:
+    """Write the frames drawn from one clip to frame_dir; return (made, present, problems) as batch.Batch asks.
 
     Call it inside target_folder.open_target. Raises UserError for a clip that cannot be read, OSError for a full disk.
     """
     clip = Path(path).stem
-    before = os.stat(path)
-    packets = list_packets(path)
-    longest = Path(frame_name(clip, max(packets.drawable, default=0))).stem
-    check_name(frame_dir, face_name(longest))
-    asked = min(settings.number_of_frames, len(packets.drawable))
 
-    def is_done(index):
-        return is_finished(os.path.join(frame_dir, frame_name(clip, index)))
+    def missing(chosen):
+        return {index for index in chosen if not is_finished(os.path.join(frame_dir, frame_name(clip, index)))}
 
-    if dry_run:
+    with watched_clip(path, frame_dir) as made:
+        packets = list_packets(path)
+        check_clip_name(path, packets, frame_dir)
+        problems = [packets.problem] if packets.problem else []
         chosen = choose_frames(clip, packets.drawable, settings.number_of_frames, settings.seed)
-        present = sum(map(is_done, chosen))
-        return asked - present, present, packets.problem
-    made = []
-    for index, picture in _read_chosen(path, packets, settings, is_done):
-        done, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, settings.quality])
-        if not done:
-            raise UserError(f"a frame of {picture.shape[1]} x {picture.shape[0]} pixels cannot be written as JPEG")
-        write_file(frame_dir, frame_name(clip, index), data)
-        made.append(index)
-        heartbeat()
-    after = os.stat(path)
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        # Its frames were drawn from a part of the clip: take them back.
-        for index in made:
-            os.unlink(os.path.join(frame_dir, frame_name(clip, index)))
-        raise UserError("was changed while it was read; run again when it is complete")
-    return len(made), asked - len(made), packets.problem
+        if dry_run:
+            to_make = len(missing(chosen))
+            return to_make, len(chosen) - to_make, problems
+        for index, picture in read_chosen(path, packets, settings, missing):
+            done, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, settings.quality])
+            if not done:
+                raise UserError(f"a frame of {picture.shape[1]} x {picture.shape[0]} pixels cannot be written as JPEG")
+            write_file(frame_dir, frame_name(clip, index), data)
+            made.append(frame_name(clip, index))
+            heartbeat()
+    return len(made), len(chosen) - len(made), problems

@@ -104,7 +104,7 @@ def fuzz(folder, number_of_files, seed=0, workers=None):
         with contextlib.closing(map_files(work, items, workers)) as results:
             for path, result, problem in results:
                 counts["files"] += 1
-                if problem is None and result[2] is None:
+                if problem is None and not result[2]:
                     kind = "good"
                 elif problem is None or not problem.startswith(("unexpected", "its process", "no progress")):
                     kind = "refused"

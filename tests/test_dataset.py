@@ -1,4 +1,5 @@
 """Labels of every kind, good and bad, and the face folders."""
+import dataclasses
 import io
 import os
 import pickle
@@ -10,11 +11,12 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from conftest import write_chips
 
-from dataset import FaceDataset, epoch_batches, list_faces, load_split, split_by_speaker
+import features
+from conftest import write_chips
+from dataset import FaceDataset, epoch_batches, list_faces, load_split, read_chip, split_by_speaker
 from device import Machine
-from features import cached_features
+from features import clip_rows
 from labels import TRAITS, clip_name, read_labels, read_scores, speakers_of
 
 MACHINE = Machine(torch.device("cpu"), cache="float32")
@@ -161,44 +163,74 @@ def test_every_epoch_is_shuffled_anew_and_repeatable():
     assert len(halves[0]) == len(halves[1]) == 51 and set(halves[0] + halves[1]) == set(range(101))
 
 
-def test_feature_cache_is_reused_and_made_anew(tmp_path):
-    data = write_chips(tmp_path / "data", {"train": 5})
+def mean_colour(chips):
+    return chips.float().mean((2, 3))
+
+
+def test_rows_of_clips_are_means_reused_and_made_anew(tmp_path):
+    data = write_chips(tmp_path / "data", {"train": 5}, faces_a_clip=3)
     calls = []
 
     def network(chips):
         calls.append(len(chips))
-        return chips.float().mean((2, 3))
+        return mean_colour(chips)
 
-    def features():
-        return cached_features(load_split(data, "train"), network, "test weights 1", MACHINE)
+    def rows():
+        return clip_rows(load_split(data, "train"), network, "test weights 1", MACHINE)
 
-    rows = np.arange(10)
-    first = features()
-    assert calls == [20] and len(first) == 10 and first.width == 3
-    values = first.rows(rows, rows % 2 == 0)
-    features()
-    assert calls == [20]  # from the disk
-    split = load_split(data, "train")
+    first, split = rows(), load_split(data, "train")
+    assert calls == [15] and len(first) == 5 and first.faces.tolist() == [3] * 5
+    numbers = np.arange(5)
+    values = first.features(numbers), first.features(numbers, form=1)
+    chips = {clip: torch.stack([read_chip(path, 224) for path in faces["path"]]) for clip, faces in split.faces.groupby("clip")}
+    assert torch.allclose(values[0], torch.stack([mean_colour(chips[clip]).mean(0) for clip in first.clips]), atol=1e-4)
+    assert torch.allclose(values[1], torch.stack([mean_colour(chips[clip])[1] for clip in first.clips]), atol=1e-4)
+    rows()
+    assert calls == [15]  # from the disk
     os.utime(split.faces["path"][0], ns=(1, 1))
-    features()
-    assert calls == [20, 20]  # a face changed
+    rows()
+    assert calls == [15, 15]  # a face changed
     for path in (data / "train" / "features").glob("*.npy"):
         path.write_bytes(path.read_bytes()[:200])
-    again = features()
-    assert calls == [20, 20, 20]  # a truncated cache is made anew
-    assert torch.equal(values, again.rows(rows, rows % 2 == 0))
+    again = rows()
+    assert calls == [15, 15, 15]  # a truncated cache is made anew
+    assert torch.equal(values[0], again.features(numbers)) and torch.equal(values[1], again.features(numbers, form=1))
+    uncached = clip_rows(split, network, "test weights 1", dataclasses.replace(MACHINE, cache="off"))
+    assert torch.equal(values[0], uncached.features(numbers)) and list(uncached.clips) == list(first.clips)
 
 
-def test_cached_features_run_no_code(tmp_path):
+def test_interrupted_rows_go_on(tmp_path, monkeypatch):
+    """Killed between two batches: the clips that were flushed are not computed again, and the rows are the same."""
+    data = write_chips(tmp_path / "data", {"train": 9}, faces_a_clip=3)
+    monkeypatch.setattr(features, "CACHE_BATCH_SIZE", 4)
+    monkeypatch.setattr(features, "BATCHES_BETWEEN_FLUSHES", 2)
+    split, seen = load_split(data, "train"), []
+
+    def network(chips):
+        if len(seen) == 4:
+            seen.append("killed")
+            raise KeyboardInterrupt
+        seen.append(len(chips))
+        return mean_colour(chips)
+
+    with pytest.raises(KeyboardInterrupt):
+        clip_rows(split, network, "key", MACHINE)
+    rows = clip_rows(split, network, "key", MACHINE)
+    assert seen[:5] == [4, 4, 4, 4, "killed"] and sum(seen[5:]) == 27 - 15  # five clips of three faces were flushed
+    whole = clip_rows(split, mean_colour, "key", dataclasses.replace(MACHINE, cache="off"))
+    assert torch.equal(rows.features(np.arange(9)), whole.features(np.arange(9))) and rows.faces.tolist() == [3] * 9
+
+
+def test_cached_rows_run_no_code(tmp_path):
     data = write_chips(tmp_path / "data", {"train": 3})
 
-    def features():
-        return cached_features(load_split(data, "train"), lambda chips: chips.float().mean((2, 3)), "test weights 1", MACHINE)
+    def rows():
+        return clip_rows(load_split(data, "train"), mean_colour, "test weights 1", MACHINE)
 
-    features()
+    rows()
     cache, mark = next((data / "train" / "features").glob("*.npy")), tmp_path / "it_ran"
     np.save(cache, np.array([_Touch(mark)], dtype=object), allow_pickle=True)
-    assert len(features()) == 6 and not mark.exists()  # refused and made anew
+    assert len(rows()) == 3 and not mark.exists()  # refused and made anew
 
 
 def test_fuzzed_label_files(tmp_path, long_run):

@@ -6,7 +6,7 @@ import torch
 from explain import explain_chips, overlay
 from model_architectures import build_network
 
-CONFIG = {"l1": 32, "l2": 16, "dropout": 0.0, "heads": 1}
+CONFIG = {"l1": 32, "l2": 16, "dropout": 0.0, "heads": 1, "components": 64}
 SPOT = (80, 112)  # x, y in the chip
 AGREEABLENESS = 3
 
@@ -29,15 +29,17 @@ def test_map_lies_on_the_spot_that_steers_and_changes_with_the_weights():
     network = build_network("FaceResNet29_v1.0", CONFIG, "dlib")
     with torch.no_grad():
         features = torch.cat([network.eval().features(chips[start:start + 32]) for start in range(0, len(chips), 32)])
-    wanted = torch.full((len(chips), 5), 0.5)
-    wanted[:, AGREEABLENESS] = 0.1 + 0.8 * strengths
+    targets = torch.full((len(chips), 5), 0.5)
+    targets[:, AGREEABLENESS] = 0.1 + 0.8 * strengths
     network.train()
-    network.standardise(features)  # one step over all sets its mean and deviation
+    network.projection.fit(features)
+    rows = network.represent(features)
+    network.standardise(rows[:, :network.head_width])  # one step over all sets its mean and std
     network.standardise.eval()
     optimizer = torch.optim.AdamW(network.heads.parameters(), lr=2e-3, weight_decay=0.01)
     for _ in range(150):
         optimizer.zero_grad()
-        torch.nn.functional.mse_loss(network(features), wanted).backward()
+        torch.nn.functional.mse_loss(network(rows), targets).backward()
         optimizer.step()
     network.eval()
 

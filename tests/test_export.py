@@ -10,7 +10,7 @@ from checkpoint import Checkpoint
 from labels import TRAITS
 from model_architectures import build_network
 
-CONFIG = {"l1": 16, "l2": 8, "dropout": 0.2, "heads": 2}
+CONFIG = {"l1": 16, "l2": 8, "dropout": 0.2, "heads": 2, "components": 20}
 
 
 @pytest.fixture(scope="module", params=[("ResNet18_v1.0", "none"), ("FaceResNet29_v1.0", "dlib")], ids=["resnet18", "face29"])
@@ -18,11 +18,13 @@ def experiment(request, tmp_path_factory):
     """(runs folder with the untrained experiment `small`, its network): heads of random numbers are as good a test."""
     name, weights = request.param
     torch.manual_seed(0)
-    config = {**CONFIG, "memory": 0.5} if name == "FaceResNet29_v1.0" else CONFIG
+    config = {**CONFIG, "memory": "exact", "memory_weight": 0.5} if name == "FaceResNet29_v1.0" else CONFIG
     network = build_network(name, config, weights).eval()
-    if network.memory is not None:
-        chips = torch.randint(0, 256, (12, 3, 224, 224), dtype=torch.uint8)
-        network.memory.fit(network.features(chips), torch.rand(12, 5))
+    with torch.no_grad():
+        features = network.features(torch.randint(0, 256, (12, 3, 224, 224), dtype=torch.uint8))
+        network.projection.fit(features)
+        if network.memory is not None:
+            network.memory.fit_exact(network.represent(features), torch.rand(12, 5), 0.3)
     checkpoint = Checkpoint(name, config, {"size": 224, "padding": 0.25}, network.state_dict(), dict.fromkeys(TRAITS, 0.5), ["a.1"],
                             ["a"], "train", 1, {})
     runs = tmp_path_factory.mktemp("runs")

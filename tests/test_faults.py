@@ -13,7 +13,6 @@ from command_line import UserError
 import pandas
 import pytest
 import torch
-from conftest import REPOSITORY, write_chips
 
 import evaluate
 import export
@@ -21,6 +20,7 @@ import predict
 import train
 import train_resnet_raytune_hyperparams as search
 from checkpoint import load_checkpoint
+from conftest import REPOSITORY, write_chips
 from dataset import Split, list_faces, load_split, split_by_speaker
 from labels import TRAITS
 from training import ccc_loss
@@ -193,7 +193,7 @@ def test_a_trait_that_is_constant_within_a_batch_does_not_spoil_the_ccc_loss(run
     assert torch.isfinite(scores.grad).all() and not scores.grad[:, 2].any()
     assert torch.isfinite(ccc_loss(scores, torch.full((8, 5), 0.5)))
     data = write_chips(tmp_path / "data", {"train": 7, "valid": 3})
-    status, output, errors = run(train, 3, "one", MODEL, "false", 2, "--data-dir", data, "--loss", "ccc", *SMALL, "--memory", 0)
+    status, output, errors = run(train, 3, "one", MODEL, "false", 2, "--data-dir", data, "--loss", "ccc", *SMALL, "--memory", "none")
     assert status == 0 and "epoch 3/3" in output and "Traceback" not in errors
 
 
@@ -285,7 +285,7 @@ def test_damaged_checkpoints_are_one_line_each(trained, chip_data, tmp_path, mon
             checkpoint = load_checkpoint(path)
             network = checkpoint.build(path)
             with torch.no_grad():
-                scores = network(torch.zeros(2, network.standardise.num_features))
+                scores = network(network.represent(torch.zeros(2, len(network.projection.mean))))
             assert torch.isfinite(scores).all(), name
             assert pandas.Series(checkpoint.constant)[list(TRAITS)].between(0, 1).all(), name
             assert {"size", "padding"} <= checkpoint.preprocessing.keys() and set(checkpoint.clips) is not None

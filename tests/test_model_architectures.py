@@ -12,12 +12,13 @@ import torch
 
 from checkpoint import FORMAT, Checkpoint, load_checkpoint
 from face_resnet29 import FACE_INPUT_SIZE, face_weights_path, read_face_weights
+from gaussian_process import GaussianProcess
 from labels import DEFAULT_PREPROCESSING, TRAITS
 from model_architectures import ARCHITECTURES, build_network, config_keys, load_file, load_network_state
 from settings import Settings
 from training import parameter_groups
 
-SMALL = {**Settings().as_dict(), "l1": 16, "l2": 8, "l3": 4}
+SMALL = {**Settings().as_dict(), "l1": 16, "l2": 8, "l3": 4, "memory": "none", "memory_weight": 0.0}
 LIGHT = ["ResNet18_v1.0", "ResNet18_v2.0", "ResNet18_v3.0", "ResNet34_v2.0", "ResNet101_v2.0", "FaceResNet29_v1.0",
          "FaceResNet29_v2.0", "FaceResNet29_v3.0"]
 
@@ -53,38 +54,70 @@ def test_what_is_frozen_stays_and_what_is_not_learns(name):
     assert all(rates[stage] < rates["heads"] for stage in trained)
 
 
-def test_memory_is_gaussian_process_regression():
+def test_exact_memory_is_gaussian_process_regression():
     """Against the textbook's formulas, written down anew; and a checkpoint of it comes back whole, a damaged one does not."""
     torch.manual_seed(0)
-    network = build_network("FaceResNet29_v1.0", {**SMALL, "memory": 1.0}, "dlib").eval()
+    config = {**SMALL, "memory": "exact", "memory_weight": 1.0}
+    network = build_network("FaceResNet29_v1.0", config, "dlib").eval()
+    width = network.memory.width
     generator = np.random.default_rng(0)
-    features = generator.normal(size=(40, network.memory.width)) * generator.uniform(0.1, 3, network.memory.width) + 1
+    features = generator.normal(size=(40, width)) * generator.uniform(0.1, 3, width) + 1
     features[:, -128:] *= 0.02
     targets = generator.uniform(0.2, 0.8, (40, 5))
-    other = features[:7] + 0.3 * generator.normal(size=(7, network.memory.width)) * features.std(0)
-    network.memory.fit(torch.tensor(features, dtype=torch.float32), torch.tensor(targets, dtype=torch.float32))
+    other = features[:7] + 0.3 * generator.normal(size=(7, width)) * features.std(0)
+    tensor = torch.tensor(features, dtype=torch.float32)
+    network.projection.fit(tensor)
+    network.memory.fit_exact(network.represent(tensor), torch.tensor(targets, dtype=torch.float32), noise=0.3)
 
     def covariance(first, second):
         def distances(one, two):
             return ((one[:, None] - two[None]) ** 2).sum(2)
         z = [(some - features.mean(0)) / features.std(0) for some in (first, second)]
-        # 40 faces span 39 directions: what of a new face lies outside of them does not count.
+        # 40 clips span 39 directions: what of a new clip lies outside of them does not count.
         axes = np.linalg.svd((features - features.mean(0)) / features.std(0), full_matrices=False)[2][:39]
         return (np.exp(-distances(z[0] @ axes.T, z[1] @ axes.T) / (4 * features.shape[1]))
                 + 0.5 * np.exp(-distances(first[:, -128:], second[:, -128:]) / 0.08))
     inverse = np.linalg.inv(covariance(features, features) + 0.3 * np.eye(40))
     expected = targets.mean(0) + covariance(other, features) @ inverse @ (targets - targets.mean(0))
-    given = torch.tensor(other, dtype=torch.float32)
+    given = network.represent(torch.tensor(other, dtype=torch.float32))
     with torch.no_grad():
         scores = network(given)
     assert np.abs(scores.numpy() - expected).max() < 1e-4 and np.abs(expected - targets.mean(0)).max() > 0.05
 
-    checkpoint = checkpoint_of(network, "FaceResNet29_v1.0", {**SMALL, "memory": 1.0})
+    checkpoint = checkpoint_of(network, "FaceResNet29_v1.0", config)
     with torch.no_grad():
         assert torch.allclose(checkpoint.build("memory.pt")(given), scores, atol=1e-6)
     for damaged in (torch.zeros(11, 3), torch.zeros(5), torch.zeros(10**6, 2)):
         with pytest.raises(UserError, match="memory.pt: does not fit this network: memory"):
-            load_network_state(network, {**network.state_dict(), "memory.faces": damaged}, "memory.pt")
+            load_network_state(network, {**network.state_dict(), "memory.points": damaged}, "memory.pt")
+
+
+def test_centres_are_means_of_many_clips_of_several_speakers_and_hold_no_descriptor():
+    """The centres are means of the clips; the weights are the subset of regressors' (Quinonero-Candela and Rasmussen)."""
+    generator = np.random.default_rng(1)
+    rows = np.concatenate([generator.normal(place, 1, (150, 8)) for place in generator.normal(0, 6, (4, 8))]).astype(np.float32)
+    speakers = generator.integers(0, 60, 600).astype(str)
+    targets = generator.uniform(0.3, 0.7, (600, 5)).astype(np.float32)
+    memory = GaussianProcess(width=8, components=8, descriptor_size=0)
+    memory.fit_centres(torch.from_numpy(rows), torch.from_numpy(targets), speakers, number=100, noise=0.3)
+    centres = memory.points.numpy()
+    assert 4 <= len(centres) <= 600 // 20 and memory.descriptors.numel() == 0
+    clips, of_speakers = memory.clips.numpy(), memory.speakers.numpy()
+    assert clips.min() >= 10 and of_speakers.min() >= 5 and clips.sum() == 600 and (of_speakers <= clips).all()
+    # Every clip is in just one of the means.
+    assert np.allclose(np.average(centres, axis=0, weights=clips), rows.mean(0), atol=1e-4)
+    assert ((rows[:, None] - centres[None]) ** 2).sum(2).min() > 1e-3  # no centre is a clip
+
+    def covariance(first, second):
+        return np.exp(-((first[:, None].astype(float) - second[None]) ** 2).sum(2) / (4 * 8))
+    cross = covariance(rows, centres)
+    weights = np.linalg.solve(cross.T @ cross + 0.3 * (covariance(centres, centres) + 1e-6 * np.eye(len(centres))),
+                              cross.T @ (targets - targets.mean(0)))
+    expected = targets.mean(0) + covariance(rows[:9], centres) @ weights
+    assert np.abs(memory(torch.from_numpy(rows[:9])).numpy() - expected).max() < 1e-4
+    # Too few clips or speakers: nobody is kept.
+    memory.fit_centres(torch.from_numpy(rows[:60]), torch.from_numpy(targets[:60]), np.repeat(["a", "b"], 30), 100, 0.3)
+    assert len(memory.points) == 0
 
 
 def test_scores_are_five_numbers_between_0_and_1():
@@ -92,7 +125,7 @@ def test_scores_are_five_numbers_between_0_and_1():
     chips = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
     scores = network(chips)
     assert scores.shape == (2, 5) and 0 < scores.min() and scores.max() < 1
-    assert torch.allclose(network(network.features(chips)), scores)
+    assert torch.allclose(network(network.represent(network.features(chips))), scores)
     assert torch.allclose(network(chips, of_each_head=True).mean(0), scores)
 
 

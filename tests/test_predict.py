@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pandas
 import pytest
-from conftest import run_script_in
 
+from conftest import run_script_in
 from labels import TRAITS
 
 

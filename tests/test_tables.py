@@ -4,11 +4,12 @@ import json
 import random
 import unicodedata
 
+from command_line import UserError
+
 import numpy as np
 import pandas
 import pytest
 
-from command_line import UserError
 from labels import TRAITS, read_groups, read_labels, read_scores, read_speakers
 
 NAMES = ["J4GQm9j0JZ0.003", "José.001", "a b (1).002", "x;y.004", "plain"]

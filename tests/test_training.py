@@ -14,18 +14,19 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from conftest import REPOSITORY, run_script_in, write_chips
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
 from checkpoint import load_checkpoint
+from conftest import REPOSITORY, run_script_in, write_chips
 from dataset import load_split
 from device import Machine
 from features import make_source
 from labels import TRAITS
 from model_architectures import build_network
-from settings import Settings
-from training import Faces, Plan, fit, start_training
+from settings import Plan, Settings
+from training import fit, start_training
+from training_data import Faces
 
 SMALL_HEAD = ["--l1", 32, "--l2", 16, "--dropout", 0.1]
 
@@ -78,7 +79,7 @@ def test_scrambled_pictures_teach_nothing(tmp_path):
     """What the original did to every picture: H x W x 3 read as 3 x H x W. A network must notice the difference."""
     import cv2
     data = write_chips(tmp_path / "data", {"train": 64, "valid": 32})
-    plan, machine = Plan(Settings(l1=32, l2=16, dropout=0.1), num_epochs=25, batch_size=16), Machine(torch.device("cpu"))
+    plan, machine = Plan(Settings(l1=32, l2=16, dropout=0.1, memory="exact", memory_weight=0.7), num_epochs=25, batch_size=16), Machine(torch.device("cpu"))
 
     def best_pearson():
         torch.manual_seed(0)

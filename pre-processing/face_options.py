@@ -1,0 +1,67 @@
+"""The options, the settings noted in preprocessing.json and the last line of the two scripts that make faces."""
+import argparse
+import hashlib
+import os
+import shlex
+from pathlib import Path
+
+from command_line import positive_int, printable
+
+import dlib
+
+from find_faces import PADDING, CropSettings, find_predictor, load_models
+from labels import FACE_SIZE, SPLITS
+
+
+def add_face_options(parser: argparse.ArgumentParser) -> None:
+    """Add the argument PREDICTOR and the options on how faces become chips."""
+    parser.add_argument("predictor", metavar="PREDICTOR", nargs="?", help="dlib's landmark model, 5 or 68 points")
+    parser.add_argument("--size", type=_chip_size, default=FACE_SIZE, help="width and height of a chip in pixels")
+    parser.add_argument("--padding", type=_padding, default=PADDING,
+                        help="margin around the face, in parts of its size, 0 to 5")
+    parser.add_argument("--faces", choices=["largest", "all"], default="largest",
+                        help="which faces of a frame to write")
+
+
+def _chip_size(text):
+    value = positive_int(text)
+    if value > 4096:
+        raise argparse.ArgumentTypeError("at most 4096")
+    return value
+
+
+def _padding(text):
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 5:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number from 0 to 5")
+    return value
+
+
+def crop_settings(args: argparse.Namespace) -> CropSettings:
+    """Return the options as CropSettings. Raises UserError for a landmark model that cannot be used."""
+    predictor = os.path.abspath(find_predictor(args.predictor))
+    load_models(predictor)
+    return CropSettings(predictor, args.size, args.padding, args.faces == "all", args.quality)
+
+
+def noted_settings(crop: CropSettings) -> dict:
+    """Return what preprocessing.json says of the chips."""
+    predictor = Path(crop.predictor)
+    return {"size": crop.size, "padding": crop.padding, "faces": "all" if crop.find_all else "largest",
+            "quality": crop.quality,
+            "predictor": f"{predictor.name} sha256:{hashlib.sha256(predictor.read_bytes()).hexdigest()[:16]}",
+            "dlib": dlib.__version__}
+
+
+def next_command(face_dir: str) -> str:
+    """Return, for the last line, what to run when the faces of all splits are made."""
+    split_dir = Path(face_dir).parent
+    if Path(face_dir).name != "faces" or split_dir.name not in SPLITS:
+        return "training takes them from DATA_DIR/{train,valid,test}/faces"
+    data_dir = str(split_dir.parent)
+    option = "" if data_dir == "data" else f" --data-dir {shlex.quote(data_dir)}"
+    return ("with the faces of train, valid and test, python train_resnet_raytune_hyperparams.py 20 30 search "
+            f"FaceResNet29_v1.0{printable(option)}")
