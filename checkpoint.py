@@ -32,6 +32,7 @@ class Checkpoint:
     trained_on: str             # name of the training split
     epoch: int                  # epochs done
     metrics: dict               # the last epoch's record
+    intervals: dict | None = None   # fields of intervals.Intervals; None: not known
     training: dict | None = None    # what resuming needs
 
     def save(self, path: str | os.PathLike) -> None:
@@ -62,6 +63,13 @@ def _is_list_of_names(value):
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
+def _are_intervals(value):
+    return isinstance(value, dict) and value.keys() == {"clip", "one_face", "faces", "level"} and _is_number(value["faces"], 1) \
+        and _is_number(value["level"], 0, 1) and all(
+            isinstance(value[key], dict) and all(_is_number(value[key].get(trait), 0, 1) for trait in TRAITS)
+            for key in ("clip", "one_face"))
+
+
 def _is_training(value):
     kinds = {"network": dict, "optimizer": dict, "scheduler": dict, "ema": (dict, type(None)), "epoch": int, "step": int,
              "loss_sum": float, "loss_count": int, "history": list, "best": (dict, type(None))}
@@ -89,6 +97,7 @@ CHECKS = {
     "trained_on": (lambda value: isinstance(value, str), "is no name of a split"),
     "epoch": (lambda value: _is_number(value, 0, 10**9) and isinstance(value, int), "is no number of epochs"),
     "metrics": (lambda value: isinstance(value, dict) and all(isinstance(key, str) for key in value), "is no record of figures"),
+    "intervals": (lambda value: value is None or _are_intervals(value), "are no intervals of the scores"),
     "training": (lambda value: value is None or _is_training(value), "is no state of a training"),
 }
 

@@ -37,6 +37,7 @@ from dataset import Split, add_speaker_option, describe, load_split
 from device import Machine, add_machine_options
 from experiment import TRAINING_RECORD, experiment_folder
 from features import ClipRows, make_source, score_rows
+from intervals import LEVEL, Intervals
 from labels import TRAITS, read_groups, read_labels, read_scores, read_speakers, speakers_of
 from metrics import (
     PUBLISHED,
@@ -78,6 +79,9 @@ def score_split(experiment: str, args: argparse.Namespace, split: Split) -> tupl
     if isinstance(source, ClipRows):
         predictions = predictions[list(TRAITS)].assign(faces=pandas.Series(source.faces, index=source.clips))
         scores = score_rows(network, source, alone=True)
+    if checkpoint.intervals:
+        widths = Intervals(**checkpoint.intervals).half_widths(predictions["faces"].to_numpy())
+        predictions = predictions.join(pandas.DataFrame(widths, index=predictions.index, columns=list(TRAITS)).add_prefix("half_width_"))
     return predictions, pandas.DataFrame(scores, index=source.clips, columns=list(TRAITS)).dropna(), checkpoint
 
 
@@ -149,6 +153,21 @@ def add_speaker_figures(evaluation: Evaluation) -> None:
             print(f"speakers {title:<16} {len(clips):>6} clips  accuracy {row['accuracy']:.4f} [{row['accuracy_low']:.4f}, "
                   f"{row['accuracy_high']:.4f}]  constant {row['constant']:.4f}  gain {row['gain']:+.4f} "
                   f"[{row['gain_low']:+.4f}, {row['gain_high']:+.4f}]")
+
+
+def add_coverage(evaluation: Evaluation, level: float) -> None:
+    """Measure and print how many labels lie in the intervals of their scores, of all speakers, known and unknown ones."""
+    labels = evaluation.labels
+    predictions = evaluation.predictions.loc[labels.index]
+    widths = predictions[[f"half_width_{trait}" for trait in TRAITS]].to_numpy()
+    inside = pandas.DataFrame(np.abs(labels.to_numpy() - predictions[list(TRAITS)].to_numpy()) <= widths, index=labels.index,
+                              columns=list(TRAITS))
+    is_seen = evaluation.speakers.loc[labels.index].isin(evaluation.seen).to_numpy()
+    parts = {"all": inside, "seen": inside[is_seen], "unseen": inside[~is_seen]}
+    coverage = {name: {"mean": float(part.to_numpy().mean()), **part.mean().to_dict()} for name, part in parts.items() if len(part)}
+    evaluation.metrics["intervals"] = {"level": level, "coverage": coverage, "mean_half_width": float(widths.mean())}
+    print(f"intervals of {level:.0%}: score ± {widths.mean():.3f} on average; they hold "
+          + ", ".join(f"{value['mean']:.1%} of the labels of {name} speakers" for name, value in coverage.items()))
 
 
 def add_group_figures(evaluation: Evaluation, path: str) -> None:
@@ -312,6 +331,8 @@ def main(argv=None):
         add_frame_figures(evaluation, of_faces, table)
     if evaluation.seen is not None:
         add_speaker_figures(evaluation)
+    if "half_width_openness" in evaluation.predictions:
+        add_coverage(evaluation, LEVEL)
     if args.group_by:
         add_group_figures(evaluation, args.group_by)
     if args.compare:

@@ -77,10 +77,16 @@ class ClipRows:
     clips: np.ndarray
     faces: np.ndarray
     machine: Machine
+    places: np.ndarray | None = None    # of the rows in the parts, one after the other; None: all of them
     projected: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.clips)
+
+    def select(self, rows: np.ndarray) -> "ClipRows":
+        """Return the source of just these rows."""
+        places = rows if self.places is None else self.places[rows]
+        return ClipRows(self.parts, self.clips[rows], self.faces[rows], self.machine, places)
 
     @property
     def usable(self) -> np.ndarray:
@@ -89,6 +95,7 @@ class ClipRows:
 
     def features(self, rows: np.ndarray, form: int = 0) -> torch.Tensor:
         """Return float32 B x F for row numbers. form 0: the clips' means, 1: one face alone."""
+        rows = rows if self.places is None else self.places[rows]
         result = np.empty((len(rows), self.parts[0].shape[2]), dtype=np.float32)
         start = 0
         for part in self.parts:

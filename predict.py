@@ -7,7 +7,7 @@
     python predict.py EXPERIMENT group.mp4 --faces all              every face, numbered from left to right
 
 Frames are drawn, faces found and aligned as by the two pre-processing scripts, but in memory. A clip's scores are the mean
-over its frames; spread is the standard deviation over them. Heat maps and their scores are of one face, of the middle
+over its frames; spread is the standard deviation over them; four of five labels lie within ± 80 % of the score. Heat maps and their scores are of one face, of the middle
 frame. The challenge's neuroticism is emotional stability in truth: high means calm. A file that cannot be scored costs a
 line on stderr and, with --out, stands in the table with its problem.
 """
@@ -40,6 +40,7 @@ from checkpoint import find_checkpoint, load_experiment
 from device import Machine, pick_device
 from experiment import experiment_folder
 from features import score_clip
+from intervals import Intervals
 from labels import CLIP_SUFFIXES, NO_FACE, PICTURE_SUFFIXES, TRAITS
 from model_architectures import PersonalityNetwork
 
@@ -50,13 +51,15 @@ from target_folder import find_files
 from worker_pool import map_files
 
 SUFFIXES = CLIP_SUFFIXES | PICTURE_SUFFIXES
+SPREADS = tuple(f"spread_{trait}" for trait in TRAITS)
+HALF_WIDTHS = tuple(f"half_width_{trait}" for trait in TRAITS)
 LONGEST_STEM = 200  # bytes of a picture's name before its ending; a file's name has at most 255
 BAR_COLOURS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189))  # RGB
 
 
 # ---------------------------------------------------------------- scores
 
-def score_file(network: PersonalityNetwork, path: str, count: int,
+def score_file(network: PersonalityNetwork, intervals: Intervals | None, path: str, count: int,
                faces: list[tuple[int, int, np.ndarray]]) -> tuple[list[dict], np.ndarray]:
     """Return (one row of the table for each face number of a file, scores of every face, float32 N x 5)."""
     chips = torch.from_numpy(np.stack([chip for _, _, chip in faces])).permute(0, 3, 1, 2).to(network.mean.device)
@@ -64,10 +67,11 @@ def score_file(network: PersonalityNetwork, path: str, count: int,
     rows, all_scores = [], np.empty((len(faces), len(TRAITS)), dtype=np.float32)
     for number in np.unique(numbers):
         scores, all_scores[numbers == number] = score_clip(network, chips[torch.from_numpy(numbers == number)])
-        spread = all_scores[numbers == number].std(0)
+        of_number = all_scores[numbers == number]
+        widths = intervals.half_widths(np.array([len(of_number)]))[0] if intervals else [None] * len(TRAITS)
         rows.append({"clip": path, "face": int(number) + 1, **dict(zip(TRAITS, scores.tolist())), "frames": count,
-                     "faces": int((numbers == number).sum()),
-                     **{f"spread_{trait}": float(value) for trait, value in zip(TRAITS, spread)}, "problem": ""})
+                     "faces": len(of_number), **dict(zip(SPREADS, of_number.std(0).tolist())), **dict(zip(HALF_WIDTHS, widths)),
+                     "problem": ""})
     return rows, all_scores
 
 
@@ -107,6 +111,7 @@ def annotate(picture: KeptPicture, rows: list[dict]) -> np.ndarray:
 class Results:
     """What was scored so far, and where the pictures go."""
     network: PersonalityNetwork
+    intervals: Intervals | None
     annotate_dir: Path | None
     explain_dir: Path | None
     rows: list[dict] = field(default_factory=list)      # of the table
@@ -114,7 +119,7 @@ class Results:
 
     def add(self, path: str, count: int, faces: list[tuple[int, int, np.ndarray]], picture: KeptPicture | None) -> None:
         """Score the faces of a file and write its pictures."""
-        rows, scores = score_file(self.network, printable(path), count, faces)
+        rows, scores = score_file(self.network, self.intervals, printable(path), count, faces)
         self.rows += rows
         name = _plain_name(path, self.names)
         if self.annotate_dir:
@@ -144,7 +149,7 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
 
 
 def _write_table(path, rows):
-    table = pandas.DataFrame(rows, columns=["clip", "face", *TRAITS, "frames", "faces", *(f"spread_{t}" for t in TRAITS), "problem"])
+    table = pandas.DataFrame(rows, columns=["clip", "face", *TRAITS, "frames", "faces", *SPREADS, *HALF_WIDTHS, "problem"])
     table = table.astype(dict.fromkeys(["face", "frames", "faces"], "Int64"))  # whole numbers beside empty cells
     with atomic_write(path) as partial:
         if path.suffix.lower() == ".json":
@@ -168,8 +173,11 @@ def print_table(scored: list[dict], with_faces: bool) -> None:
     """Print the scores of each file; with_faces: also the number of the face."""
     shown = pandas.DataFrame(scored)
     shown["clip"] = shown["clip"].map(lambda path: printable(os.path.basename(path)))
-    shown["spread"] = shown[[f"spread_{trait}" for trait in TRAITS]].mean(axis=1)
+    shown["spread"] = shown[list(SPREADS)].mean(axis=1)
     columns = ["clip", *(["face"] if with_faces else []), *TRAITS, "frames", "faces", "spread"]
+    if shown[HALF_WIDTHS[0]].notna().all():
+        shown["± 80 %"] = shown[list(HALF_WIDTHS)].mean(axis=1)
+        columns.append("± 80 %")
     print(shown[columns].to_string(index=False, float_format="{:.3f}".format))
 
 
@@ -236,7 +244,8 @@ def main(argv=None):
     total, status = sum(1 for _ in files_below(args.paths)), 0
     if not total:
         raise UserError(f"{args.paths[0]}: holds no clip and no picture")
-    results, failure = Results(network, args.annotate, args.explain), None
+    intervals = Intervals(**checkpoint.intervals) if checkpoint.intervals else None
+    results, failure = Results(network, intervals, args.annotate, args.explain), None
     function = functools.partial(faces_of_file, settings=settings)
     try:
         with contextlib.closing(map_files(function, files_below(args.paths), min(args.workers, total))) as answers, \

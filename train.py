@@ -41,6 +41,7 @@ import pandas
 from torch import distributed
 from torch.utils.tensorboard import SummaryWriter
 
+from calibration import calibrate
 from checkpoint import BEST, LAST, PREVIOUS, Checkpoint, load_checkpoint, versions
 from dataset import Split, epoch_batches
 from device import (
@@ -61,7 +62,7 @@ from experiment import (
     open_experiment,
     start_replacement,
 )
-from features import make_source
+from features import ClipRows, make_source
 from labels import TRAITS
 from model_architectures import (
     ARCHITECTURES,
@@ -109,6 +110,7 @@ class Run:
     plan: Plan
     split: Split
     record: dict                # content of args.json
+    intervals: dict | None = None   # of the scores
     stop: StopRequest = field(default_factory=StopRequest)
     writer: SummaryWriter | None = None
     saved_at: float = field(default_factory=time.monotonic)
@@ -130,7 +132,8 @@ class Run:
         settings = self.plan.settings.as_dict()
         return Checkpoint(self.model, {key: settings[key] for key in config_keys(self.model)}, self.split.preprocessing,
                           network_state, {trait: float(self.split.labels[trait].mean()) for trait in TRAITS},
-                          list(self.split.labels.index), sorted(set(self.split.speakers)), self.split.name, epoch, metrics, training)
+                          list(self.split.labels.index), sorted(set(self.split.speakers)), self.split.name, epoch, metrics,
+                          self.intervals, training)
 
     def save(self, state: TrainingState) -> None:
         """Write the checkpoints; the first ones of a training that replaces another one put it in its place."""
@@ -227,16 +230,15 @@ def make_plan(args: argparse.Namespace) -> Plan:
     return Plan(settings, args.num_epochs, args.batch_size, args.seed)
 
 
-def load_saved_state(folder: Path) -> dict | None:
-    """Return the training state to go on from, or None where none was saved yet; a damaged checkpoint falls back to the
-    one before it."""
+def load_last(folder: Path) -> Checkpoint | None:
+    """Return the checkpoint to go on from, or None where none was saved yet; a damaged one falls back to the one before it."""
     paths = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
     for path in paths:
         try:
-            saved = load_checkpoint(path).training
-            if saved is None:
+            checkpoint = load_checkpoint(path)
+            if checkpoint.training is None:
                 raise UserError(f"{path}: holds no state of a training")
-            return saved
+            return checkpoint
         except UserError as error:
             print(f"warning: {error}; falling back to the checkpoint before it", file=sys.stderr)
     if paths:
@@ -278,6 +280,9 @@ def train(run: Run, network: PersonalityNetwork, splits: tuple[Split, Split | No
     run.stop.listen()
     try:
         faces, validation = make_faces(network, splits, plan, machine)
+        if saved is None and isinstance(faces.source, ClipRows) and world_size() == 1:
+            intervals = calibrate(run.model, faces, plan, run.record["used"]["weights"], machine)
+            run.intervals = dataclasses.asdict(intervals) if intervals else None
         state = start_training(network, faces, plan, machine, saved)
         for _ in fit(state, plan, faces, validation, run.after_step):
             run.after_epoch(state)
@@ -331,7 +336,8 @@ def main(argv=None):
     with open_experiment(folder) if is_main_process() else contextlib.nullcontext():
         if is_main_process():
             check_experiment(folder / TRAINING_RECORD, has_training(folder), used, args)
-        saved = load_saved_state(folder) if args.resume else None
+        last = load_last(folder) if args.resume else None
+        saved = last.training if last else None
         if saved and saved["epoch"] >= args.num_epochs:
             print(f"{folder}: all {args.num_epochs} epochs are done; next: python evaluate.py {args.experiment}{folder_options(args)}")
             return 0
@@ -339,7 +345,7 @@ def main(argv=None):
         network = machine.place(network)
         record = {"used": used, "command": args.command, "data_dir": str(Path(args.data_dir).resolve()), "versions": versions(),
                   "resumed": args.resume}
-        run = Run(folder, folder, args.model, plan, training, record)
+        run = Run(folder, folder, args.model, plan, training, record, last.intervals if last else None)
         if is_main_process():
             run.target = start_replacement(folder) if has_training(folder) and not args.resume else folder
             run.start(network, saved)

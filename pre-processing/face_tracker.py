@@ -11,8 +11,8 @@ from worker_pool import heartbeat
 # The part of a frame that is searched first: how many times as wide as the face of the earlier frame, how wide in
 # pixels that face becomes in it (dlib's smallest face is 80), and the score from which a face found there ends the
 # search. Chosen on 600 frames of 20 clips.
-REGION = 1.75
-FACE_WIDTH = 90
+REGION = 1.6
+FACE_WIDTH = 88
 LEAST_SCORE = 0.0
 # In another scene the largest face may be elsewhere. Two frames show one scene where their thumbnails differ by no more
 # than this, in grey levels on average: of frames of one clip 98 in 100 do, frames of different clips differ by 38 and
