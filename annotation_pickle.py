@@ -9,10 +9,11 @@ from command_line import UserError
 
 # The opcodes that a dictionary of names and scores needs. Everything else (among them the ones that allocate whatever
 # size the file asks for) is refused before a single one is carried out.
-_PICKLE_OPCODES = frozenset("""PROTO FRAME STOP MARK POP POP_MARK EMPTY_DICT DICT SETITEM SETITEMS PUT BINPUT LONG_BINPUT
-    MEMOIZE GET BINGET LONG_BINGET STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINBYTES
-    SHORT_BINBYTES FLOAT BINFLOAT INT BININT BININT1 BININT2 LONG LONG1 NONE NEWTRUE NEWFALSE EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
-    GLOBAL STACK_GLOBAL REDUCE BUILD""".split())
+_PICKLE_OPCODES = frozenset("""
+    PROTO FRAME STOP MARK POP POP_MARK EMPTY_DICT DICT SETITEM SETITEMS PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET
+    LONG_BINGET STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES FLOAT
+    BINFLOAT INT BININT BININT1 BININT2 LONG LONG1 NONE NEWTRUE NEWFALSE EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 GLOBAL
+    STACK_GLOBAL REDUCE BUILD""".split())
 
 
 class _Float:
@@ -63,11 +64,13 @@ def read_annotation(path: Path) -> dict[str, dict]:
     try:
         for opcode, _, position in pickletools.genops(data):
             if opcode.name not in _PICKLE_OPCODES:
-                raise pickle.UnpicklingError(f"the operation {opcode.name} at byte {position}, which labels do not need")
+                raise pickle.UnpicklingError(f"the operation {opcode.name} at byte {position}, "
+                                             "which labels do not need")
         content = _LabelUnpickler(io.BytesIO(data), encoding="latin1").load()
     except Exception as error:  # a damaged pickle can fail in many ways; none of them has run anything
         raise UserError(f"{path}: refused, not a file of labels as the challenge wrote it: {error}; nothing of it was "
                         "run; download it again or write a labels.csv") from None
     if not isinstance(content, dict) or not all(isinstance(scores, dict) for scores in content.values()):
-        raise UserError(f"{path}: holds no dictionary {{trait: {{clip: score}}}}; download it again or write a labels.csv")
+        raise UserError(f"{path}: holds no dictionary {{trait: {{clip: score}}}}; "
+                        "download it again or write a labels.csv")
     return content

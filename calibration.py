@@ -1,9 +1,9 @@
-"""The intervals of a frozen network's scores, measured by split conformal prediction (Lei et al., Journal of the American
-Statistical Association 113, 2018).
+"""The intervals of a frozen network's scores, measured by split conformal prediction (Lei et al., Journal of the
+American Statistical Association 113, 2018).
 
 Some training clips are held out: all clips of some speakers, and as many others at random, so that known and unknown
-speakers are among them. A second network learns from the rest as the real one does from all. How far it errs on the clips
-held out, from their mean and from one face alone, is how far the real one will err on new clips.
+speakers are among them. A second network learns from the rest as the real one does from all. How far it errs on the
+clips held out, from their mean and from one face alone, is how far the real one will err on new clips.
 """
 import dataclasses
 

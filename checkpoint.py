@@ -38,8 +38,8 @@ class Checkpoint:
     def save(self, path: str | os.PathLike) -> None:
         """Write the checkpoint so that the file under its name is always whole."""
         with atomic_write(path) as partial, open(partial, "wb") as file:
-            torch.save({"format": FORMAT, "traits": list(TRAITS), **{item.name: getattr(self, item.name) for item in fields(self)}},
-                       file)
+            content = {item.name: getattr(self, item.name) for item in fields(self)}
+            torch.save({"format": FORMAT, "traits": list(TRAITS), **content}, file)
             file.flush()
             os.fsync(file.fileno())
 
@@ -63,40 +63,49 @@ def _is_list_of_names(value):
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
+def _has_keys_of_text(value):
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
+def _has_number_of_each_trait(value):
+    return isinstance(value, dict) and all(_is_number(value.get(trait), 0, 1) for trait in TRAITS)
+
+
 def _are_intervals(value):
-    return isinstance(value, dict) and value.keys() == {"clip", "one_face", "faces", "level"} and _is_number(value["faces"], 1) \
-        and _is_number(value["level"], 0, 1) and all(
-            isinstance(value[key], dict) and all(_is_number(value[key].get(trait), 0, 1) for trait in TRAITS)
-            for key in ("clip", "one_face"))
+    if not isinstance(value, dict) or value.keys() != {"clip", "one_face", "faces", "level"}:
+        return False
+    widths_are_whole = all(_has_number_of_each_trait(value[key]) for key in ("clip", "one_face"))
+    return widths_are_whole and _is_number(value["faces"], 1) and _is_number(value["level"], 0, 1)
 
 
 def _is_training(value):
-    kinds = {"network": dict, "optimizer": dict, "scheduler": dict, "ema": (dict, type(None)), "epoch": int, "step": int,
-             "loss_sum": float, "loss_count": int, "history": list, "best": (dict, type(None))}
+    kinds = {"network": dict, "optimizer": dict, "scheduler": dict, "ema": (dict, type(None)), "epoch": int,
+             "step": int, "loss_sum": float, "loss_count": int, "history": list, "best": (dict, type(None))}
     if not isinstance(value, dict) or not all(isinstance(value.get(key, ...), kind) for key, kind in kinds.items()):
         return False
     records_are_whole = all(isinstance(record, dict) and _is_number(record.get("epoch")) for record in value["history"])
     best = value["best"]
-    best_is_whole = best is None or (_is_number(best.get("epoch"), 1, len(value["history"])) and _is_number(best.get("accuracy"))
-                                     and isinstance(best.get("network"), dict))
-    return records_are_whole and best_is_whole and len(value["history"]) == value["epoch"] and 0 <= value["step"] < 10**9
+    best_is_whole = best is None or (
+        _is_number(best.get("epoch"), 1, len(value["history"])) and _is_number(best.get("accuracy"))
+        and isinstance(best.get("network"), dict))
+    counts_fit = len(value["history"]) == value["epoch"] and 0 <= value["step"] < 10**9
+    return records_are_whole and best_is_whole and counts_fit
 
 
 # What is said of a key whose value does not pass its check.
 CHECKS = {
     "architecture": (lambda value: isinstance(value, str), "is no name of a network"),
-    "config": (lambda value: isinstance(value, dict) and all(isinstance(key, str) for key in value), "is no dictionary of settings"),
+    "config": (_has_keys_of_text, "is no dictionary of settings"),
     "preprocessing": (lambda value: isinstance(value, dict) and _is_number(value.get("size"), 1, 4096)
                       and isinstance(value.get("size"), int) and _is_number(value.get("padding"), 0, 5),
                       "has no size in pixels and padding of the faces"),
-    "network": (lambda value: isinstance(value, dict) and all(isinstance(key, str) for key in value), "is no state dict"),
-    "constant": (lambda value: isinstance(value, dict) and all(_is_number(value.get(trait), 0, 1) for trait in TRAITS),
-                 "has no number in [0, 1] for each trait"),
+    "network": (_has_keys_of_text, "is no state dict"),
+    "constant": (_has_number_of_each_trait, "has no number in [0, 1] for each trait"),
     "clips": (_is_list_of_names, "is no list of names"),
     "speakers": (_is_list_of_names, "is no list of names"),
     "trained_on": (lambda value: isinstance(value, str), "is no name of a split"),
     "epoch": (lambda value: _is_number(value, 0, 10**9) and isinstance(value, int), "is no number of epochs"),
-    "metrics": (lambda value: isinstance(value, dict) and all(isinstance(key, str) for key in value), "is no record of figures"),
+    "metrics": (_has_keys_of_text, "is no record of figures"),
     "intervals": (lambda value: value is None or _are_intervals(value), "are no intervals of the scores"),
     "training": (lambda value: value is None or _is_training(value), "is no state of a training"),
 }
@@ -111,7 +120,8 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     if not isinstance(content, dict) or "format" not in content:
         raise UserError(f"{path}: is no checkpoint of this suite; train a new one with train.py")
     if type(content["format"]) is not int or content["format"] != FORMAT:
-        raise UserError(f"{path}: was written in format {content['format']!r}, this version reads {FORMAT}; train again")
+        raise UserError(f"{path}: was written in format {content['format']!r}, this version reads {FORMAT}; "
+                        "train again")
     traits = content.get("traits")
     if not isinstance(traits, (list, tuple)) or tuple(traits) != TRAITS:
         raise UserError(f"{path}: its scores are {traits!r}, not {', '.join(TRAITS)}; train again")
@@ -122,7 +132,8 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
             raise UserError(f"{path}: is damaged, its {key} {complaint}; use another checkpoint or train again")
     for key, value in content["network"].items():
         if torch.is_tensor(value) and value.is_floating_point() and not value.isfinite().all():
-            raise UserError(f"{path}: its weights hold numbers that are not finite ({key}); use another checkpoint or train again")
+            raise UserError(f"{path}: its weights hold numbers that are not finite ({key}); use another checkpoint or "
+                            "train again")
     return Checkpoint(**{item.name: content[item.name] for item in fields(Checkpoint)})
 
 
@@ -141,7 +152,8 @@ def find_checkpoint(experiment_dir: str | os.PathLike) -> Path:
     raise UserError(f"{experiment_dir}: {problem}; {known}")
 
 
-def load_experiment(experiment: str, runs_dir: str | os.PathLike, machine: Machine) -> tuple[PersonalityNetwork, Checkpoint]:
+def load_experiment(experiment: str, runs_dir: str | os.PathLike,
+                    machine: Machine) -> tuple[PersonalityNetwork, Checkpoint]:
     """Return an experiment's network, in evaluation mode on the machine's device, and its checkpoint."""
     path = find_checkpoint(Path(runs_dir) / experiment)
     checkpoint = load_checkpoint(path)
@@ -153,8 +165,8 @@ def load_experiment(experiment: str, runs_dir: str | os.PathLike, machine: Machi
 def git_commit() -> str | None:
     """Return the commit of the suite's checkout, or None outside one."""
     try:
-        result = subprocess.run(["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"], capture_output=True,
-                                text=True, timeout=10)
+        result = subprocess.run(["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"],
+                                capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout.strip() or None

@@ -16,19 +16,19 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-# PyTorch's threads wait by spinning, which is ten times slower as soon as another program wants the same cores. Read when
-# torch is imported, so the scripts import this module before it.
+# PyTorch's threads wait by spinning, which is ten times slower as soon as another program wants the same cores. Read
+# when torch is imported, so the scripts import this module before it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 VERSION = "1.0.0"
 MOST = 1_000_000_000  # of anything that is counted
 # Errors of the file system that mean a wrong path or missing rights, and no fault of this suite.
-PATH_ERRORS = frozenset((errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
-                         errno.EROFS, errno.ELOOP))
+PATH_ERRORS = frozenset((errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+                         errno.ENAMETOOLONG, errno.EROFS, errno.ELOOP))
 
 
 def _end_quietly(kind, error, trace):
-    """Ctrl-C while the libraries are still being imported, which takes seconds, comes before run_script can catch it."""
+    """Catch Ctrl-C while the libraries are still being imported, which takes seconds: before run_script can."""
     cause = error
     while cause is not None and not isinstance(cause, KeyboardInterrupt):
         cause = cause.__cause__ or cause.__context__
@@ -113,7 +113,8 @@ def progress_bar(iterable: Iterable | None = None, **options) -> tqdm:
 
 def printable(text: object) -> str:
     """Return the text on one line with control characters escaped, so that a file's name cannot garble a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in str(text))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii")
+                   for c in str(text))
 
 
 def counted(number: int, word: str) -> str:
@@ -145,8 +146,8 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 def folder_lock(folder: str | os.PathLike, seconds: float = 5.0) -> Iterator[None]:
     """Hold an existing folder for this run alone, until the block ends or the process dies.
 
-    Waits a few seconds for another run, since one that was killed a moment ago may still be ending. Raises UserError where
-    another run holds the folder, or where no file can be written there.
+    Waits a few seconds for another run, since one that was killed a moment ago may still be ending. Raises UserError
+    where another run holds the folder, or where no file can be written there.
     """
     lock = FileLock(Path(folder, ".lock"), timeout=seconds)
     try:
@@ -176,7 +177,7 @@ def run_script(main: Callable, argv: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal that knows only ASCII must not stop a run at a clip's name
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    # TensorBoard writes in a thread, which ends on a full disk with a traceback; main then hears of it as an error, too.
+    # TensorBoard writes in a thread, which ends on a full disk with a traceback. Main then hears of it as an error.
     threading.excepthook = lambda failure: disk_error(failure.exc_value) or threading.__excepthook__(failure)
     try:
         status = main(argv)
@@ -198,7 +199,7 @@ def run_script(main: Callable, argv: list[str] | None = None) -> None:
         if full is None:
             raise
         place = printable(getattr(full, "filename", None) or "the target folder")
-        print(f"{name}: error: no space left on the disk of {place}; all that was complete is intact: free some space and run the "
-              "same command again", file=sys.stderr)
+        print(f"{name}: error: no space left on the disk of {place}; all that was complete is intact: free some space "
+              "and run the same command again", file=sys.stderr)
         status = 1
     sys.exit(status or 0)

@@ -94,8 +94,9 @@ def list_faces(face_dir: str | os.PathLike) -> pandas.DataFrame:
             clip = clip_of_face(name)
             if clip is not None:
                 if folder_of_clip.setdefault(clip, folder) != folder:
-                    raise UserError(f"{folder_of_clip[clip]} and {folder}: both have faces of a clip called {printable(clip)}, which "
-                                    "would be taken for one clip; rename one clip, or remove its faces there")
+                    raise UserError(f"{folder_of_clip[clip]} and {folder}: both have faces of a clip called "
+                                    f"{printable(clip)}, which would be taken for one clip; rename one clip, or remove "
+                                    "its faces there")
                 rows.append((os.path.join(folder, name), clip))
     return pandas.DataFrame(rows, columns=["path", "clip"], dtype=str)
 
@@ -114,12 +115,12 @@ def load_split(data_dir: str | os.PathLike, split: str, speaker_regex: str = SPE
     face_dir = split_dir / "faces"
     faces = list_faces(face_dir)
     if faces.empty:
-        raise UserError(f"{face_dir}: holds no faces; make them with python pre-processing/extract_faces_from_frames.py "
-                        f"{split_dir / 'frames'} {face_dir}")
+        raise UserError(f"{face_dir}: holds no faces; make them with python "
+                        f"pre-processing/extract_faces_from_frames.py {split_dir / 'frames'} {face_dir}")
     unlabelled = sorted(set(faces["clip"]) - set(labels.index))
     if unlabelled:
-        raise UserError(f"{labels_path}: has no label for {len(unlabelled)} clip(s) with faces in {face_dir}, the first is "
-                        f"{unlabelled[0]}; add them or move their faces away")
+        raise UserError(f"{labels_path}: has no label for {len(unlabelled)} clip(s) with faces in {face_dir}, the "
+                        f"first is {unlabelled[0]}; add them or move their faces away")
     return Split(split, faces, labels, read_speakers(labels_path, labels.index, speaker_regex),
                  read_preprocessing(face_dir))
 
@@ -147,13 +148,13 @@ def check_same_crop(first: Split, second: Split) -> None:
 def split_by_speaker(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     """Return (training, validation) Splits without a common speaker, about `fraction` of the clips in the second.
 
-    Speakers are taken in random order as long as they fit; one who does not fit is skipped. Where none fits, the one with
-    the fewest clips is taken. Raises UserError where there is only one speaker.
+    Speakers are taken in random order as long as they fit; one who does not fit is skipped. Where none fits, the one
+    with the fewest clips is taken. Raises UserError where there is only one speaker.
     """
     sizes = split.speakers.value_counts().sort_index()
     if len(sizes) < 2:
-        raise UserError(f"--val-split speaker: all clips of {split.name} are of one speaker ({printable(sizes.index[0])}); none can be "
-                        "set aside")
+        raise UserError(f"--val-split speaker: all clips of {split.name} are of one speaker "
+                        f"({printable(sizes.index[0])}); none can be set aside")
     room, chosen = fraction * len(split.labels), []
     for number in np.random.default_rng(seed).permutation(len(sizes)):
         if sizes.iloc[number] <= room:
@@ -188,8 +189,9 @@ def stamp_of_files(paths: Iterable[str], with_times: bool = True) -> str:
 
 def add_speaker_option(parser: argparse.ArgumentParser) -> None:
     """Add the option that says how speakers are named in clips' names."""
-    parser.add_argument("--speaker-regex", default=SPEAKER_REGEX, help="its first group is the speaker in a clip's name "
-                        "(a column `speaker` in labels.csv comes first)")
+    parser.add_argument("--speaker-regex", default=SPEAKER_REGEX,
+                        help="its first group is the speaker in a clip's name (a column `speaker` in labels.csv comes "
+                        "first)")
 
 
 # ---------------------------------------------------------------- pictures
@@ -206,7 +208,8 @@ def read_chip(path: str | os.PathLike, size: int) -> torch.Tensor:
         if picture is None:
             raise ValueError("it is no JPEG that OpenCV can decode")
     except (cv2.error, ValueError, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); delete it and make the faces again") from None
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); "
+                        "delete it and make the faces again") from None
     if picture.shape[:2] != (size, size):
         picture = cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA)
     return torch.from_numpy(picture).permute(2, 0, 1)
@@ -222,7 +225,8 @@ def augmentation(strength: float) -> Callable[[torch.Tensor], torch.Tensor] | No
 
     return v2.Compose([
         v2.RandomResizedCrop(FACE_SIZE, scale=(1 - 0.3 * strength, 1.0), ratio=(0.95, 1.05), antialias=True),
-        v2.ColorJitter(brightness=0.3 * strength, contrast=0.3 * strength, saturation=0.3 * strength, hue=0.02 * strength),
+        v2.ColorJitter(brightness=0.3 * strength, contrast=0.3 * strength, saturation=0.3 * strength,
+                       hue=0.02 * strength),
         v2.RandomErasing(p=0.25 * strength, scale=(0.02, 0.1)),
     ])
 
@@ -290,7 +294,8 @@ def epoch_batches(number_of_rows: int, batch_size: int, seed: int, epoch: int, r
 
 def row_batches(number_of_rows: int, batch_size: int) -> list[list[int]]:
     """Return all rows in order, in batches."""
-    return [list(range(start, min(start + batch_size, number_of_rows))) for start in range(0, number_of_rows, batch_size)]
+    return [list(range(start, min(start + batch_size, number_of_rows)))
+            for start in range(0, number_of_rows, batch_size)]
 
 
 def chip_loader(dataset: FaceDataset, batches: list[list[int]], num_workers: int, device: torch.device) -> DataLoader:
@@ -313,7 +318,8 @@ def main(argv=None):
     args = parse_args(argv)
     found = [split_name for split_name in SPLITS if (Path(args.data_dir) / split_name).is_dir()]
     if not found:
-        raise UserError(f"{args.data_dir}: holds no folder train, valid or test; the README says how to lay out the data")
+        raise UserError(f"{args.data_dir}: holds no folder train, valid or test; the README says how to lay out the "
+                        "data")
     for split_name in SPLITS:
         if split_name not in found:
             print(f"{split_name}: not there")

@@ -57,11 +57,12 @@ matplotlib.use("Agg")  # draws without a display
 
 # ---------------------------------------------------------------- predictions
 
-def score_split(experiment: str, args: argparse.Namespace, split: Split) -> tuple[pandas.DataFrame, pandas.DataFrame, Checkpoint]:
+def score_split(experiment: str, args: argparse.Namespace,
+                split: Split) -> tuple[pandas.DataFrame, pandas.DataFrame, Checkpoint]:
     """Return an experiment's predictions of a split's clips, its scores of single faces, and its checkpoint.
 
-    predictions: index clip, columns TRAITS, faces and perhaps spread_<trait>. Scores of single faces: index clip, columns
-    TRAITS; of a frozen network one face a clip, of a trained one all faces.
+    predictions: index clip, columns TRAITS, faces and perhaps spread_<trait>. Scores of single faces: index clip,
+    columns TRAITS; of a frozen network one face a clip, of a trained one all faces.
 
     Raises UserError where the faces were cropped in another way than those that the network was trained on.
     """
@@ -69,8 +70,8 @@ def score_split(experiment: str, args: argparse.Namespace, split: Split) -> tupl
     network, checkpoint = load_experiment(experiment, args.runs_dir, machine)
     for key in ("size", "padding"):
         if split.preprocessing[key] != checkpoint.preprocessing[key]:
-            raise UserError(f"the faces of {split.name} were made with --{key} {split.preprocessing[key]}, the network was "
-                            f"trained on {checkpoint.preprocessing[key]}; make the faces again with "
+            raise UserError(f"the faces of {split.name} were made with --{key} {split.preprocessing[key]}, the network "
+                            f"was trained on {checkpoint.preprocessing[key]}; make the faces again with "
                             f"--{key} {checkpoint.preprocessing[key]}")
     source = make_source(network, split, machine)
     source.prepare(network)
@@ -81,7 +82,8 @@ def score_split(experiment: str, args: argparse.Namespace, split: Split) -> tupl
         scores = score_rows(network, source, alone=True)
     if checkpoint.intervals:
         widths = Intervals(**checkpoint.intervals).half_widths(predictions["faces"].to_numpy())
-        predictions = predictions.join(pandas.DataFrame(widths, index=predictions.index, columns=list(TRAITS)).add_prefix("half_width_"))
+        widths = pandas.DataFrame(widths, index=predictions.index, columns=list(TRAITS))
+        predictions = predictions.join(widths.add_prefix("half_width_"))
     return predictions, pandas.DataFrame(scores, index=source.clips, columns=list(TRAITS)).dropna(), checkpoint
 
 
@@ -106,9 +108,8 @@ def evaluate_experiment(args: argparse.Namespace, metrics: dict) -> tuple[Evalua
     if args.split == "valid" and set(split.labels.index) & set(checkpoint.clips):
         print("warning: this experiment was trained on validation clips too; these figures say nothing about new clips",
               file=sys.stderr)
-    return Evaluation(split.labels, predictions, split.speakers,
-                      pandas.Series(checkpoint.constant), run_dir / f"evaluation_{args.split}", metrics, seen, run_dir, split,
-                      args.seed), of_faces
+    return Evaluation(split.labels, predictions, split.speakers, pandas.Series(checkpoint.constant),
+                      run_dir / f"evaluation_{args.split}", metrics, seen, run_dir, split, args.seed), of_faces
 
 
 def evaluate_file(args: argparse.Namespace, metrics: dict) -> Evaluation:
@@ -135,7 +136,8 @@ def add_frame_figures(evaluation: Evaluation, of_faces: pandas.DataFrame, table:
     """Measure single faces, and print the figures beside those of the clips."""
     labels = evaluation.split.labels.loc[of_faces.index].reset_index(drop=True)
     per_frame, metrics = of_faces.reset_index(drop=True), evaluation.metrics
-    metrics["per_frame"] = {"accuracy": trait_accuracies(labels, per_frame), "pearson": trait_correlations(labels, per_frame)}
+    metrics["per_frame"] = {"accuracy": trait_accuracies(labels, per_frame),
+                            "pearson": trait_correlations(labels, per_frame)}
     print(f"one frame alone: accuracy {metrics['per_frame']['accuracy']['mean']:.4f}, Pearson r "
           f"{metrics['per_frame']['pearson']['mean']:.3f}; mean over a clip's {metrics['frames_per_clip']['mean']:.1f} "
           f"frames: {table.loc['mean', 'accuracy']:.4f}, {table.loc['mean', 'pearson']:.3f}")
@@ -150,21 +152,23 @@ def add_speaker_figures(evaluation: Evaluation) -> None:
             part = evaluation.measure(clips)
             evaluation.metrics[name] = part.T.to_dict()
             row = part.loc["mean"]
-            print(f"speakers {title:<16} {len(clips):>6} clips  accuracy {row['accuracy']:.4f} [{row['accuracy_low']:.4f}, "
-                  f"{row['accuracy_high']:.4f}]  constant {row['constant']:.4f}  gain {row['gain']:+.4f} "
+            print(f"speakers {title:<16} {len(clips):>6} clips  accuracy {row['accuracy']:.4f} "
+                  f"[{row['accuracy_low']:.4f}, {row['accuracy_high']:.4f}]  "
+                  f"constant {row['constant']:.4f}  gain {row['gain']:+.4f} "
                   f"[{row['gain_low']:+.4f}, {row['gain_high']:+.4f}]")
 
 
 def add_coverage(evaluation: Evaluation, level: float) -> None:
-    """Measure and print how many labels lie in the intervals of their scores, of all speakers, known and unknown ones."""
+    """Measure and print how many labels lie in the intervals of their scores: of all, known and unknown speakers."""
     labels = evaluation.labels
     predictions = evaluation.predictions.loc[labels.index]
     widths = predictions[[f"half_width_{trait}" for trait in TRAITS]].to_numpy()
-    inside = pandas.DataFrame(np.abs(labels.to_numpy() - predictions[list(TRAITS)].to_numpy()) <= widths, index=labels.index,
-                              columns=list(TRAITS))
+    inside = pandas.DataFrame(np.abs(labels.to_numpy() - predictions[list(TRAITS)].to_numpy()) <= widths,
+                              index=labels.index, columns=list(TRAITS))
     is_seen = evaluation.speakers.loc[labels.index].isin(evaluation.seen).to_numpy()
     parts = {"all": inside, "seen": inside[is_seen], "unseen": inside[~is_seen]}
-    coverage = {name: {"mean": float(part.to_numpy().mean()), **part.mean().to_dict()} for name, part in parts.items() if len(part)}
+    coverage = {name: {"mean": float(part.to_numpy().mean()), **part.mean().to_dict()}
+                for name, part in parts.items() if len(part)}
     evaluation.metrics["intervals"] = {"level": level, "coverage": coverage, "mean_half_width": float(widths.mean())}
     print(f"intervals of {level:.0%}: score ± {widths.mean():.3f} on average; they hold "
           + ", ".join(f"{value['mean']:.1%} of the labels of {name} speakers" for name, value in coverage.items()))
@@ -179,7 +183,8 @@ def add_group_figures(evaluation: Evaluation, path: str) -> None:
         if len(clips):
             tables[group] = evaluation.measure(labels.loc[clips])
     if not tables:
-        raise UserError(f"{path}: names none of the clips measured" + (f"; its first is {groups.index[0]}" if len(groups) else ""))
+        raise UserError(f"{path}: names none of the clips measured"
+                        + (f"; its first is {groups.index[0]}" if len(groups) else ""))
     evaluation.metrics["groups"] = {group: table.T.to_dict() for group, table in tables.items()}
     in_no_group = labels.index.difference(groups.index)
     if len(in_no_group):
@@ -198,23 +203,26 @@ def add_comparison(evaluation: Evaluation, args: argparse.Namespace) -> None:
         other, _, _ = score_split(args.compare, args, evaluation.split)
     comparison = compare(evaluation.labels, evaluation.predictions, other, evaluation.speakers, args.seed)
     evaluation.metrics["comparison"] = {"with": args.compare, **comparison.T.to_dict()}
-    print(f"\nagainst {printable(args.compare)} on {int(comparison['clips'].iat[0])} common clips (positive: better; an "
-          f"interval without 0: more than chance)\n{comparison.drop(columns='clips').to_string(float_format='{:+.4f}'.format)}")
+    print(f"\nagainst {printable(args.compare)} on {int(comparison['clips'].iat[0])} common clips (positive: better; "
+          "an interval without 0: more than chance)\n"
+          f"{comparison.drop(columns='clips').to_string(float_format='{:+.4f}'.format)}")
 
 
 def add_warnings(evaluation: Evaluation, table: pandas.DataFrame, missing: pandas.Index, data_dir: str) -> None:
     """Collect what a reader must know before trusting the figures, and print it on stderr."""
     lines = warnings_about(table, evaluation.labels, evaluation.predictions, evaluation.speakers)
     if len(missing):
-        lines.append(f"{len(missing)} of {len(evaluation.labels) + len(missing)} clips have no prediction and are left out, the "
-                     f"first is {missing[0]}")
+        lines.append(f"{len(missing)} of {len(evaluation.labels) + len(missing)} clips have no prediction and are left "
+                     f"out, the first is {missing[0]}")
     outside = (evaluation.predictions[list(TRAITS)] < 0) | (evaluation.predictions[list(TRAITS)] > 1)
     if outside.to_numpy().any():
-        lines.append(f"{counted(int(outside.to_numpy().sum()), 'prediction')} outside [0, 1]: are they on the labels' scale?")
+        lines.append(f"{counted(int(outside.to_numpy().sum()), 'prediction')} outside [0, 1]: "
+                     "are they on the labels' scale?")
     trained_in = _trained_in(evaluation.run_dir) if evaluation.run_dir else None
     # Where that folder is gone, the data were moved: nothing to warn of.
     if trained_in and Path(trained_in).is_dir() and Path(trained_in) != Path(data_dir).resolve():
-        lines.append(f"trained on the clips in {trained_in}, measured on those in {data_dir}; --data-dir names another folder")
+        lines.append(f"trained on the clips in {trained_in}, measured on those in {data_dir}; "
+                     "--data-dir names another folder")
     evaluation.metrics["warnings"] = lines
     for line in lines:
         print(f"warning: {printable(line)}", file=sys.stderr)
@@ -223,8 +231,8 @@ def add_warnings(evaluation: Evaluation, table: pandas.DataFrame, missing: panda
 # ---------------------------------------------------------------- results
 
 def trait_figure(trait: str, labels: pandas.DataFrame, predictions: pandas.DataFrame) -> Figure:
-    """Return the four-panel matplotlib figure of a trait: labels, predictions, one against the other, and the error over
-    the label beside that of random guesses drawn from the labels (red)."""
+    """Return the four-panel matplotlib figure of a trait: labels, predictions, one against the other, and the error
+    over the label beside that of random guesses drawn from the labels (red)."""
     true, predicted = labels[trait].to_numpy(), predictions.loc[labels.index, trait].to_numpy()
     guesses = np.random.default_rng(0).permutation(true)
     figure, panels = pyplot.subplots(2, 2, figsize=(9, 8), layout="constrained")
@@ -292,8 +300,9 @@ def parse_args(argv=None):
     foreign = parser.add_argument_group("anybody's predictions")
     foreign.add_argument("--predictions", metavar="FILE.csv", help="columns clip or VideoName and the five traits")
     foreign.add_argument("--labels", metavar="FILE", help="the labels of these clips (.pkl or .csv)")
-    foreign.add_argument("--train-labels", metavar="FILE", help="the training labels: their mean is the constant, their "
-                         "speakers the seen ones (without it the constant is the mean of --labels)")
+    foreign.add_argument("--train-labels", metavar="FILE",
+                         help="the training labels: their mean is the constant, their speakers the seen ones (without "
+                         "it the constant is the mean of --labels)")
     add_machine_options(parser)
     args = parser.parse_args(argv)
     if bool(args.experiment) == bool(args.predictions):
@@ -320,7 +329,8 @@ def main(argv=None):
     evaluation.labels = evaluation.labels.drop(missing)
     if evaluation.labels.empty:
         raise UserError("no clip has a prediction; nothing to measure" if args.predictions else
-                        f"{evaluation.split.name}: none of its faces can be read (they are named above); make them again")
+                        f"{evaluation.split.name}: none of its faces can be read (they are named above); "
+                        "make them again")
     metrics, table = evaluation.metrics, evaluation.measure()
     metrics.update(clips=len(evaluation.labels), clips_without_prediction=list(missing), traits=table.T.to_dict())
     if "faces" in evaluation.predictions:
@@ -343,8 +353,8 @@ def main(argv=None):
     write_evaluation(evaluation, table)
     print(f"figures, predictions and plots: {evaluation.folder}; all of it on one page: {write_report(evaluation)}")
     if evaluation.run_dir is not None:
-        print(f"next: tensorboard --logdir {shlex.quote(args.runs_dir)} --host 127.0.0.1, or python predict.py {args.experiment} "
-              f"CLIP.mp4{folder_options(args, ['runs_dir'])}")
+        print(f"next: tensorboard --logdir {shlex.quote(args.runs_dir)} --host 127.0.0.1, or python predict.py "
+              f"{args.experiment} CLIP.mp4{folder_options(args, ['runs_dir'])}")
 
 
 if __name__ == "__main__":

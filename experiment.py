@@ -1,7 +1,7 @@
-"""The folder of an experiment, runs/EXPERIMENT: its name, its record of settings, and how a new training replaces an old one.
+"""The folder of an experiment, runs/EXPERIMENT: its name, its settings, and how a new training replaces an old one.
 
-A training that is to replace another one (--overwrite) writes into runs/EXPERIMENT/.new. When its first checkpoint is there,
-all that the old training, its evaluations and its exports left goes at once, and the new files take their place.
+A training that is to replace another one (--overwrite) writes into runs/EXPERIMENT/.new. When its first checkpoint is
+there, all that the old training, its evaluations and its exports left goes at once, and the new files take their place.
 """
 import argparse
 import contextlib
@@ -14,9 +14,10 @@ from pathlib import Path
 from command_line import UserError, folder_lock
 
 TRAINING_RECORD, SEARCH_RECORD = "args.json", "search_args.json"
+TRAINING_TABLE = "training.csv"     # one row an epoch
 # What train.py, evaluate.py and export.py write into the folder.
-TRAINING_FILES = (TRAINING_RECORD, "training.csv", "checkpoint_*.pt", "events.out.tfevents.*", "evaluation_*", "model.onnx",
-                  "model.pt2")
+TRAINING_FILES = (TRAINING_RECORD, TRAINING_TABLE, "checkpoint_*.pt", "events.out.tfevents.*", "evaluation_*",
+                  "model.onnx", "model.pt2")
 NEW, REPLACING, MOVING = ".new", ".replacing", ".moving"
 LONGEST_NAME = 200  # bytes; a name in a folder has at most 255, and files of this name get endings
 
@@ -35,7 +36,10 @@ def experiment_folder(runs_dir: str | os.PathLike, experiment: str) -> Path:
 
 @contextlib.contextmanager
 def open_experiment(folder: Path) -> Iterator[None]:
-    """Make the folder and hold it for this run alone. Raises UserError where it cannot be written or another run works there."""
+    """Make the folder and hold it for this run alone.
+
+    Raises UserError where it cannot be written or another run works there.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -56,8 +60,7 @@ def has_training(folder: Path) -> bool:
 def check_experiment(record: Path, exists: bool, used: dict, args: argparse.Namespace) -> None:
     """Raise UserError where a training or search would replace another one, or go on with other settings.
 
-    record: the JSON file whose "used" holds the settings of the experiment in that folder, if it exists; used: the settings
-    of now.
+    record: the JSON file whose "used" holds the settings of the experiment there, if it exists; used: those of now.
     """
     if exists and args.resume:
         try:
@@ -69,13 +72,14 @@ def check_experiment(record: Path, exists: bool, used: dict, args: argparse.Name
         for key, value in used.items():
             was = before.get(key)
             if isinstance(value, dict) and isinstance(was, dict):
-                was, value = ({name: some[name] for name in some if was.get(name) != value.get(name)} for some in (was, value))
+                was, value = ({name: some[name] for name in some if was.get(name) != value.get(name)}
+                              for some in (was, value))
             if was != value:
-                raise UserError(f"--resume: {record.parent} was started with {key} {was!r}, now it is {value!r}; give the same, or "
-                                "another EXPERIMENT")
+                raise UserError(f"--resume: {record.parent} was started with {key} {was!r}, now it is {value!r}; give "
+                                "the same, or another EXPERIMENT")
     elif exists and not args.overwrite:
-        raise UserError(f"{record.parent}: an experiment of this name exists; choose another EXPERIMENT, or --resume it, or "
-                        "--overwrite it")
+        raise UserError(f"{record.parent}: an experiment of this name exists; choose another EXPERIMENT, or --resume "
+                        "it, or --overwrite it")
 
 
 def start_replacement(folder: Path) -> Path:

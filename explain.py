@@ -1,9 +1,9 @@
 """Where a face raises the score of each trait: heat maps by captum.
 
-Grad-CAM in the form of Draelos and Carin (HiResCAM, 2020): gradient times activation at every place, summed over the filters.
-For the ResNets, whose last maps are averaged, it is Grad-CAM itself (Selvaraju et al. 2017) but for a factor. The head of the
-face network sees a grid of places of each map. Weights averaged over the whole map, as in Grad-CAM, lose the place: on the
-demo the map for agreeableness then lies on the spot that steers it no more than the maps of the other traits do.
+Grad-CAM in the form of Draelos and Carin (HiResCAM, 2020): gradient times activation at every place, summed over the
+filters. For the ResNets, whose last maps are averaged, it is Grad-CAM itself (Selvaraju et al. 2017) but for a factor.
+The head of the face network sees a grid of places of each map. Weights averaged over the whole map, as in Grad-CAM,
+lose the place: on the demo the map for agreeableness then lies on the spot that steers it no more than the other maps.
 
     python predict.py EXPERIMENT clip.mp4 --explain maps       one picture a file: the chip and the five maps over it
 
@@ -35,9 +35,9 @@ class _ScoresOfView(nn.Module):
 def explain_chips(network: PersonalityNetwork, chips: torch.Tensor, layer: str | None = None) -> np.ndarray:
     """Return heat maps, float32 N x 5 x H x W in [0, 1], of uint8 RGB chips N x 3 x H x W, on any device.
 
-    network: a PersonalityNetwork in evaluation mode. layer: the name of the backbone's stage whose maps are weighted; None:
-    the one that the table of backbones names. Only places that raise the score count. The maps of all views are added at their places; each
-    map's largest value is 1 (all 0 where nothing raises the score).
+    network: a PersonalityNetwork in evaluation mode. layer: the name of the backbone's stage whose maps are weighted;
+    None: the one that the table of backbones names. Only places that raise the score count. The maps of all views are
+    added at their places; each map's largest value is 1 (all 0 where nothing raises the score).
     """
     network.eval()
     layer = network.backbone.get_submodule(layer or network.kind.explained_stage)

@@ -3,10 +3,10 @@
     python export.py final                     runs/final/model.onnx
     python export.py final --format torch      runs/final/model.pt2, for torch.export.load
 
-The model takes uint8 RGB chips N x 3 x 224 x 224, any N, and gives float32 scores N x 5; scaling and normalisation happen
-inside. Its metadata (ONNX: metadata_props, torch: extra_files) name the order of the traits and the cropping. A file of that
-name is replaced. A network with a memory of faces takes the training clips' faces with it: see the README before you
-publish it.
+The model takes uint8 RGB chips N x 3 x 224 x 224, any N, and gives float32 scores N x 5; scaling and normalisation
+happen inside. Its metadata (ONNX: metadata_props, torch: extra_files) name the order of the traits and the cropping. A
+file of that name is replaced. A network with a memory of faces takes the training clips' faces with it: see the README
+before you publish it.
 """
 import io
 import json
@@ -30,8 +30,8 @@ FILE_OF_FORMAT = {"onnx": "model.onnx", "torch": "model.pt2"}
 class ExportedNetwork(nn.Module):
     """What is exported of a PersonalityNetwork: uint8 chips N x 3 x size x size in, float32 scores N x 5 out.
 
-    ONNX knows no resizing that equals PyTorch's with antialiasing. It is linear, rows apart from columns, so two matrices a
-    view do the same.
+    ONNX knows no resizing that equals PyTorch's with antialiasing. It is linear, rows apart from columns, so two
+    matrices a view do the same.
     """
 
     def __init__(self, network: PersonalityNetwork, size: int):
@@ -41,8 +41,8 @@ class ExportedNetwork(nn.Module):
         for number, part in enumerate(network.kind.views):
             length = round(part * size)
             self.corners.append(((size - length) // 2, length))
-            weights = functional.interpolate(torch.eye(length)[None, None], (network.kind.input_size, length), mode="bilinear",
-                                             antialias=True, align_corners=False)[0, 0]
+            weights = functional.interpolate(torch.eye(length)[None, None], (network.kind.input_size, length),
+                                             mode="bilinear", antialias=True, align_corners=False)[0, 0]
             self.register_buffer(f"resize{number}", weights)
 
     def forward(self, chips: torch.Tensor) -> torch.Tensor:
@@ -74,8 +74,8 @@ def export_model(checkpoint: Checkpoint, path: Path, target: Path, file_format: 
             torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(metadata)})
             partial.write_bytes(buffer.getbuffer())
         else:
-            converted = torch.onnx.export(program, (), input_names=["chips"], output_names=["scores"], dynamo=True, verbose=False,
-                                          dynamic_shapes={"chips": {0: "N"}})  # names the axis
+            converted = torch.onnx.export(program, (), input_names=["chips"], output_names=["scores"], dynamo=True,
+                                          verbose=False, dynamic_shapes={"chips": {0: "N"}})  # names the axis
             converted.model.metadata_props.update(metadata)
             converted.save(partial, external_data=False)
 
@@ -103,8 +103,8 @@ def main(argv=None):
     export_model(checkpoint, path, target, args.format)
     print(f"exported {path} to {target} ({target.stat().st_size / 1e6:.1f} MB)")
     if checkpoint.config.get("memory") == "exact":
-        print(f"note: {target} holds descriptors of the training clips' faces, by which people can be recognised; train with "
-              "--memory centres or --memory none what you want to publish", file=sys.stderr)
+        print(f"note: {target} holds descriptors of the training clips' faces, by which people can be recognised; "
+              "train with --memory centres or --memory none what you want to publish", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """dlib's face recognition network in PyTorch, and the reader of dlib's file of weights.
 
-The network is that of dlib's dnn_face_recognition_ex.cpp (http://dlib.net/dnn_face_recognition_ex.cpp.html), a ResNet (He
-et al. 2016) of 29 convolutions. Its weights come with the package face-recognition-models.
+The network is that of dlib's dnn_face_recognition_ex.cpp (http://dlib.net/dnn_face_recognition_ex.cpp.html), a ResNet
+(He et al. 2016) of 29 convolutions. Its weights come with the package face-recognition-models.
 """
 import importlib.util
 import os
@@ -19,12 +19,12 @@ FACE_STD = (256 / 255,) * 3
 FACE_INPUT_SIZE = 150  # pixels
 FACE_STAGES = ((32, 3, False), (64, 4, True), (128, 3, True), (256, 3, True), (256, 1, True))  # filters, blocks, halves
 LONGEST_GAP = 1024  # bytes of settings between two tensors of dlib's file
-# The network sees these parts of a chip's side, one after the other: with the face script's padding of 0.5 the whole chip
-# shows hair and neck; its middle three quarters are the crop (padding 0.25) that the network was made for.
+# The network sees these parts of a chip's side, one after the other: with the face script's padding of 0.5 the whole
+# chip shows hair and neck; its middle three quarters are the crop (padding 0.25) that the network was made for.
 FACE_VIEWS = (1.0, 0.75)
 DESCRIPTOR_SIZE = 128
-# The maps of each stage are averaged to a grid of so many rows and columns. The early stages see skin, hair and light, and
-# where they are. The late stages, made to tell people apart, have dropped that.
+# The maps of each stage are averaged to a grid of so many rows and columns. The early stages see skin, hair and light,
+# and where they are. The late stages, made to tell people apart, have dropped that.
 FACE_GRIDS = (4, 4, 2, 2, 2)
 FEATURES_PER_VIEW = sum(filters * grid ** 2 for (filters, _, _), grid in zip(FACE_STAGES, FACE_GRIDS)) + DESCRIPTOR_SIZE
 
@@ -59,7 +59,7 @@ class FaceBlock(nn.Module):
         maps = self.conv2(functional.relu(self.conv1(maps)))
         if maps.shape == shortcut.shape:
             return functional.relu(maps + shortcut)
-        # dlib adds tensors of unequal shapes by filling the smaller up with zeros, at the right, the bottom and the end.
+        # dlib adds tensors of unequal shapes by filling up the smaller with zeros at the right, the bottom and the end.
         shape = [max(a, b) for a, b in zip(maps.shape[1:], shortcut.shape[1:])]
         return functional.relu(_filled_up(maps, shape) + _filled_up(shortcut, shape))
 
@@ -81,7 +81,8 @@ class FaceResNet29(nn.Module):
         self.stem = nn.Conv2d(3, FACE_STAGES[0][0], 7, stride=2)
         inputs = FACE_STAGES[0][0]
         for number, (filters, blocks, halves) in enumerate(FACE_STAGES, 1):
-            stage = [FaceBlock(inputs if block == 0 else filters, filters, halves and block == 0) for block in range(blocks)]
+            stage = [FaceBlock(inputs if block == 0 else filters, filters, halves and block == 0)
+                     for block in range(blocks)]
             setattr(self, f"stage{number}", nn.Sequential(*stage))
             inputs = filters
         self.descriptor = nn.Linear(inputs, DESCRIPTOR_SIZE, bias=False)
@@ -132,9 +133,11 @@ def _read_tensors(path, shapes):
         start = content.find(header, position, position + LONGEST_GAP)
         position = start + len(header) + 4 * rows * columns
         if start < 0 or position > len(content):
-            raise UserError(f"{path}: is truncated or not dlib's face recognition network (tensor {number} of {len(shapes)} "
-                             "is missing); install it anew with pip install --force-reinstall face-recognition-models")
-        tensor = np.frombuffer(content, dtype="<f4", count=rows * columns, offset=start + len(header)).reshape(rows, columns)
+            raise UserError(f"{path}: is truncated or not dlib's face recognition network (tensor {number} of "
+                            f"{len(shapes)} is missing); install it anew with pip install --force-reinstall "
+                            "face-recognition-models")
+        tensor = np.frombuffer(content, dtype="<f4", count=rows * columns, offset=start + len(header))
+        tensor = tensor.reshape(rows, columns)
         if not np.isfinite(tensor).all():
             raise UserError(f"{path}: is damaged (tensor {number} of {len(shapes)} holds numbers that are not finite); "
                              "install it anew with pip install --force-reinstall face-recognition-models")

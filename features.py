@@ -1,8 +1,8 @@
 """What training and evaluation read of a split: single face chips, or one row of features for each clip.
 
-FaceChips reads chips for a backbone that is trained. ClipRows holds what a frozen backbone sees of each clip, computed once:
-the mean of the features of all its faces and of their mirror images, and those of one face alone. Both have len(), usable,
-clips and batches(), which yields inputs for the network.
+FaceChips reads chips for a backbone that is trained. ClipRows holds what a frozen backbone sees of each clip, computed
+once: the mean of the features of all its faces and of their mirror images, and those of one face alone. Both have
+len(), usable, clips and batches(), which yields inputs for the network.
 
 Each faces folder has one cache file of rows in <split>/features/; deleting it costs only time.
 """
@@ -25,8 +25,8 @@ from device import Machine
 from labels import TRAITS
 from model_architectures import PersonalityNetwork, backbone_key
 
-# A function of a bool array B, True where another form of that row is wanted: the mirror image of a chip, the one face alone
-# of a clip. It returns inputs of the network on its device, uint8 B x 3 x H x W or float32 B x F.
+# A function of a bool array B, True where another form of that row is wanted: the mirror image of a chip, the one face
+# alone of a clip. It returns inputs of the network on its device, uint8 B x 3 x H x W or float32 B x F.
 Inputs = Callable[[np.ndarray], torch.Tensor]
 CACHE_BATCH_SIZE = 64
 BATCHES_BETWEEN_FLUSHES = 50
@@ -69,9 +69,9 @@ class FaceChips:
 class ClipRows:
     """One row for each clip of a split, as a frozen backbone gives it.
 
-    parts: arrays C x 2 x F, mostly memory maps: the mean over the clip's faces, and one of its faces alone, each the mean of
-    the picture and its mirror image. faces: int64 C, the number of faces in the mean; rows of clips without a readable face
-    hold NaN. projected: what prepare() made of them.
+    parts: arrays C x 2 x F, mostly memory maps: the mean over the clip's faces, and one of its faces alone, each the
+    mean of the picture and its mirror image. faces: int64 C, the number of faces in the mean; rows of clips without a
+    readable face hold NaN. projected: what prepare() made of them.
     """
     parts: list[np.ndarray]
     clips: np.ndarray
@@ -115,7 +115,12 @@ class ClipRows:
         """Yield (rows, inputs) for each batch of row numbers, projected; the epoch changes nothing."""
         for batch in batches:
             rows = np.asarray(batch)
-            yield rows, lambda alone, rows=rows: self.projected[rows, alone.astype(np.int64)].to(self.machine.device, non_blocking=True)
+            yield rows, self._rows_of(rows)
+
+    def _rows_of(self, rows):
+        def inputs(alone):
+            return self.projected[rows, alone.astype(np.int64)].to(self.machine.device, non_blocking=True)
+        return inputs
 
 
 # ---------------------------------------------------------------- scores
@@ -135,7 +140,8 @@ def score_clip(network: PersonalityNetwork, chips: torch.Tensor) -> tuple[np.nda
         features = torch.cat([features_of_faces(network, some) for some in chips.split(CACHE_BATCH_SIZE)])
         scores = network(network.represent(torch.cat([features.mean(0, keepdim=True), features])))
         return scores[0].cpu().numpy(), scores[1:].cpu().numpy()
-    scores = torch.cat([network.scores_of_both(some, some.flip(-1)) for some in chips.split(CACHE_BATCH_SIZE)]).cpu().numpy()
+    scores = torch.cat([network.scores_of_both(some, some.flip(-1)) for some in chips.split(CACHE_BATCH_SIZE)])
+    scores = scores.cpu().numpy()
     return scores.mean(0), scores
 
 
@@ -144,8 +150,8 @@ def score_rows(network: PersonalityNetwork, source: FaceChips | ClipRows, alone:
                title: str | None = None) -> np.ndarray:
     """Return float32 scores N x 5 in [0, 1] of the N rows of a source: clips or faces, as the source has them.
 
-    Rows that cannot be read are NaN. alone: score one face of each clip instead of its mean. title: name of the progress
-    bar; None: no bar.
+    Rows that cannot be read are NaN. alone: score one face of each clip instead of its mean. title: name of the
+    progress bar; None: no bar.
     """
     network.eval()
     scores = np.full((len(source), len(TRAITS)), np.nan, dtype=np.float32)
@@ -154,8 +160,10 @@ def score_rows(network: PersonalityNetwork, source: FaceChips | ClipRows, alone:
         for rows, inputs in source.batches(batches):
             if len(rows):
                 other = np.ones(len(rows), dtype=bool)
-                both = (inputs(other if alone else ~other),) if isinstance(source, ClipRows) else (inputs(~other), inputs(other))
-                scores[rows] = (network(*both) if len(both) == 1 else network.scores_of_both(*both)).cpu().numpy()
+                if isinstance(source, ClipRows):
+                    scores[rows] = network(inputs(other if alone else ~other)).cpu().numpy()
+                else:
+                    scores[rows] = network.scores_of_both(inputs(~other), inputs(other)).cpu().numpy()
             bar.update(len(rows))
     return scores
 
@@ -174,8 +182,8 @@ def clip_rows(split: Split, backbone: Callable[[torch.Tensor], torch.Tensor], ke
     """Return the rows of a split's clips that have faces, from the disk where they were made before.
 
     backbone: maps uint8 chips B x 3 x H x W to features B x F. key: text that names everything the features depend on
-    besides the faces (architecture, weights, input). The name of a cache file is a digest of the key and of the name, size
-    and time of every face, so another backbone or another face makes another file. machine.cache "off" keeps no file.
+    besides the faces (architecture, weights, input). The name of a cache file is a digest of the key and of the name,
+    size and time of every face, so another backbone or another face makes another file. machine.cache "off": no file.
     """
     # Faces of several splits (final training) are cached where each split lies, and so shared with the search.
     folders = split.faces["path"].map(_feature_folder)
@@ -209,8 +217,9 @@ def _feature_folder(path):
 
 def _rows_of_folder(folder, job, key):
     dtype = job.machine.cache
-    description = {"rows": "mean and one face of each clip", "network": key, "dtype": dtype, "preprocessing": job.split.preprocessing,
-                   "clips": len(job.clips), "faces": len(job.faces), "files": stamp_of_files(job.faces["path"])}
+    description = {"rows": "mean and one face of each clip", "network": key, "dtype": dtype,
+                   "preprocessing": job.split.preprocessing, "clips": len(job.clips), "faces": len(job.faces),
+                   "files": stamp_of_files(job.faces["path"])}
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:20]
     path = folder / f"{key.split()[0]}_{digest}.npy"
     folder.mkdir(parents=True, exist_ok=True)
@@ -233,8 +242,11 @@ def _is_whole(path, number_of_clips, dtype):
 
 
 def _new_rows(path, dtype, shape):
-    """Return a new array, with a path as a memory map for which the disk has set aside all the room it needs: writing to a
-    memory map on a full disk kills the process without a word. Raises OSError, and leaves no file, where there is no room."""
+    """Return a new array, with a path as a memory map for which the disk has set aside all the room it needs.
+
+    Writing to a memory map on a full disk kills the process without a word. Raises OSError, and leaves no file, where
+    there is no room.
+    """
     if path is None:
         return np.zeros(shape, dtype=np.float32)
     try:
@@ -250,8 +262,10 @@ def _new_rows(path, dtype, shape):
 
 @torch.inference_mode()
 def _compute_rows(job, path=None):
-    """Return the rows of a job, C x 2 x (F + 1), the number of faces in the last column; with a path in a file of that name,
-    where an interrupted run goes on after the last flush."""
+    """Return the rows of a job, C x 2 x (F + 1), with the number of faces in the last column.
+
+    With a path they are in a file of that name, where an interrupted run goes on after the last flush.
+    """
     done, values, open_clips = 0, None, {}  # clips in values; clips of which more faces may come
     progress = path.with_suffix(".progress") if path else None
     if path and _is_whole(path, len(job.clips), job.machine.cache) and progress.exists():
@@ -263,7 +277,8 @@ def _compute_rows(job, path=None):
     of_folder = Split(job.split.name, faces, job.split.labels, job.split.speakers, job.split.preprocessing)
     batches, first_open = row_batches(len(faces), CACHE_BATCH_SIZE), done
     loader = chip_loader(FaceDataset(of_folder), batches, job.machine.num_workers, job.machine.device)
-    with progress_bar(total=len(job.faces), initial=int(job.first_face[done]), desc=f"features of {job.split.name}", unit="face") as bar:
+    with progress_bar(total=len(job.faces), initial=int(job.first_face[done]), desc=f"features of {job.split.name}",
+                      unit="face") as bar:
         for number, (batch, (chips, rows)) in enumerate(zip(batches, loader)):
             features = job.backbone(chips.to(job.machine.device, non_blocking=True)).float().cpu().numpy()
             if values is None:

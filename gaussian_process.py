@@ -1,13 +1,13 @@
 """The Gaussian process regression that stands beside the heads of FaceResNet29_v1.0.
 
-Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), equations 2.23 and 2.25. The prior mean is the mean
-label: similar training clips pull a score towards their labels. It is solved once, without epochs, in one of two forms:
+Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), equations 2.23 and 2.25. The prior mean is the
+mean label: similar training clips pull a score towards their labels. It is solved once, without epochs, in two forms:
 
-    exact     keeps the row of every training clip. The covariance of two rows is the sum of two squared exponentials, one
-              of all features, for how alike the faces are, and a narrow one of dlib's descriptor, for whether they show the
-              same person. What it keeps are descriptors by which people can be recognised.
-    centres   keeps some hundred centres, each the mean of many clips of several speakers, and no descriptor: the subset of
-              regressors of Quinonero-Candela and Rasmussen (JMLR 6, 2005), section 6.1; also called inducing points
+    exact     keeps the row of every training clip. The covariance of two rows is the sum of two squared exponentials,
+              one of all features, for how alike the faces are, and a narrow one of dlib's descriptor, for whether they
+              show the same person. What it keeps are descriptors by which people can be recognised.
+    centres   keeps some hundred centres, each the mean of many clips of several speakers, and no descriptor: the subset
+              of regressors of Quinonero-Candela and Rasmussen (JMLR 6, 2005), section 6.1; also called inducing points
               (Titsias, AISTATS 2009). Time grows with the clips, memory does not.
 """
 import numpy as np
@@ -69,18 +69,20 @@ class GaussianProcess(nn.Module):
                     seed: int = 0) -> None:
         """Keep at most so many centres of the rows, float32 N x (components + ...), with targets float32 N x 5.
 
-        speakers: the speaker of each row. Each centre is the mean of at least LEAST_CLIPS rows of LEAST_SPEAKERS speakers;
-        there may be none.
+        speakers: the speaker of each row. Each centre is the mean of at least LEAST_CLIPS rows of LEAST_SPEAKERS
+        speakers; there may be none.
         """
         points = rows[:, :self.components].cpu()
-        centres, clips, speakers_of_centre = find_centres(points, speakers, min(number, len(rows) // CLIPS_PER_CENTRE), seed)
+        number = min(number, len(rows) // CLIPS_PER_CENTRE)
+        centres, clips, speakers_of_centre = find_centres(points, speakers, number, seed)
         self.allocate(len(centres))
         self.points.copy_(centres)
         self.clips.copy_(clips)
         self.speakers.copy_(speakers_of_centre)
         self.constant.copy_(targets.mean(0))
         difference = (targets.cpu() - targets.cpu().mean(0)).double()
-        left, right = torch.zeros(len(centres), len(centres), dtype=torch.float64), torch.zeros(len(centres), 5, dtype=torch.float64)
+        left = torch.zeros(len(centres), len(centres), dtype=torch.float64)
+        right = torch.zeros(len(centres), len(TRAITS), dtype=torch.float64)
         for start in range(0, len(points), CHUNK):
             covariance = self.covariance(points[start:start + CHUNK].to(self.points.device)).double().cpu()
             left += covariance.T @ covariance
@@ -91,7 +93,8 @@ class GaussianProcess(nn.Module):
 
     def covariance(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the covariance, B x M, of rows B x (components + descriptor) and the M points that are kept."""
-        covariance = torch.exp(-squared_distances(rows[:, :self.components], self.points) / (FEATURE_WIDTH * self.width))
+        distances = squared_distances(rows[:, :self.components], self.points)
+        covariance = torch.exp(-distances / (FEATURE_WIDTH * self.width))
         if not self.descriptor_size:
             return covariance
         descriptors = rows[:, self.components:self.components + self.descriptor_size]

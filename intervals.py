@@ -17,7 +17,7 @@ class Intervals:
     level: float = LEVEL
 
     def half_widths(self, faces: np.ndarray) -> np.ndarray:
-        """Return float64 N x 5 for numbers of faces N. The variance of the error falls with 1 / faces, down to a clip's."""
+        """Return float64 N x 5 for numbers of faces N. The error's variance falls with 1 / faces, down to a clip's."""
         clip, one = (np.array([widths[trait] for trait in TRAITS]) for widths in (self.clip, self.one_face))
         part = np.clip((1 / np.maximum(faces, 1) - 1 / self.faces) / max(1 - 1 / self.faces, 1e-9), 0, 1)[:, None]
         return np.sqrt(part * np.maximum(one, clip) ** 2 + (1 - part) * clip ** 2)

@@ -1,8 +1,8 @@
 """Traits, the names of files and folders, and the readers of labels, scores and speakers.
 
 A data folder holds data/{train,valid,test}/{videos,frames,faces} and, for each split, its labels: the challenge's own
-annotation_*.pkl or a labels.csv with the columns clip,openness,conscientiousness,extraversion,agreeableness,neuroticism.
-No code in a label file is ever run. Imports no PyTorch, so the pre-processing starts at once.
+annotation_*.pkl or a labels.csv with the columns clip and TRAITS. No code in a label file is ever run. Imports no
+PyTorch, so the pre-processing starts at once.
 """
 import json
 import math
@@ -26,7 +26,8 @@ TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neu
 # ---------------------------------------------------------------- names of files and folders
 
 SPLITS = ("train", "valid", "test")
-ANNOTATION_FILES = {"train": "annotation_training.pkl", "valid": "annotation_validation.pkl", "test": "annotation_test.pkl"}
+ANNOTATION_FILES = {"train": "annotation_training.pkl", "valid": "annotation_validation.pkl",
+                    "test": "annotation_test.pkl"}
 LABEL_TABLE = "labels.csv"
 # A frame is <clip>__frame_<index>.jpg, its face chip <clip>__frame_<index>_aligned.jpg.
 FRAME_MARK = "__frame_"
@@ -72,21 +73,21 @@ def clip_of_face(name: str) -> str | None:
 # ---------------------------------------------------------------- labels and scores
 
 def clip_name(text: object) -> str:
-    """Return the clip's name without folder and video ending, in Unicode's form NFC: `train/abc.000.mp4` -> `abc.000`."""
+    """Return the clip's name without folder and video ending, in Unicode's form NFC: `x/abc.000.mp4` -> `abc.000`."""
     name = unicodedata.normalize("NFC", str(text)).strip().replace("\\", "/").rsplit("/", 1)[-1]
     stem, suffix = os.path.splitext(name)
     return stem if suffix.lower() in CLIP_SUFFIXES else name
 
 
 def _named(names, places, path):
-    """Return the clips' names; raises UserError for one that is missing or there twice. places: of each name in the file."""
+    """Return the clips' names; places: of each in the file. Raises UserError for one that is missing or there twice."""
     clips, first = [clip_name(name) for name in names], {}
     for clip, name, place in zip(clips, names, places):
         if not clip:
             raise UserError(f"{path}: {place} names no clip; name it or remove the line")
         if clip in first:
-            raise UserError(f"{path}: the clip {clip} stands there twice, in {first[clip][0]} as {first[clip][1]} and in {place} as "
-                            f"{name}; keep one, or rename the clip where these are two")
+            raise UserError(f"{path}: the clip {clip} stands there twice, in {first[clip][0]} as {first[clip][1]} and "
+                            f"in {place} as {name}; keep one, or rename the clip where these are two")
         first[clip] = place, name
     return pandas.Index(clips, name="clip", dtype=object)
 
@@ -122,8 +123,8 @@ def _check_range(scores, path, low, high):
     outside = (scores.to_numpy() < low) | (scores.to_numpy() > high)
     if outside.any():
         row, column = np.argwhere(outside)[0]
-        raise UserError(f"{path}: clip {scores.index[row]}, {TRAITS[column]}: {scores.iat[row, column]:g} is outside [0, 1]; scale "
-                        "the scores to [0, 1]")
+        raise UserError(f"{path}: clip {scores.index[row]}, {TRAITS[column]}: {scores.iat[row, column]:g} is outside "
+                        "[0, 1]; scale the scores to [0, 1]")
     return scores
 
 
@@ -147,8 +148,8 @@ def read_labels(path: str | os.PathLike) -> pandas.DataFrame:
     if path.suffix.lower() != ".pkl":
         return _check_range(_score_table(path), path, 0, 1)
     if not path.is_file():
-        raise UserError(f"{path}: is a folder; name a file" if path.is_dir() else f"{path}: no such file; the README says where the "
-                        "labels come from")
+        raise UserError(f"{path}: is a folder; name a file" if path.is_dir() else
+                        f"{path}: no such file; the README says where the labels come from")
     if path.stat().st_size > SIZE_LIMIT:
         raise UserError(f"{path}: is larger than any file of labels ({SIZE_LIMIT // 10**6} MB)")
     return _check_range(_annotation_scores(path), path, 0, 1)
@@ -181,13 +182,14 @@ def speakers_of(clips: Iterable[str], speaker_regex: str = SPEAKER_REGEX) -> lis
 
 
 def read_speakers(path: str | os.PathLike, clips: Iterable[str], speaker_regex: str = SPEAKER_REGEX) -> pandas.Series:
-    """Return a Series, index clips: each clip's speaker from the column `speaker` of a table of labels, where it has one
-    and the cell is not empty, else from the clip's name by speakers_of."""
+    """Return a Series, index clips: each clip's speaker from the column `speaker` of a table of labels, where it has
+    one and the cell is not empty, else from the clip's name by speakers_of."""
     speakers = pandas.Series(speakers_of(clips, speaker_regex), index=clips, dtype=object)
     if Path(path).suffix.lower() != ".pkl":
         table = read_table(path, ("clip",), ("speaker",))
         if "speaker" in table:
-            named = pandas.Series(table["speaker"].to_list(), index=[clip_name(clip) for clip in table["clip"]], dtype=object)
+            named = pandas.Series(table["speaker"].to_list(), index=[clip_name(clip) for clip in table["clip"]],
+                                  dtype=object)
             speakers.update(named[named != ""])
     return speakers
 
@@ -200,8 +202,8 @@ def label_file(split_dir: Path, split: str) -> Path:
     if len(found) == 2:
         raise UserError(f"{found[0]} and {found[1]}: two files of labels for one split; keep one")
     if not found:
-        raise UserError(f"{split_dir}: holds neither {ANNOTATION_FILES[split]} nor {LABEL_TABLE}; the README says how to lay "
-                        "out the data, and --data-dir names another folder")
+        raise UserError(f"{split_dir}: holds neither {ANNOTATION_FILES[split]} nor {LABEL_TABLE}; the README says how "
+                        "to lay out the data, and --data-dir names another folder")
     return found[0]
 
 

@@ -1,7 +1,7 @@
 """Figures of predictions: accuracy as the challenge measures it, intervals over speakers, comparisons.
 
-The challenge's accuracy is per clip: a clip's predictions are averaged over its frames, then 1 - mean |error| over clips
-for each trait, then the mean of the five.
+The challenge's accuracy is per clip: a clip's predictions are averaged over its frames, then 1 - mean |error| over
+clips for each trait, then the mean of the five.
 """
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ import pandas
 from dataset import Split
 from labels import TRAITS
 
-# Accuracies on the official 2,000 test clips. Sources: Ponce-Lopez et al., ChaLearn LAP 2016: First Round Challenge on First
-# Impressions (NJU-LAMDA); Kaya et al., Multi-modal Score Fusion and Decision Trees for Explainable Automatic Job Candidate
-# Screening from Video CVs, CVPR Workshops 2017 (BU-NKU); Ryumina et al., OCEAN-AI Framework with EmoFormer Cross-Hemiface
-# Attention Approach for Personality Traits Assessment, Expert Systems with Applications 2024 (OCEAN-AI); the README of
-# chalearn_first_impression (the original repository); the mean of the training labels (the constant).
+# Accuracies on the official 2,000 test clips. Sources: Ponce-Lopez et al., ChaLearn LAP 2016: First Round Challenge on
+# First Impressions (NJU-LAMDA); Kaya et al., Multi-modal Score Fusion and Decision Trees for Explainable Automatic Job
+# Candidate Screening from Video CVs, CVPR Workshops 2017 (BU-NKU); Ryumina et al., OCEAN-AI Framework with EmoFormer
+# Cross-Hemiface Attention Approach for Personality Traits Assessment, Expert Systems with Applications 2024 (OCEAN-AI);
+# the README of chalearn_first_impression (the original repository); the mean of the training labels (the constant).
 PUBLISHED = pandas.DataFrame(
     [("constant: training mean", 0.8814, 0.8833, 0.8746, 0.8781, 0.8935, 0.8773),
      ("original repository, one face picture", 0.8972, 0.8984, 0.8950, 0.8965, 0.9028, 0.8933),
@@ -56,7 +56,8 @@ class Evaluation:
 
     def measure(self, clips: pandas.DataFrame | None = None) -> pandas.DataFrame:
         """Return the figures of some labelled clips, by default of all, as the function measure does."""
-        return measure(self.labels if clips is None else clips, self.predictions, self.constant, self.speakers, self.seed)
+        return measure(self.labels if clips is None else clips, self.predictions, self.constant, self.speakers,
+                       self.seed)
 
 
 # ---------------------------------------------------------------- figures
@@ -87,8 +88,8 @@ def _column_measures(labels, predictions):
         pearson = covariance / (true.std(0) * predicted.std(0))
         ccc = 2 * covariance / (variance + predicted.var(0) + (true.mean(0) - predicted.mean(0)) ** 2)
         r2 = np.where(variance > 0, 1 - mse / variance, np.nan)
-    return pandas.DataFrame({"pearson": np.where(varies, pearson, np.nan), "ccc": np.where(varies, ccc, np.nan), "r2": r2,
-                             "mse": mse}, index=list(TRAITS))
+    return pandas.DataFrame({"pearson": np.where(varies, pearson, np.nan), "ccc": np.where(varies, ccc, np.nan),
+                             "r2": r2, "mse": mse}, index=list(TRAITS))
 
 
 def speaker_interval(values: Iterable[float], speakers: Iterable[str], seed: int = 0,
@@ -114,10 +115,10 @@ def measure(labels: pandas.DataFrame, predictions: pandas.DataFrame, constant: p
             seed: int = 0) -> pandas.DataFrame:
     """Return all figures of some clips: DataFrame, index "mean" and TRAITS.
 
-    labels, predictions: DataFrames with the columns TRAITS, index clip. constant: Series, index TRAITS, what the constant
-    prediction says (the training labels' mean). speakers: Series, index clip. Columns: clips, accuracy (1 - mean |error|),
-    accuracy_low and _high (95 % interval over speakers), constant (its accuracy), gain (accuracy - constant) with gain_low
-    and gain_high, pearson, ccc, r2, mse.
+    labels, predictions: DataFrames with the columns TRAITS, index clip. constant: Series, index TRAITS, what the
+    constant prediction says (the training labels' mean). speakers: Series, index clip. Columns: clips, accuracy (1 -
+    mean |error|), accuracy_low and _high (95 % interval over speakers), constant (its accuracy), gain (accuracy -
+    constant) with gain_low and gain_high, pearson, ccc, r2, mse.
     """
     labels = labels[list(TRAITS)]
     predictions = predictions.loc[labels.index, list(TRAITS)]
@@ -132,7 +133,8 @@ def measure(labels: pandas.DataFrame, predictions: pandas.DataFrame, constant: p
         low, high = speaker_interval(ours, speakers.loc[labels.index], seed)
         gain_low, gain_high = speaker_interval(ours - base, speakers.loc[labels.index], seed)
         rows[name] = {"clips": len(labels), "accuracy": ours.mean(), "accuracy_low": low, "accuracy_high": high,
-                      "constant": base.mean(), "gain": (ours - base).mean(), "gain_low": gain_low, "gain_high": gain_high}
+                      "constant": base.mean(), "gain": (ours - base).mean(), "gain_low": gain_low,
+                      "gain_high": gain_high}
     return pandas.DataFrame(rows).T.join(table)
 
 
@@ -172,7 +174,8 @@ def warnings_about(table: pandas.DataFrame, labels: pandas.DataFrame, prediction
         lines.append(f"predictions have collapsed to (nearly) a constant: {', '.join(flat)}")
     number = speakers.loc[labels.index].nunique()
     if number < FEW_SPEAKERS:
-        lines.append(f"only {counted(number, 'speaker')}: all figures are rough, and comparing them with published ones means nothing")
+        lines.append(f"only {counted(number, 'speaker')}: all figures are rough, "
+                     "and comparing them with published ones means nothing")
     return lines
 
 
@@ -180,7 +183,8 @@ def format_table(table: pandas.DataFrame) -> str:
     """Return the figures as text, one line a trait, intervals in brackets."""
     shown = pandas.DataFrame({
         "accuracy": table["accuracy"].map("{:.4f}".format),
-        "95 % interval": [f"[{low:.4f}, {high:.4f}]" for low, high in zip(table["accuracy_low"], table["accuracy_high"])],
+        "95 % interval": [f"[{low:.4f}, {high:.4f}]"
+                          for low, high in zip(table["accuracy_low"], table["accuracy_high"])],
         "constant": table["constant"].map("{:.4f}".format),
         "gain": table["gain"].map("{:+.4f}".format),
         "Pearson r": table["pearson"].map("{:.3f}".format),

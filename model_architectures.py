@@ -1,7 +1,7 @@
 """The named networks and what their backbones start from.
 
-    python model_architectures.py list                              the networks and what each of them trains
-    python model_architectures.py export EXPERIMENT --format onnx   the same as python export.py EXPERIMENT --format onnx
+    python model_architectures.py list                               the networks and what each of them trains
+    python model_architectures.py export EXPERIMENT --format onnx    the same as export.py EXPERIMENT --format onnx
 """
 import hashlib
 import os
@@ -53,8 +53,7 @@ class Backbone:
     std: tuple[float, ...]              # which they are then divided by
     explained_stage: str                # whose maps heat maps are made of
     views: tuple[float, ...] = (1.0,)   # parts of the chip's side that are seen one after the other
-    descriptor_size: int = 0            # the last features, which tell people apart; with them a Gaussian process can stand
-                                        # beside the heads
+    descriptor_size: int = 0            # the last features, which tell people apart; a Gaussian process needs them
 
 
 def _torchvision_resnet(name):
@@ -65,19 +64,19 @@ def _torchvision_resnet(name):
     return backbone
 
 
-BACKBONES = {
-    name: Backbone(name, partial(_torchvision_resnet, name), width, "imagenet", 224, IMAGENET_MEAN, IMAGENET_STD, "layer4")
-    for name, width in {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048, "resnet152": 2048}.items()}
-# All that the score depends on passes through the first stages of dlib's network; of these the first points best (35 x 35).
-BACKBONES["face_resnet29"] = Backbone("face_resnet29", FaceResNet29, FEATURES_PER_VIEW, "dlib", FACE_INPUT_SIZE, FACE_MEAN,
-                                      FACE_STD, "stage1", FACE_VIEWS, DESCRIPTOR_SIZE)
+_RESNET_WIDTHS = {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048, "resnet152": 2048}
+BACKBONES = {name: Backbone(name, partial(_torchvision_resnet, name), width, "imagenet", 224, IMAGENET_MEAN,
+                            IMAGENET_STD, "layer4") for name, width in _RESNET_WIDTHS.items()}
+# All that the score depends on passes the first stages of dlib's network; of these the first points best (35 x 35).
+BACKBONES["face_resnet29"] = Backbone("face_resnet29", FaceResNet29, FEATURES_PER_VIEW, "dlib", FACE_INPUT_SIZE,
+                                      FACE_MEAN, FACE_STD, "stage1", FACE_VIEWS, DESCRIPTOR_SIZE)
 
 
 @dataclass(frozen=True)
 class Architecture:
     """What a network's name stands for."""
     backbone: str               # a key of BACKBONES
-    trained: tuple[str, ...]    # the backbone's stages that are trained, from the input to the output; all others are frozen
+    trained: tuple[str, ...]    # stages of the backbone that are trained, from the input on; all others are frozen
     hidden: tuple               # sizes of the head's hidden layers: keys of the configuration, or fixed numbers
     dropout: tuple = ()         # fixed dropout after each hidden layer; empty: the configuration's `dropout` after each
 
@@ -112,8 +111,8 @@ def architecture_named(name: str) -> Architecture:
 
 
 def config_keys(name: str) -> tuple[str, ...]:
-    """Return the keys of the configuration that shape this network: some of l1, l2, l3, dropout, heads, components, memory
-    and memory_weight."""
+    """Return the keys of the configuration that shape this network: some of l1, l2, l3, dropout, heads, components,
+    memory and memory_weight."""
     architecture = architecture_named(name)
     sizes = tuple(size for size in architecture.hidden if isinstance(size, str))
     dropout = () if architecture.dropout or not architecture.hidden else ("dropout",)
@@ -131,12 +130,12 @@ class Memory:
 
 
 class PersonalityNetwork(nn.Module):
-    """A backbone, frozen wholly or in part, one or several heads whose scores are averaged, and perhaps a GaussianProcess.
+    """A backbone, frozen wholly or in part, heads whose scores are averaged, and perhaps a GaussianProcess.
 
-    Takes uint8 RGB chips B x 3 x H x W, or rows B x W that represent() made of features, and gives float32 scores B x 5 in
-    [0, 1] in the order of TRAITS. Scaling and normalisation happen inside, on the device of the weights. The features of a
-    frozen backbone are projected on so many principal components. compute_dtype is the type of mixed precision of the
-    backbone (None: that of the weights).
+    Takes uint8 RGB chips B x 3 x H x W, or rows B x W that represent() made of features, and gives float32 scores B x 5
+    in [0, 1] in the order of TRAITS. Scaling and normalisation happen inside, on the device of the weights. The
+    features of a frozen backbone are projected on so many principal components. compute_dtype is the type of mixed
+    precision of the backbone (None: that of the weights).
     """
 
     def __init__(self, kind: Backbone, trained: tuple[str, ...], components: int = 0, memory: Memory = Memory()):
@@ -147,9 +146,8 @@ class PersonalityNetwork(nn.Module):
         width = kind.features_per_view * len(kind.views)
         self.projection = PrincipalComponents(width, components) if components else None
         self.head_width = components or width
-        # Features differ in scale by orders of magnitude. Those of a frozen backbone have one mean and one std for good, so
-        # all steps are averaged; those of a trained one drift, so late steps count more.
-        self.standardise = nn.BatchNorm1d(self.head_width, affine=False, momentum=0.1 if trained else None)
+        # Features of a trained backbone differ in scale by orders of magnitude, and drift, so late steps count more.
+        self.standardise = nn.BatchNorm1d(width, affine=False, momentum=0.1) if trained else None
         self.heads = nn.ModuleList()
         self.memory_weight = memory.weight
         self.memory = None
@@ -179,13 +177,12 @@ class PersonalityNetwork(nn.Module):
         return self
 
     def features(self, chips: torch.Tensor) -> torch.Tensor:
-        """Return the backbone's features, B x F float32, of uint8 chips B x 3 x H x W: those of all views, one after the
-        other."""
+        """Return the backbone's features of all views, B x F float32, of uint8 chips B x 3 x H x W."""
         pictures = chips.to(self.mean.dtype) / 255
         return torch.cat([self.features_of_view(self.view_of(pictures, part)) for part in self.kind.views], dim=1)
 
     def view_of(self, pictures: torch.Tensor, part: float) -> torch.Tensor:
-        """Return what the backbone sees of pictures (B x 3 x H x W in [0, 1]): their middle part, resized, normalised."""
+        """Return what the backbone sees of pictures B x 3 x H x W in [0, 1]: the middle part, resized, normalised."""
         height, width = (round(part * length) for length in pictures.shape[-2:])
         top, left = (pictures.shape[-2] - height) // 2, (pictures.shape[-1] - width) // 2
         view = pictures[:, :, top:top + height, left:left + width]
@@ -201,18 +198,23 @@ class PersonalityNetwork(nn.Module):
             return self.backbone(view).float()
 
     def _mixed_precision(self, device):
-        return torch.autocast(device.type, dtype=self.compute_dtype or torch.bfloat16, enabled=self.compute_dtype is not None)
+        return torch.autocast(device.type, dtype=self.compute_dtype or torch.bfloat16,
+                              enabled=self.compute_dtype is not None)
 
     def represent(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the row that the heads and the Gaussian process see of features B x F: of a frozen backbone the principal
-        components and the descriptor, of a trained one the features as they are."""
+        """Return the row that the heads and the Gaussian process see of features B x F: of a frozen backbone the
+        principal components and the descriptor, of a trained one the features as they are."""
         if self.projection is None:
             return features
-        return torch.cat([self.projection(features), features[:, features.shape[1] - self.kind.descriptor_size:]], dim=1)
+        return torch.cat([self.projection(features), features[:, features.shape[1] - self.kind.descriptor_size:]],
+                         dim=1)
 
     def scores_of_heads(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the scores of all K heads, K x B x 5 float32, of rows B x W."""
-        inputs = self.standardise(rows[:, :self.head_width])
+        if self.standardise is None:
+            inputs = rows[:, :self.head_width] / self.projection.scale
+        else:
+            inputs = self.standardise(rows)
         with self._mixed_precision(inputs.device):
             return torch.stack([torch.sigmoid(head(inputs).float()) for head in self.heads])
 
@@ -230,7 +232,7 @@ class PersonalityNetwork(nn.Module):
     def scores_of_both(self, pictures: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
         """Return the scores B x 5 of uint8 chips from their pictures and their mirror images.
 
-        A frozen network scores the mean features of the two, as its rows are made; of a trained one the scores are averaged.
+        A frozen network scores the mean features of the two, as its rows are made; a trained one averages the scores.
         """
         features = self.features(torch.cat([pictures, mirrored]))
         if self.frozen:
@@ -251,7 +253,8 @@ def _number(config, key, kind, low, high):
     if key not in config:
         raise UserError(f"the configuration has no {key}; it needs a {kind.__name__} from {low} to {high}")
     value = config[key]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high or value != kind(value):
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high or value != kind(value):
         raise UserError(f"the configuration's {key} is {value!r}; it must be a {kind.__name__} from {low} to {high}")
     return kind(value)
 
@@ -260,8 +263,8 @@ def build_network(name: str, config: dict, weights: str | None = None) -> Person
     """Return the PersonalityNetwork of that name.
 
     config: dict with the keys that config_keys(name) lists. weights: what the backbone starts from: "imagenet", "dlib",
-    "none" (random numbers), a path to a state dict, or None, which leaves random numbers to be overwritten by a checkpoint.
-    Raises UserError for an unknown name, a missing or absurd number, or weights that do not fit.
+    "none" (random numbers), a path to a state dict, or None, which leaves random numbers to be overwritten by a
+    checkpoint. Raises UserError for an unknown name, a missing or absurd number, or weights that do not fit.
     """
     architecture = architecture_named(name)
     hidden = [_number(config, size, int, 1, LARGEST_HIDDEN_LAYER) if isinstance(size, str) else size
@@ -274,7 +277,8 @@ def build_network(name: str, config: dict, weights: str | None = None) -> Person
     memory = Memory()
     if architecture.has_memory and config.get("memory", "none") != "none":
         if config["memory"] not in MEMORY_FORMS:
-            raise UserError(f"the configuration's memory is {config['memory']!r}; it must be one of {', '.join(MEMORY_FORMS)}")
+            raise UserError(f"the configuration's memory is {config['memory']!r}; it must be one of "
+                            f"{', '.join(MEMORY_FORMS)}")
         memory = Memory(config["memory"], _number(config, "memory_weight", float, 0, 1))
     network = PersonalityNetwork(kind, architecture.trained, components, memory)
     if weights is not None:
@@ -284,11 +288,12 @@ def build_network(name: str, config: dict, weights: str | None = None) -> Person
 
 
 def load_backbone_weights(backbone: nn.Module, kind: Backbone, weights: str) -> None:
-    """Fill the backbone with the weights that --weights names. Raises UserError where they cannot be had or do not fit."""
+    """Fill the backbone with the weights that --weights names. Raises UserError for missing or unfit ones."""
     if weights == "none":
         return
     if weights in ("imagenet", "dlib") and weights != kind.default_weights:
-        raise UserError(f"--weights {weights}: there are none for {kind.name}; it takes {kind.default_weights}, none or a path")
+        raise UserError(f"--weights {weights}: there are none for {kind.name}; "
+                        f"it takes {kind.default_weights}, none or a path")
     if weights == "dlib":
         state = read_face_weights().state_dict()
     elif weights == "imagenet":
@@ -310,8 +315,8 @@ def _imagenet_weights(backbone_name):
     try:
         return weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
     except (URLError, OSError, RuntimeError) as error:
-        raise UserError(f"--weights imagenet: {weights.url} cannot be downloaded ({error}); give --weights with the path of "
-                        "a downloaded file, or --weights none to start from random numbers") from None
+        raise UserError(f"--weights imagenet: {weights.url} cannot be downloaded ({error}); give --weights with the "
+                        "path of a downloaded file, or --weights none to start from random numbers") from None
 
 
 def check_state(module: nn.Module, state: dict, source: str | os.PathLike) -> None:
@@ -333,14 +338,16 @@ def backbone_key(network: PersonalityNetwork) -> str:
     for key, value in network.backbone.state_dict().items():
         digest.update(key.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return (f"{network.kind.name} views {network.kind.views} at {network.kind.input_size} px, "
-            f"{network.standardise.num_features} features, weights {digest.hexdigest()}")
+            f"{network.kind.features_per_view * len(network.kind.views)} features, weights {digest.hexdigest()}")
 
 
 # ---------------------------------------------------------------- files of tensors
 
 def load_file(path: str | os.PathLike, expected: str) -> object:
-    """Return what torch.save wrote to a file: tensors and plain data only. Raises UserError for anything else; no code in
-    the file is run."""
+    """Return what torch.save wrote to a file: tensors and plain data only.
+
+    Raises UserError for anything else; no code in the file is run.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; it should be {expected}")

@@ -6,10 +6,10 @@
     python predict.py EXPERIMENT clip.mp4 --explain heat_maps       where in the face each score comes from
     python predict.py EXPERIMENT group.mp4 --faces all              every face, numbered from left to right
 
-Frames are drawn, faces found and aligned as by the two pre-processing scripts, but in memory. A clip's scores are the mean
-over its frames; spread is the standard deviation over them; four of five labels lie within ± 80 % of the score. Heat maps and their scores are of one face, of the middle
-frame. The challenge's neuroticism is emotional stability in truth: high means calm. A file that cannot be scored costs a
-line on stderr and, with --out, stands in the table with its problem.
+Frames are drawn, faces found and aligned as by the two pre-processing scripts, but in memory. A clip's scores are the
+mean over its frames; spread is the standard deviation over them; four of five labels lie within ± 80 % of the score.
+Heat maps and their scores are of one face, of the middle frame. The challenge's neuroticism is emotional stability in
+truth: high means calm. A file that cannot be scored costs a line on stderr and, with --out, a row with its problem.
 """
 import contextlib
 import functools
@@ -69,9 +69,9 @@ def score_file(network: PersonalityNetwork, intervals: Intervals | None, path: s
         scores, all_scores[numbers == number] = score_clip(network, chips[torch.from_numpy(numbers == number)])
         of_number = all_scores[numbers == number]
         widths = intervals.half_widths(np.array([len(of_number)]))[0] if intervals else [None] * len(TRAITS)
-        rows.append({"clip": path, "face": int(number) + 1, **dict(zip(TRAITS, scores.tolist())), "frames": count,
-                     "faces": len(of_number), **dict(zip(SPREADS, of_number.std(0).tolist())), **dict(zip(HALF_WIDTHS, widths)),
-                     "problem": ""})
+        rows.append({"clip": path, "face": int(number) + 1, **dict(zip(TRAITS, scores.tolist())),
+                     "frames": count, "faces": len(of_number), **dict(zip(SPREADS, of_number.std(0).tolist())),
+                     **dict(zip(HALF_WIDTHS, widths)), "problem": ""})
     return rows, all_scores
 
 
@@ -84,7 +84,8 @@ def annotate(picture: KeptPicture, rows: list[dict]) -> np.ndarray:
         cv2.rectangle(image, (left, top), (right, bottom), (255, 255, 255), thickness + 2)
         cv2.rectangle(image, (left, top), (right, bottom), (40, 40, 40), thickness)
         if len(boxes) > 1:
-            cv2.putText(image, str(number + 1), (left + 6, bottom - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (255, 255, 255), 2, cv2.LINE_AA)
+            cv2.putText(image, str(number + 1), (left + 6, bottom - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.7,
+                        (255, 255, 255), 2, cv2.LINE_AA)
     # The bars stand beside the picture, where they hide nothing.
     line, width = 26, 330
     panel = np.full((max(image.shape[0], (line * 6 + 14) * len(rows)), width, 3), 255, np.uint8)
@@ -98,10 +99,12 @@ def annotate(picture: KeptPicture, rows: list[dict]) -> np.ndarray:
             cv2.putText(panel, trait, (12, y), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (40, 40, 40), 1, cv2.LINE_AA)
             cv2.rectangle(panel, (160, y - 13), (280, y + 2), (225, 225, 225), -1)
             cv2.rectangle(panel, (160, y - 13), (160 + round(120 * row[trait]), y + 2), colour[::-1], -1)
-            cv2.putText(panel, f"{row[trait]:.2f}", (288, y), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (40, 40, 40), 1, cv2.LINE_AA)
+            cv2.putText(panel, f"{row[trait]:.2f}", (288, y), cv2.FONT_HERSHEY_SIMPLEX, 0.45,
+                        (40, 40, 40), 1, cv2.LINE_AA)
         y += 14
     if panel.shape[0] > image.shape[0]:
-        image = cv2.copyMakeBorder(image, 0, panel.shape[0] - image.shape[0], 0, 0, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+        image = cv2.copyMakeBorder(image, 0, panel.shape[0] - image.shape[0], 0, 0, cv2.BORDER_CONSTANT,
+                                   value=(255, 255, 255))
     return np.hstack([image, panel])
 
 
@@ -149,7 +152,8 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
 
 
 def _write_table(path, rows):
-    table = pandas.DataFrame(rows, columns=["clip", "face", *TRAITS, "frames", "faces", *SPREADS, *HALF_WIDTHS, "problem"])
+    columns = ["clip", "face", *TRAITS, "frames", "faces", *SPREADS, *HALF_WIDTHS, "problem"]
+    table = pandas.DataFrame(rows, columns=columns)
     table = table.astype(dict.fromkeys(["face", "frames", "faces"], "Int64"))  # whole numbers beside empty cells
     with atomic_write(path) as partial:
         if path.suffix.lower() == ".json":
@@ -187,7 +191,8 @@ def files_below(paths: list[str]) -> Iterator[tuple[str, tuple | None]]:
     """Yield (path, known) as map_files takes them, for files and for all clips and pictures in folders."""
     for path in paths:
         if os.path.isdir(path):
-            for found, problem in sorted(find_files(path, SUFFIXES | OTHER_PICTURE_SUFFIXES), key=lambda entry: entry[0]):
+            for found, problem in sorted(find_files(path, SUFFIXES | OTHER_PICTURE_SUFFIXES),
+                                         key=lambda entry: entry[0]):
                 problem = problem or unreadable_kind(found)
                 yield found, (None, problem) if problem else None
         elif os.path.splitext(path)[1].lower() not in SUFFIXES:
@@ -201,10 +206,13 @@ def parse_args(argv=None):
     parser.add_argument("experiment", metavar="EXPERIMENT", help="name of a folder in --runs-dir")
     parser.add_argument("paths", metavar="PATH", nargs="+", help="clips, pictures or folders of them")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the table as .csv or .json")
-    parser.add_argument("--annotate", metavar="DIR", type=Path, help="write a picture of each file with the face and five bars")
-    parser.add_argument("--explain", metavar="DIR", type=Path, help="write heat maps: where in the face each score comes from")
+    parser.add_argument("--annotate", metavar="DIR", type=Path,
+                        help="write a picture of each file with the face and five bars")
+    parser.add_argument("--explain", metavar="DIR", type=Path,
+                        help="write heat maps: where in the face each score comes from")
     parser.add_argument("--frames", type=positive_int, default=10, help="frames drawn from a clip")
-    parser.add_argument("--faces", choices=("largest", "all"), default="largest", help="which faces of a frame are scored")
+    parser.add_argument("--faces", choices=("largest", "all"), default="largest",
+                        help="which faces of a frame are scored")
     parser.add_argument("--predictor", metavar="FILE", help="landmark model of dlib (default: the 5-point one)")
     parser.add_argument("--runs-dir", default="runs", help="folder of the experiments")
     parser.add_argument("--workers", type=positive_int, default=os.cpu_count(), help="processes that find faces")
@@ -229,7 +237,8 @@ def check_arguments(args):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{folder}: cannot be made ({error.strerror}); name another folder for the pictures") from None
+            raise UserError(f"{folder}: cannot be made ({error.strerror}); "
+                            "name another folder for the pictures") from None
     for folder in filter(None, (args.out.parent if args.out else None, args.annotate, args.explain)):
         if not os.access(folder, os.W_OK):
             raise UserError(f"{folder}: cannot be written; name another folder")
@@ -239,8 +248,9 @@ def main(argv=None):
     args = parse_args(argv)
     check_arguments(args)
     network, checkpoint = load_experiment(args.experiment, args.runs_dir, Machine(pick_device(), args.precision))
-    settings = FaceSettings(args.frames, args.seed, checkpoint.preprocessing["size"], checkpoint.preprocessing["padding"],
-                            args.faces == "all", find_predictor(args.predictor), bool(args.annotate))
+    crop = checkpoint.preprocessing
+    settings = FaceSettings(args.frames, args.seed, crop["size"], crop["padding"], args.faces == "all",
+                            find_predictor(args.predictor), bool(args.annotate))
     total, status = sum(1 for _ in files_below(args.paths)), 0
     if not total:
         raise UserError(f"{args.paths[0]}: holds no clip and no picture")
@@ -260,8 +270,8 @@ def main(argv=None):
                     results.add_problem(path, problem)
                     bar.write(f"warning: {printable(path)}: {printable(problem)}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C" + ("; what was scored so far follows" if results.rows else " before any file was scored"),
-              file=sys.stderr)
+        print("stopped by Ctrl-C; what was scored so far follows" if results.rows else
+              "stopped by Ctrl-C before any file was scored", file=sys.stderr)
         status = 130
         if not results.rows:
             return status

@@ -8,13 +8,15 @@ MOST_ROWS = 10_000  # clips that the components are computed from; of more clips
 class PrincipalComponents(nn.Module):
     """Principal components of standardised features (Jolliffe, Principal Component Analysis, 2002, section 2.3).
 
-    Fewer training clips than components leave the last components at zero.
+    Fewer training clips than components leave the last components at zero. scale is the std of all components together:
+    dividing each by its own would raise the noise of the last ones to the height of the first.
     """
 
     def __init__(self, width: int, components: int):
         super().__init__()
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("axes", torch.randn(width, components) / width ** 0.5)  # until it is fitted
+        self.register_buffer("scale", torch.ones(()))
 
     def fit(self, features: torch.Tensor, seed: int = 0) -> None:
         """Compute the components of the rows of float32 N x F. Randomised (Halko et al. 2011), with a seed."""
@@ -27,6 +29,7 @@ class PrincipalComponents(nn.Module):
         self.mean.copy_(mean)
         self.axes.zero_()
         self.axes[:, :components] = axes / std[:, None]
+        self.scale.copy_(((features - mean) @ self.axes[:, :components].cpu()).std())
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Return the components, B x K, of features B x F."""

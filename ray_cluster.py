@@ -10,7 +10,7 @@ from pathlib import Path
 
 from command_line import UserError
 
-# Ray Tune's own event files would carry other tags than those of train.py, and its usage report would leave the machine.
+# Ray Tune's own event files would carry other tags than train.py's, and its usage report would leave the machine.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -34,8 +34,8 @@ def connect_to_ray(address: str, **options) -> None:
         ray.init(address=address, log_to_driver=False, **options)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--ray-address {address}: no Ray cluster answers there ({reason}); start one with `ray start --head`, "
-                        "or leave the option and RAY_ADDRESS away") from None
+        raise UserError(f"--ray-address {address}: no Ray cluster answers there ({reason}); start one with `ray start "
+                        "--head`, or leave the option and RAY_ADDRESS away") from None
 
 
 def start_ray(address: str | None) -> None:

@@ -21,6 +21,7 @@ import plotly.graph_objects as plots
 from plotly.offline import get_plotlyjs
 
 from dataset import read_chip
+from experiment import TRAINING_RECORD, TRAINING_TABLE
 from labels import TRAITS
 from metrics import PUBLISHED, Evaluation
 
@@ -32,10 +33,11 @@ MOST_POINTS = 4000      # a scatter of more clips shows a random part of them, s
 def write_report(evaluation: Evaluation) -> Path:
     """Write report.html into the evaluation's folder and return its path.
 
-    What its metrics lack (seen, unseen, groups, comparison) the page leaves out. Without an experiment the page shows no
-    pictures and no training curves.
+    What its metrics lack (seen, unseen, groups, comparison) the page leaves out. Without an experiment the page shows
+    no pictures and no training curves.
     """
-    labels, predictions, metrics, run_dir = evaluation.labels, evaluation.predictions, evaluation.metrics, evaluation.run_dir
+    labels, predictions = evaluation.labels, evaluation.predictions
+    metrics, run_dir = evaluation.metrics, evaluation.run_dir
     faces, chip_size = None, None
     if evaluation.split is not None:
         faces, chip_size = evaluation.split.faces, evaluation.split.preprocessing["size"]
@@ -43,8 +45,8 @@ def write_report(evaluation: Evaluation) -> Path:
     history, training_command = None, None
     if run_dir is not None:
         history, training_command = _read_training(Path(run_dir), warnings)
-    parts = {title: metrics[name] for name, title in (("seen", "speakers in training"), ("unseen", "speakers not in training"))
-             if name in metrics}
+    titles = {"seen": "speakers in training", "unseen": "speakers not in training"}
+    parts = {title: metrics[name] for name, title in titles.items() if name in metrics}
     # Where all clips are of one kind, one table says it.
     tables = {f"all clips: {title}": table for title, table in parts.items()} if len(parts) == 1 else {
         "all clips": metrics["traits"], **parts}
@@ -75,22 +77,22 @@ def _number(value, form=".4f"):
 
 
 def _read_training(run_dir, warnings):
-    """Return (training.csv as DataFrame, the training's command), each None where there is none; adds a warning for a file
-    that cannot be read."""
-    history = command = None
+    """Return (training.csv as DataFrame, the training's command), each None where there is none; adds a warning for a
+    file that cannot be read."""
+    history, command, table, record = None, None, run_dir / TRAINING_TABLE, run_dir / TRAINING_RECORD
     try:
-        if (run_dir / "training.csv").exists():
-            history = pandas.read_csv(run_dir / "training.csv")
+        if table.exists():
+            history = pandas.read_csv(table)
             if history.empty or not {"epoch", "loss_train"} <= set(history.columns):
                 raise ValueError("it lacks the columns epoch and loss_train, or rows")
     except (OSError, ValueError) as error:
-        warnings.append(f"{run_dir / 'training.csv'}: cannot be read ({error}); the page has no training curves")
+        warnings.append(f"{table}: cannot be read ({error}); the page has no training curves")
         history = None
     try:
-        if (run_dir / "args.json").exists():
-            command = json.loads((run_dir / "args.json").read_text(encoding="utf-8")).get("command")
+        if record.exists():
+            command = json.loads(record.read_text(encoding="utf-8")).get("command")
     except (OSError, ValueError, AttributeError) as error:
-        warnings.append(f"{run_dir / 'args.json'}: cannot be read ({error}); the page lacks the command of the training")
+        warnings.append(f"{record}: cannot be read ({error}); the page lacks the command of the training")
     return history, command
 
 
@@ -103,7 +105,8 @@ def _best_and_worst(labels, predictions, faces, chip_size):
     shown = min(CLIPS_SHOWN, len(order) // 2) or 1
     paths = {} if faces is None else faces.groupby("clip")["path"].apply(list).to_dict()
     cards = [[{"clip": str(clip), "error": float(error[clip]), "chip": _chip_picture(paths.get(clip, ()), chip_size),
-               "scores": [(trait, float(labels.loc[clip, trait]), float(predictions.loc[clip, trait])) for trait in TRAITS]}
+               "scores": [(trait, float(labels.loc[clip, trait]), float(predictions.loc[clip, trait]))
+                          for trait in TRAITS]}
               for clip in clips] for clips in (order[:shown], order[::-1][:shown])]
     return cards[0], cards[1] if len(order) > 1 else []
 
@@ -126,11 +129,12 @@ def _chip_picture(paths, chip_size):
 def _figure(alt, traces, **layout):
     """Return {"alt", "data", "layout"}: what the page hands to plotly. Colours come from the page's theme."""
     figure = plots.Figure(traces, {"template": "none", **layout})
-    return {"alt": alt, **{key: value for key, value in json.loads(figure.to_json()).items() if key in ("data", "layout")}}
+    content = json.loads(figure.to_json())
+    return {"alt": alt, **{key: value for key, value in content.items() if key in ("data", "layout")}}
 
 
 def _trait_figures(trait, true, predicted):
-    """Return the plots of a trait: predictions over labels, both distributions, errors beside those of random guesses."""
+    """Return the plots of a trait: predictions over labels, both distributions, errors beside random guesses'."""
     chosen = np.arange(len(true))
     if len(true) > MOST_POINTS:
         chosen = np.sort(np.random.default_rng(0).choice(len(true), MOST_POINTS, replace=False))
@@ -149,15 +153,16 @@ def _trait_figures(trait, true, predicted):
                                hovertemplate="%{text}<br>label %{x:.3f}, prediction %{y:.3f}<extra></extra>",
                                marker={"size": 6, "opacity": 0.6})],
                 title="Prediction over label", xaxis=score_axis, yaxis={"range": [0, 1], "title": "prediction"},
-                shapes=[{"type": "line", "x0": 0, "y0": 0, "x1": 1, "y1": 1, "layer": "below", "line": {"dash": "dot"}}]),
+                shapes=[{"type": "line", "x0": 0, "y0": 0, "x1": 1, "y1": 1, "layer": "below",
+                         "line": {"dash": "dot"}}]),
         _figure(f"Histograms of {trait}: the labels' standard deviation is {true.std():.3f}, the predictions' "
                 f"{predicted.std():.3f}.",
                 [plots.Bar(x=middles, y=np.histogram(values, bins)[0], name=name, opacity=0.6, width=1 / 30)
                  for name, values in (("labels", true), ("predictions", predicted))],
                 title="Distributions", barmode="overlay", xaxis={"range": [0, 1], "title": "score"},
                 yaxis={"title": "clips"}),
-        _figure(f"Absolute errors of {trait} over the label: mean {errors.mean():.3f}; guesses drawn at random from the labels "
-                f"would have {guesses.mean():.3f}.",
+        _figure(f"Absolute errors of {trait} over the label: mean {errors.mean():.3f}; guesses drawn at random from "
+                f"the labels would have {guesses.mean():.3f}.",
                 [plots.Scatter(x=true[chosen].round(4), y=values[chosen].round(4), mode="markers", text=names,
                                name=f"{name}, mean {values.mean():.3f}",
                                hovertemplate="%{text}<br>label %{x:.3f}, error %{y:.3f}<extra></extra>",
@@ -176,12 +181,13 @@ def _gain_figure(tables):
         # A single speaker has no interval.
         up = [0 if math.isnan(high) else high - gain for gain, (_, high) in zip(gains, intervals)]
         down = [0 if math.isnan(low) else gain - low for gain, (low, _) in zip(gains, intervals)]
-        traces.append(plots.Bar(x=["mean", *TRAITS], y=gains, name=html.escape(f"{name} ({int(rows[0]['clips'])})", quote=False),
+        traces.append(plots.Bar(x=["mean", *TRAITS], y=gains,
+                                name=html.escape(f"{name} ({int(rows[0]['clips'])})", quote=False),
                                 error_y={"type": "data", "symmetric": False, "array": up, "arrayminus": down},
                                 hovertemplate="%{x}: %{y:+.4f}<extra>%{fullData.name}</extra>"))
     mean = next(iter(tables.values()))["mean"]  # of all clips
-    return _figure(f"Bars of the gain in accuracy over the constant prediction for each trait; its mean over all clips is "
-                   f"{mean['gain']:+.4f}. The numbers are in the tables.", traces, barmode="group",
+    return _figure("Bars of the gain in accuracy over the constant prediction for each trait; its mean over all clips "
+                   f"is {mean['gain']:+.4f}. The numbers are in the tables.", traces, barmode="group",
                    title="Gain over the constant prediction", yaxis={"title": "gain in accuracy", "zeroline": True})
 
 

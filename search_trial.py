@@ -14,6 +14,7 @@ from ray import tune
 from torch.utils.tensorboard import SummaryWriter
 
 from device import Machine, pick_device, seed_everything
+from experiment import TRAINING_TABLE
 from features import make_source
 from model_architectures import architecture_named, build_network, load_file
 from settings import Plan, resolve_settings, settle_memory
@@ -51,7 +52,8 @@ def run_trial(trial_config: dict, search: Search) -> None:
     """Train one trial and report every epoch to Ray Tune."""
     torch.set_num_threads(max(1, int(search.cpus_per_trial)))
     seed_everything(search.seed)
-    splits = load_training_and_validation(search.data_dir, False, search.val_split, search.speaker_regex, search.seed, quiet=True)
+    splits = load_training_and_validation(search.data_dir, False, search.val_split, search.speaker_regex, search.seed,
+                                          quiet=True)
     has_memory = architecture_named(search.model).has_memory
     settings = settle_memory(resolve_settings(trial_config), splits[0].faces["clip"].nunique(), has_memory)
     plan = Plan(settings, search.num_epochs, trial_config["batch_size"], search.seed)
@@ -72,10 +74,11 @@ def run_trial(trial_config: dict, search: Search) -> None:
             log_epoch(writer, record)
             writer.flush()
             # Written at every epoch, since the scheduler may end the trial after any.
-            with atomic_write(folder / "training.csv") as partial:
+            with atomic_write(folder / TRAINING_TABLE) as partial:
                 pandas.DataFrame(state.history).to_csv(partial, index=False)
             best = max(state.history, key=lambda record: record[METRIC])
-            figures = {**record, "best_accuracy": best[METRIC], "best_pearson": best["pearson_mean"], "best_epoch": best["epoch"]}
+            figures = {**record, "best_accuracy": best[METRIC], "best_pearson": best["pearson_mean"],
+                       "best_epoch": best["epoch"]}
             if state.epoch < plan.num_epochs and time.monotonic() - saved_at < SECONDS_BETWEEN_CHECKPOINTS:
                 tune.report(figures)
                 continue
@@ -104,8 +107,9 @@ class TrialProgress(tune.Callback):
 
     def on_trial_complete(self, iteration, trials, trial, **info):
         figures = trial.last_result
+        end = "stopped after" if figures["epoch"] < self.num_epochs else "of"
         self.bar.write(f"{trial}: best accuracy {figures['best_accuracy']:.4f} in epoch {figures['best_epoch']}, "
-                       f"{'stopped after' if figures['epoch'] < self.num_epochs else 'of'} {figures['epoch']}", file=sys.stdout)
+                       f"{end} {figures['epoch']}", file=sys.stdout)
         sys.stdout.flush()
         self.bar.update()
 

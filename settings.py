@@ -28,18 +28,21 @@ class Settings:
     dropout: float = _setting(0.5, "dropout after each hidden layer")
     heads: int = _setting(1, "heads trained side by side, whose scores are averaged")
     components: int = _setting(512, "principal components that a frozen backbone's features are projected on")
-    memory: str = _setting("auto", "regression on the training clips beside the heads (FaceResNet29_v1.0 only): exact keeps a row "
-                           "of each clip, centres keeps none of a person, none; auto: exact up to 10,000 clips, else centres",
-                           choices=("auto", "exact", "centres", "none"))
-    memory_weight: float = _setting(None, "part of the regression in the scores (default: 0.7 exact, 0.3 centres)", most=1)
+    memory: str = _setting("auto", "regression on the training clips beside the heads (FaceResNet29_v1.0 only): exact "
+                           "keeps a row of each clip, centres keeps none of a person, none; auto: exact up to 10,000 "
+                           "clips, else centres", choices=("auto", "exact", "centres", "none"))
+    memory_weight: float = _setting(None, "part of the regression in the scores (default: 0.7 exact, 0.3 centres)",
+                                    most=1)
     noise: float = _setting(0.3, "variance of the noise in a label, for the regression")
     one_face: float = _setting(0.5, "part of the clips of which a frozen network sees one face alone in a step", most=1)
     centres: int = _setting(300, "most centres of the regression")
     lr: float = _setting(1e-3, "highest learning rate of the heads")
     weight_decay: float = _setting(1e-2, "weight decay of AdamW")
-    backbone_lr_factor: float = _setting(0.1, "learning rate of the last trained stage of the backbone, as a part of --lr")
+    backbone_lr_factor: float = _setting(0.1, "learning rate of the last trained stage of the backbone, "
+                                         "as a part of --lr")
     layer_decay: float = _setting(0.7, "learning rate of each stage before it, as a part of the next one's")
-    warmup: float = _setting(0.1, "part of the steps in which the learning rate rises; it then falls as a cosine", most=1)
+    warmup: float = _setting(0.1, "part of the steps in which the learning rate rises; it then falls as a cosine",
+                             most=1)
     loss: str = _setting("l1", "loss: mse, l1, smooth_l1 or ccc", choices=("mse", "l1", "smooth_l1", "ccc"))
     mixup: float = _setting(0.0, "alpha of the Beta distribution that mixes pairs of samples, 0: none")
     augment: float = _setting(0.0, "strength of crops, colour and erasing, 0 to 1", most=1)
@@ -81,7 +84,7 @@ SETTING_NAMES = tuple(setting.name for setting in fields(Settings))
 
 
 def resolve_settings(config: dict, given: dict | None = None) -> Settings:
-    """Return the settings: the defaults, over them config (unknown keys are left out), over it what is given and not None.
+    """Return the settings: the defaults, over them config (but unknown keys), over it what is given and not None.
 
     Raises UserError that names the setting whose value has a wrong type or is out of bounds.
     """
@@ -113,7 +116,8 @@ def read_config(path: str | os.PathLike) -> dict:
     try:
         config = json.loads(Path(path).read_text())
     except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}; the search writes runs/EXPERIMENT/best_config.json") from None
+        raise UserError(f"--config {path}: {error.strerror}; "
+                        "the search writes runs/EXPERIMENT/best_config.json") from None
     except ValueError as error:
         raise UserError(f"--config {path}: is no JSON ({error})") from None
     if not isinstance(config, dict):
@@ -128,7 +132,11 @@ def add_settings_options(parser: argparse.ArgumentParser) -> None:
     """Add an option for each setting; without a default here, so that --config can say otherwise."""
     group = parser.add_argument_group("settings (the command line wins over --config)")
     for setting in fields(Settings):
-        kind = true_or_false if isinstance(setting.default, bool) else float if setting.default is None else type(setting.default)
-        shown = str(setting.default).lower() if isinstance(setting.default, bool) else setting.default
-        group.add_argument("--" + setting.name.replace("_", "-"), dest=setting.name, type=kind, metavar=kind.__name__.upper(),
-                           help=setting.metadata["help"] + ("" if shown is None else f" (default: {shown})"))
+        kind, shown = type(setting.default), setting.default
+        if setting.default is None:
+            kind = float
+        elif isinstance(setting.default, bool):
+            kind, shown = true_or_false, str(setting.default).lower()
+        text = setting.metadata["help"] + ("" if shown is None else f" (default: {shown})")
+        group.add_argument("--" + setting.name.replace("_", "-"), dest=setting.name, type=kind,
+                           metavar=kind.__name__.upper(), help=text)

@@ -43,8 +43,8 @@ def read_table(path: str | os.PathLike, needed: tuple[str, ...], optional: tuple
         while len(row) > width and not row[-1]:
             row.pop()
         if len(row) != width:
-            raise UserError(f"{path}: line {line} has {len(row)} cells, the header {width}; correct the line (a decimal "
-                            "comma needs quotes or another separator)")
+            raise UserError(f"{path}: line {line} has {len(row)} cells, the header {width}; correct the line (a "
+                            "decimal comma needs quotes or another separator)")
         cells.append([row[place] for place in places.values()])
         lines.append(line)
     return pandas.DataFrame(cells, columns=list(places), index=lines, dtype=object)
@@ -73,7 +73,8 @@ def _decode(path):
         line = data[:error.start].count(b"\n") + 1
         raise UserError(f"{path}: line {line} is not UTF-8; save the file as CSV UTF-8") from None
     if "\0" in text:
-        raise UserError(f"{path}: line {text[:text.index(chr(0))].count(chr(10)) + 1} holds a zero byte; save the file as CSV UTF-8")
+        line = text[:text.index("\0")].count("\n") + 1
+        raise UserError(f"{path}: line {line} holds a zero byte; save the file as CSV UTF-8")
     return text
 
 
@@ -125,7 +126,8 @@ def _places(path, header, needed, optional):
     for place, name in enumerate(header):
         meaning = _meaning(name)
         if meaning in places:
-            raise UserError(f"{path}: two columns are called {meaning}: {header[places[meaning]]!r} and {name!r}; remove one")
+            raise UserError(f"{path}: two columns are called {meaning}: {header[places[meaning]]!r} and "
+                            f"{name!r}; remove one")
         if meaning in needed or meaning in optional:
             places[meaning] = place
     missing = [column for column in needed if column not in places]
@@ -145,13 +147,13 @@ def numbers_of(table: pandas.DataFrame, columns: tuple[str, ...], path: str | os
     for column in columns:
         for line, text in zip(texts.index, texts[column]):
             if not NUMBER.fullmatch(text) or not math.isfinite(float(text.replace(",", "."))):
-                raise UserError(f"{path}: line {line}, clip {table.at[line, 'clip']}, {column}: {text!r} is no number; correct it "
-                                "or remove the clip")
+                raise UserError(f"{path}: line {line}, clip {table.at[line, 'clip']}, {column}: {text!r} is no number; "
+                                "correct it or remove the clip")
             for mark in ".,":
                 if mark in text:
                     marks.setdefault(mark, (line, column, text))
     if len(marks) == 2:
         (line, column, text), (other, _, other_text) = marks[","], marks["."]
-        raise UserError(f"{path}: line {line}, {column}: {text!r} has a decimal comma, but line {other} has {other_text!r}; "
-                        "write all numbers alike")
+        raise UserError(f"{path}: line {line}, {column}: {text!r} has a decimal comma, but line {other} has "
+                        f"{other_text!r}; write all numbers alike")
     return texts.map(lambda text: float(text.replace(",", "."))).astype("float64")

@@ -20,8 +20,11 @@ def log_epoch(writer: SummaryWriter, record: dict) -> None:
     for key, value in record.items():
         if key not in ("epoch", "seconds"):
             measure, _, rest = key.partition("_")
-            tag = f"learning_rate/{key.removeprefix('learning_rate_')}" if key.startswith("learning_rate") else f"{measure}/{rest}"
-            tag = "speed/samples_per_second" if key == "samples_per_second" else tag
+            tag = f"{measure}/{rest}"
+            if key.startswith("learning_rate"):
+                tag = f"learning_rate/{key.removeprefix('learning_rate_')}"
+            elif key == "samples_per_second":
+                tag = "speed/samples_per_second"
             writer.add_scalar(tag, value, record["epoch"])
 
 
@@ -42,8 +45,8 @@ def log_hyperparameters(writer: SummaryWriter, model: str, settings: dict, batch
     """Write a run's settings and last or best figures into the table of hyperparameters."""
     values = {"model": model, "batch_size": batch_size,
               **{key: value for key, value in settings.items() if isinstance(value, (int, float, str, bool))}}
-    # TensorBoard takes the columns of the first run it reads for all runs, so each names all of them, also those that it has
-    # no figure for; evaluate.py adds the accuracy on the test clips to the runs that it measures.
+    # TensorBoard takes the columns of the first run it reads for all runs, so each names all of them, also those that
+    # it has no figure for; evaluate.py adds the accuracy on the test clips to the runs that it measures.
     for summary in hparams(values, dict.fromkeys((f"hparam/{name}" for name in HPARAM_FIGURES), 0.0)):
         writer.file_writer.add_summary(summary)
     for name in HPARAM_FIGURES:

@@ -8,8 +8,8 @@
     python train.py 60 final ResNet18_v1.0 true 64 --resume                           goes on after an interruption
     torchrun --nproc_per_node 4 train.py 20 final ResNet50_v1.0 true 256 --cache off  four GPUs (batch size: of each)
 
-FINAL_RUN true trains on training + validation clips for exactly NUM_EPOCHS and never looks at the test clips (evaluate.py
-does, once). false trains on the training clips, validates after every epoch and keeps the best epoch.
+FINAL_RUN true trains on training + validation clips for exactly NUM_EPOCHS and never looks at the test clips
+(evaluate.py does, once). false trains on the training clips, validates after every epoch and keeps the best epoch.
 
 Writes runs/EXPERIMENT/: args.json, training.csv (one row an epoch), checkpoint_last.pt, checkpoint_best.pt (FINAL_RUN
 false) and TensorBoard's event files.
@@ -55,6 +55,7 @@ from device import (
 )
 from experiment import (
     TRAINING_RECORD,
+    TRAINING_TABLE,
     check_experiment,
     experiment_folder,
     finish_replacement,
@@ -124,7 +125,8 @@ class Run:
         if saved and saved["history"]:
             log_epoch(self.writer, saved["history"][-1])
         if not saved:
-            self.writer.add_text("command", f"`{self.record['command']}`\n\n```\n{json.dumps(self.record['used'], indent=2)}\n```")
+            used = json.dumps(self.record["used"], indent=2)
+            self.writer.add_text("command", f"`{self.record['command']}`\n\n```\n{used}\n```")
             log_pictures(self.writer, self.split, network.kind.input_size, self.plan.settings.augment, self.plan.seed)
 
     def checkpoint_of(self, network_state: dict, metrics: dict, epoch: int, training: dict | None = None) -> Checkpoint:
@@ -132,8 +134,8 @@ class Run:
         settings = self.plan.settings.as_dict()
         return Checkpoint(self.model, {key: settings[key] for key in config_keys(self.model)}, self.split.preprocessing,
                           network_state, {trait: float(self.split.labels[trait].mean()) for trait in TRAITS},
-                          list(self.split.labels.index), sorted(set(self.split.speakers)), self.split.name, epoch, metrics,
-                          self.intervals, training)
+                          list(self.split.labels.index), sorted(set(self.split.speakers)), self.split.name, epoch,
+                          metrics, self.intervals, training)
 
     def save(self, state: TrainingState) -> None:
         """Write the checkpoints; the first ones of a training that replaces another one put it in its place."""
@@ -144,10 +146,12 @@ class Run:
         if (self.target / LAST).exists():
             os.replace(self.target / LAST, self.target / PREVIOUS)
         metrics = state.history[-1] if state.history else {}
-        self.checkpoint_of(state.averaged.state_dict(), metrics, state.epoch, state.state_dict()).save(self.target / LAST)
+        last = self.checkpoint_of(state.averaged.state_dict(), metrics, state.epoch, state.state_dict())
+        last.save(self.target / LAST)
         if state.best:
-            best = state.best
-            self.checkpoint_of(best["network"], state.history[best["epoch"] - 1], best["epoch"]).save(self.target / BEST)
+            epoch = state.best["epoch"]
+            best = self.checkpoint_of(state.best["network"], state.history[epoch - 1], epoch)
+            best.save(self.target / BEST)
         if self.target != self.folder:
             self.writer.close()
             finish_replacement(self.folder)
@@ -181,7 +185,7 @@ class Run:
     def log(self, history: list[dict]) -> None:
         """Write training.csv and the last epoch's record."""
         record = history[-1]
-        with atomic_write(self.target / "training.csv") as partial:
+        with atomic_write(self.target / TRAINING_TABLE) as partial:
             pandas.DataFrame(history).to_csv(partial, index=False)
         log_epoch(self.writer, record)
         text = f"epoch {record['epoch']}/{self.plan.num_epochs}: loss {record['loss_train']:.5f}"
@@ -199,12 +203,14 @@ def parse_args(argv=None):
     parser.add_argument("model", metavar="MODEL", help="one of " + ", ".join(ARCHITECTURES))
     parser.add_argument("final_run", metavar="FINAL_RUN", type=true_or_false, help="true: training + validation clips; "
                         "false: training clips, validated after every epoch")
-    parser.add_argument("batch_size", metavar="BATCH_SIZE", type=positive_int, help="clips a step (and process) of a frozen network, "
-                        "faces of a trained one")
-    parser.add_argument("--config", metavar="FILE", help="settings found by the search: runs/EXPERIMENT/best_config.json")
+    parser.add_argument("batch_size", metavar="BATCH_SIZE", type=positive_int,
+                        help="clips a step (and process) of a frozen network, faces of a trained one")
+    parser.add_argument("--config", metavar="FILE",
+                        help="settings found by the search: runs/EXPERIMENT/best_config.json")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the same command")
     parser.add_argument("--overwrite", action="store_true", help="replace a training of the same name")
-    parser.add_argument("--dry-run", action="store_true", help="check everything and say what would be done; write nothing")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="check everything and say what would be done; write nothing")
     parser.add_argument("--seed", type=seed_number, default=0, help="of everything random")
     add_settings_options(parser)
     add_data_options(parser)
@@ -226,12 +232,13 @@ def make_plan(args: argparse.Namespace) -> Plan:
     if args.memory not in (None, "auto", "none") and "memory" not in config_keys(args.model):
         raise UserError(f"--memory {args.memory}: {args.model} has none; FaceResNet29_v1.0 has")
     if settings.augment and not architecture_named(args.model).trained and args.cache != "off" and is_main_process():
-        print("note: --augment needs the pictures, so the heads train on single faces and BATCH_SIZE counts faces", file=sys.stderr)
+        print("note: --augment needs the pictures, so the heads train on single faces and BATCH_SIZE counts faces",
+              file=sys.stderr)
     return Plan(settings, args.num_epochs, args.batch_size, args.seed)
 
 
 def load_last(folder: Path) -> Checkpoint | None:
-    """Return the checkpoint to go on from, or None where none was saved yet; a damaged one falls back to the one before it."""
+    """Return the checkpoint to go on from: the last one, or where it is damaged the one before; None without any."""
     paths = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
     for path in paths:
         try:
@@ -250,7 +257,7 @@ def load_last(folder: Path) -> Checkpoint | None:
 
 def make_faces(network: PersonalityNetwork, splits: tuple[Split, Split | None], plan: Plan,
                machine: Machine) -> tuple[Faces, Faces | None]:
-    """Return training and validation faces; the latter None without validation and in processes that do not validate."""
+    """Return training and validation faces; the latter are None where this process does not validate."""
     training, validation = splits
     faces = None
     for turn in (True, False):
@@ -264,17 +271,20 @@ def make_faces(network: PersonalityNetwork, splits: tuple[Split, Split | None], 
     return faces, Faces(validation, make_source(network, validation, machine))
 
 
-def print_dry_run(args: argparse.Namespace, plan: Plan, network: PersonalityNetwork, weights: str, samples: int, folder: Path) -> None:
+def print_dry_run(args: argparse.Namespace, plan: Plan, network: PersonalityNetwork, weights: str, samples: int,
+                  folder: Path) -> None:
     """Print what a training would do; samples: clips or faces."""
     learning = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     steps = len(epoch_batches(samples, plan.batch_size, plan.seed, 0))
     unit = "clips" if network.frozen and not plan.settings.augment else "faces"
-    print(f"{args.model} with {weights} weights, {learning:,} parameters learn; {plan.num_epochs} epochs of {steps} steps of {plan.batch_size} {unit}\n"
+    print(f"{args.model} with {weights} weights, {learning:,} parameters learn; {plan.num_epochs} epochs of {steps} "
+          f"steps of {plan.batch_size} {unit}\n"
           f"settings: {json.dumps(plan.settings.as_dict())}\n"
           f"Nothing was written; next: the same command without --dry-run, which writes {folder}")
 
 
-def train(run: Run, network: PersonalityNetwork, splits: tuple[Split, Split | None], machine: Machine, saved: dict | None) -> int:
+def train(run: Run, network: PersonalityNetwork, splits: tuple[Split, Split | None], machine: Machine,
+          saved: dict | None) -> int:
     """Train, write everything, print the last lines; return the exit status."""
     plan = run.plan
     run.stop.listen()
@@ -288,13 +298,13 @@ def train(run: Run, network: PersonalityNetwork, splits: tuple[Split, Split | No
             run.after_epoch(state)
     except KeyboardInterrupt:
         if run.stop.number and is_main_process():  # asked twice
-            print("\nstopped before the state was saved: what was done since the last checkpoint is lost; --resume goes on from that one",
-                  file=sys.stderr)
+            print("\nstopped before the state was saved: what was done since the last checkpoint is lost; "
+                  "--resume goes on from that one", file=sys.stderr)
         raise
     except Stopped:
         if is_main_process():
-            print(f"stopped by {'Ctrl-C' if run.stop.number == signal.SIGINT else 'SIGTERM'}, all is saved; go on with the same "
-                  "command and --resume", file=sys.stderr)
+            print(f"stopped by {'Ctrl-C' if run.stop.number == signal.SIGINT else 'SIGTERM'}, all is saved; go on with "
+                  "the same command and --resume", file=sys.stderr)
         return 128 + run.stop.number
     finally:
         if run.writer:
@@ -316,17 +326,18 @@ def main(argv=None):
     plan = make_plan(args)
     start_processes()
     seed_everything(args.seed)
-    training, validation = load_training_and_validation(args.data_dir, args.final_run, args.val_split, args.speaker_regex,
-                                                        args.seed)
-    plan = dataclasses.replace(plan, settings=settle_memory(plan.settings, training.faces["clip"].nunique(), architecture.has_memory))
+    training, validation = load_training_and_validation(args.data_dir, args.final_run, args.val_split,
+                                                        args.speaker_regex, args.seed)
+    settings = settle_memory(plan.settings, training.faces["clip"].nunique(), architecture.has_memory)
+    plan = dataclasses.replace(plan, settings=settings)
     in_clips = not architecture.trained and not plan.settings.augment
     check_batch_size(plan.batch_size, training, in_clips)
     weights = args.weights or BACKBONES[architecture.backbone].default_weights
     network = build_network(args.model, plan.settings.as_dict(), weights)
-    used = {"model": args.model, "num_epochs": args.num_epochs, "final_run": args.final_run, "batch_size": args.batch_size,
-            "seed": args.seed, "weights": weights, "val_split": args.val_split, "cache": args.cache,
-            "precision": args.precision, "settings": plan.settings.as_dict(), "training": training.name,
-            "data": training.fingerprint(), "processes": world_size()}
+    used = {"model": args.model, "num_epochs": args.num_epochs, "final_run": args.final_run,
+            "batch_size": args.batch_size, "seed": args.seed, "weights": weights, "val_split": args.val_split,
+            "cache": args.cache, "precision": args.precision, "settings": plan.settings.as_dict(),
+            "training": training.name, "data": training.fingerprint(), "processes": world_size()}
     if is_main_process():  # the others may look when it has already begun to write
         check_experiment(folder / TRAINING_RECORD, has_training(folder), used, args)
     if args.dry_run:
@@ -339,12 +350,13 @@ def main(argv=None):
         last = load_last(folder) if args.resume else None
         saved = last.training if last else None
         if saved and saved["epoch"] >= args.num_epochs:
-            print(f"{folder}: all {args.num_epochs} epochs are done; next: python evaluate.py {args.experiment}{folder_options(args)}")
+            print(f"{folder}: all {args.num_epochs} epochs are done; next: python evaluate.py "
+                  f"{args.experiment}{folder_options(args)}")
             return 0
         machine = Machine.from_options(args)
         network = machine.place(network)
-        record = {"used": used, "command": args.command, "data_dir": str(Path(args.data_dir).resolve()), "versions": versions(),
-                  "resumed": args.resume}
+        record = {"used": used, "command": args.command, "data_dir": str(Path(args.data_dir).resolve()),
+                  "versions": versions(), "resumed": args.resume}
         run = Run(folder, folder, args.model, plan, training, record, last.intervals if last else None)
         if is_main_process():
             run.target = start_replacement(folder) if has_training(folder) and not args.resume else folder

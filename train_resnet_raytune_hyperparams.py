@@ -45,7 +45,7 @@ from torch.utils.tensorboard import SummaryWriter
 from checkpoint import versions
 from dataset import Split
 from device import add_machine_options, seed_everything
-from experiment import SEARCH_RECORD, check_experiment, experiment_folder, open_experiment
+from experiment import SEARCH_RECORD, TRAINING_TABLE, check_experiment, experiment_folder, open_experiment
 from features import make_source
 from model_architectures import (
     ARCHITECTURES,
@@ -60,8 +60,8 @@ from settings import SETTING_NAMES, Settings, resolve_settings, settle_memory
 from tensorboard_logs import log_hyperparameters
 from training_data import add_data_options, load_training_and_validation
 
-# The search space: a setting (see settings.py) or batch_size, and what it is drawn from. A network that has no use for a
-# key (l3 is of ResNet101_v1.0 alone) does without it; a key that is not here keeps its default.
+# The search space: a setting (see settings.py) or batch_size, and what it is drawn from. A network that has no use for
+# a key (l3 is of ResNet101_v1.0 alone) does without it; a key that is not here keeps its default.
 config = {
     "l1": tune.choice([256, 512, 1024]),
     "l2": tune.choice([64, 128, 256]),
@@ -72,6 +72,9 @@ config = {
     "batch_size": tune.choice([64, 128, 256]),
     "loss": tune.choice(["mse", "l1", "smooth_l1", "ccc"]),
     "mixup": tune.choice([0.0, 0.2, 0.4]),
+    "components": tune.choice([256, 512]),
+    "memory_weight": tune.choice([0.5, 0.6, 0.7, 0.8]),
+    "noise": tune.choice([0.2, 0.3, 0.5]),
 }
 
 ROOM_NEEDED = 1_000_000  # bytes; with less than that on the disk an error of Ray's is one of the disk
@@ -80,7 +83,8 @@ TRIALS_DIR, OLD_TRIALS_DIR = "search", ".search.old"
 
 def space_of(model: str) -> dict:
     """Return the part of the search space that this network has a use for."""
-    shaping = {"l1", "l2", "l3", "dropout", "heads", "components", "memory", "memory_weight", "noise", "centres", "one_face"}
+    shaping = {"l1", "l2", "l3", "dropout", "heads", "components", "memory", "memory_weight", "noise", "centres",
+               "one_face"}
     known = config_keys(model)
     # noise and centres shape the regression, one_face the rows of a frozen network.
     known += ("noise", "centres") if "memory" in known else ()
@@ -93,6 +97,11 @@ def example_of(value: object) -> object:
     if isinstance(value, dict) and "grid_search" in value:
         return value["grid_search"][0]
     return value.sample() if hasattr(value, "sample") else value
+
+
+def describe_entry(value: object) -> str:
+    """Return an entry of the search space as text."""
+    return f"{type(value).__name__} {value.domain_str}" if hasattr(value, "domain_str") else repr(value)
 
 
 def short_name(trial) -> str:
@@ -129,14 +138,14 @@ def write_results(folder: Path, search: Search, table: pandas.DataFrame, space: 
     for row in table[table["best_accuracy"].notna()].to_dict("records"):
         trial_dir = Path(search.trials_dir) / row["trial"]
         values = {key: row[key] for key in space if key != "batch_size"}
-        history = pandas.read_csv(trial_dir / "training.csv").set_index("epoch", drop=False)
+        history = pandas.read_csv(trial_dir / TRAINING_TABLE).set_index("epoch", drop=False)
         with SummaryWriter(trial_dir) as writer:
             log_hyperparameters(writer, search.model, {**Settings().as_dict(), **values}, row["batch_size"],
                                 history.loc[int(row["best_epoch"])].to_dict())
 
 
 def print_results(args: argparse.Namespace, table: pandas.DataFrame, splits: tuple[Split, Split]) -> int:
-    """Print the best trials and what to run next; return the exit status. Raises UserError where no trial has a result."""
+    """Print the best trials and what to run next; return the exit status. Raises UserError without any result."""
     unfinished = int((table["status"] == "unfinished").sum()) + max(0, args.num_trials - len(table))
     failed, early = (int((table["status"] == status).sum()) for status in ("failed", "stopped early"))
     place = Path(args.runs_dir) / args.experiment
@@ -195,8 +204,7 @@ def prepare_folder(folder: Path, record: dict, args: argparse.Namespace) -> bool
 
 
 def share_random_weights(folder: Path, network: PersonalityNetwork, resume: bool) -> str:
-    """Return the path of a file with the network's backbone: random numbers are as good as any others only if all trials
-    share them."""
+    """Return the path of a file with the network's backbone, so that all trials share the same random numbers."""
     path = folder / "random_weights.pt"
     if not (resume and path.exists()):
         with atomic_write(path) as partial:
@@ -207,14 +215,16 @@ def share_random_weights(folder: Path, network: PersonalityNetwork, resume: bool
 def make_tuner(args: argparse.Namespace, search: Search, space: dict, resume: bool, on_first_result) -> tune.Tuner:
     """Return the Tuner of a new or of an interrupted search."""
     gpus = args.gpus_per_trial if args.gpus_per_trial is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
-    trainable = tune.with_resources(tune.with_parameters(run_trial, search=search), {"cpu": search.cpus_per_trial, "gpu": gpus})
+    trainable = tune.with_resources(tune.with_parameters(run_trial, search=search),
+                                    {"cpu": search.cpus_per_trial, "gpu": gpus})
     if resume:
         return tune.Tuner.restore(search.trials_dir, trainable, resume_unfinished=True, param_space=space)
     grace_period = min(args.num_epochs, args.grace_period or max(1, args.num_epochs // 4))
     return tune.Tuner(
         trainable, param_space=space,
         tune_config=tune.TuneConfig(
-            num_samples=args.num_trials, reuse_actors=True, trial_name_creator=short_name, trial_dirname_creator=short_name,
+            num_samples=args.num_trials, reuse_actors=True, trial_name_creator=short_name,
+            trial_dirname_creator=short_name,
             search_alg=tune.search.basic_variant.BasicVariantGenerator(random_state=args.seed),
             scheduler=ASHAScheduler(time_attr="epoch", metric=METRIC, mode="max", max_t=args.num_epochs,
                                     grace_period=grace_period, reduction_factor=3)),
@@ -228,7 +238,7 @@ def run_search(args: argparse.Namespace, search: Search, network: PersonalityNet
                splits: tuple[Split, Split]) -> int:
     """Run all trials, write and print the results; return the exit status. Holds the experiment's folder."""
     folder = Path(search.trials_dir).parent
-    # What every trial would find out for itself is found out here, once: the features of a backbone that no trial trains.
+    # What every trial would compute for itself is computed here, once: the features of a backbone that none trains.
     if network.frozen and args.cache != "off" and search.weights != "none":
         for split in splits:
             make_source(search.machine.place(network), split, search.machine)
@@ -237,7 +247,8 @@ def run_search(args: argparse.Namespace, search: Search, network: PersonalityNet
     try:
         if network.frozen and search.weights == "none":
             search = dataclasses.replace(search, weights=share_random_weights(folder, network, resume))
-        search = dataclasses.replace(search, cpus_per_trial=min(args.cpus_per_trial, ray.cluster_resources().get("CPU", 1)))
+        cpus = min(args.cpus_per_trial, ray.cluster_resources().get("CPU", 1))
+        search = dataclasses.replace(search, cpus_per_trial=cpus)
         tuner = make_tuner(args, search, space, resume, functools.partial(replace_old_search, folder, record))
         results = tuner.fit()
     except Exception as error:
@@ -259,18 +270,20 @@ def run_search(args: argparse.Namespace, search: Search, network: PersonalityNet
 def parse_args(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("num_trials", metavar="NUM_TRIALS", type=positive_int, help="configurations tried")
-    parser.add_argument("num_epochs", metavar="NUM_EPOCHS", type=positive_int, help="epochs of a trial that is not stopped")
+    parser.add_argument("num_epochs", metavar="NUM_EPOCHS", type=positive_int,
+                        help="epochs of a trial that is not stopped")
     parser.add_argument("experiment", metavar="EXPERIMENT", help="name of the folder in --runs-dir")
     parser.add_argument("model", metavar="MODEL", help="one of " + ", ".join(ARCHITECTURES))
     parser.add_argument("--resume", action="store_true", help="finish an interrupted search of the same command")
     parser.add_argument("--overwrite", action="store_true", help="replace a search of the same name")
-    parser.add_argument("--dry-run", action="store_true", help="check everything and say what would be done; write nothing")
-    parser.add_argument("--grace-period", type=positive_int, help="epochs before a trial may be stopped (default: a quarter "
-                        "of NUM_EPOCHS)")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="check everything and say what would be done; write nothing")
+    parser.add_argument("--grace-period", type=positive_int,
+                        help="epochs before a trial may be stopped (default: a quarter of NUM_EPOCHS)")
     cluster = parser.add_argument_group("resources")
     cluster.add_argument("--cpus-per-trial", type=float, default=1, help="CPU cores of a trial")
-    cluster.add_argument("--gpus-per-trial", type=float, help="GPUs of a trial, also a part of one (default: 1 where there "
-                         "is a GPU)")
+    cluster.add_argument("--gpus-per-trial", type=float,
+                         help="GPUs of a trial, also a part of one (default: 1 where there is a GPU)")
     cluster.add_argument("--ray-address", default=os.environ.get("RAY_ADDRESS"),
                          help="a running Ray cluster, or `auto` (default: RAY_ADDRESS, else this machine alone)")
     parser.add_argument("--seed", type=seed_number, default=0, help="of everything random")
@@ -303,8 +316,7 @@ def main(argv=None):
     splits = load_training_and_validation(args.data_dir, False, args.val_split, args.speaker_regex, args.seed)
     used = {"model": args.model, "num_trials": args.num_trials, "num_epochs": args.num_epochs, "seed": args.seed,
             "weights": weights, "val_split": args.val_split, "grace_period": args.grace_period,
-            "config": {key: f"{type(value).__name__} {value.domain_str}" if hasattr(value, "domain_str") else repr(value)
-                       for key, value in space.items()},
+            "config": {key: describe_entry(value) for key, value in space.items()},
             "data": splits[0].fingerprint()}
     example = settle_memory(resolve_settings({key: example_of(value) for key, value in space.items()}),
                             splits[0].faces["clip"].nunique(), architecture.has_memory)
@@ -313,9 +325,10 @@ def main(argv=None):
     exists = (folder / SEARCH_RECORD).exists()
     check_experiment(folder / SEARCH_RECORD, exists, used, args)
     if args.dry_run:
-        print(f"{args.num_trials} trials of {args.model} with {weights} weights, at most {args.num_epochs} epochs each; "
-              f"drawn from\n" + "\n".join(f"  {key}: {value}" for key, value in used["config"].items())
-              + f"\nNothing was written; next: the same command without --dry-run, which writes {folder}")
+        drawn_from = "\n".join(f"  {key}: {value}" for key, value in used["config"].items())
+        print(f"{args.num_trials} trials of {args.model} with {weights} weights, at most {args.num_epochs} epochs "
+              f"each; drawn from\n{drawn_from}\n"
+              f"Nothing was written; next: the same command without --dry-run, which writes {folder}")
         return 0
     search = Search(args.model, args.num_epochs, args.seed, weights, str(Path(args.data_dir).resolve()), args.val_split,
                     args.speaker_regex, args.precision, args.cache, args.num_workers, str(folder / TRIALS_DIR))

@@ -76,7 +76,8 @@ def parameter_groups(network: PersonalityNetwork, settings: Settings) -> list[di
     groups = []
     for name, module, rate in parts:
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        for decay, some in ((settings.weight_decay, [p for p in parameters if p.ndim > 1]), (0.0, [p for p in parameters if p.ndim < 2])):
+        for decay, some in ((settings.weight_decay, [p for p in parameters if p.ndim > 1]),
+                            (0.0, [p for p in parameters if p.ndim < 2])):
             if some:
                 groups.append({"params": some, "lr": rate, "weight_decay": decay, "name": name})
     return groups
@@ -138,7 +139,7 @@ def start_at_the_mean(network: PersonalityNetwork, split: Split) -> None:
 
 
 def fit_frozen_parts(network: PersonalityNetwork, faces: Faces, settings: Settings, seed: int) -> None:
-    """Fit what is solved without epochs to the clips' rows: the projection, and the Gaussian process where there is one.
+    """Fit what is solved without epochs to the clips' rows: the projection, and the Gaussian process if there is one.
 
     faces: read as ClipRows; prepared for the network afterwards.
     """
@@ -164,7 +165,8 @@ def start_training(network: PersonalityNetwork, faces: Faces, plan: Plan, machin
     """
     settings, usable = plan.settings, faces.number_usable
     if usable < 2 * world_size():
-        raise UserError(f"{faces.split.name}: the faces of {counted(usable, 'clip')} can be read; training needs at least two a step")
+        raise UserError(f"{faces.split.name}: the faces of {counted(usable, 'clip')} can be read; "
+                        "training needs at least two a step")
     total_steps = plan.num_epochs * steps_per_epoch(faces, plan)
     optimizer = torch.optim.AdamW(parameter_groups(network, settings), fused=True)
     scheduler = LambdaLR(optimizer, warmup_cosine(total_steps, settings.warmup))
@@ -173,7 +175,9 @@ def start_training(network: PersonalityNetwork, faces: Faces, plan: Plan, machin
     else:
         start_at_the_mean(network, faces.split)
         if network.frozen:
-            rows = faces if isinstance(faces.source, ClipRows) else Faces(faces.split, make_source(network, faces.split, machine))
+            rows = faces
+            if not isinstance(faces.source, ClipRows):
+                rows = Faces(faces.split, make_source(network, faces.split, machine))
             fit_frozen_parts(network, rows, settings, plan.seed)
     faces.source.prepare(network)
     ema = None
@@ -185,18 +189,19 @@ def start_training(network: PersonalityNetwork, faces: Faces, plan: Plan, machin
             state.load_state_dict(saved)
         except Exception as error:  # torch raises many kinds, depending on what does not fit
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"the saved state of training does not fit ({reason}); start again with --overwrite") from None
+            raise UserError(f"the saved state of training does not fit ({reason}); "
+                            "start again with --overwrite") from None
     return state
 
 
 # ---------------------------------------------------------------- loop
 
 def check_finite(state: TrainingState, loss: float | None = None) -> None:
-    """Raise UserError where the loss (by default the sum over the epoch so far) is not finite: such weights are lost."""
+    """Raise UserError where the loss, by default the sum over the epoch so far, is not finite: the weights are lost."""
     loss = state.add_up_losses() if loss is None else loss
     if not math.isfinite(loss):
-        raise UserError(f"the loss became {loss} in epoch {state.epoch + 1}: the weights have grown beyond all bounds; take a smaller "
-                        "--lr")
+        raise UserError(f"the loss became {loss} in epoch {state.epoch + 1}: the weights have grown beyond all bounds; "
+                        "take a smaller --lr")
 
 
 def steps_per_epoch(faces: Faces, plan: Plan) -> int:
@@ -213,7 +218,8 @@ def validate(network: PersonalityNetwork, faces: Faces) -> dict[str, float]:
     labels = faces.split.labels.loc[clips.index]
     error = torch.from_numpy(scores) - faces.targets
     figures = {"loss_valid": float((error ** 2).nanmean())}
-    for measure, values in (("accuracy", trait_accuracies(labels, clips)), ("pearson", trait_correlations(labels, clips))):
+    for measure, values in (("accuracy", trait_accuracies(labels, clips)),
+                            ("pearson", trait_correlations(labels, clips))):
         figures.update({f"{measure}_{trait}": value for trait, value in values.items()})
     return figures
 
@@ -223,7 +229,8 @@ def _train_epoch(state, parallel, plan, faces, after_step, show_progress):
     device, number_of_steps, samples = state.network.mean.device, steps_per_epoch(faces, plan), 0
     loss_function = LOSSES[plan.settings.loss]
     state.network.train()
-    with progress_bar(total=faces.number_usable, unit="sample", leave=False, desc=f"epoch {state.epoch + 1}/{plan.num_epochs}",
+    with progress_bar(total=faces.number_usable, unit="sample", leave=False,
+                      desc=f"epoch {state.epoch + 1}/{plan.num_epochs}",
                       initial=min(faces.number_usable, state.step * plan.batch_size * world_size()),
                       disable=None if show_progress and is_main_process() else True) as bar:
         for step, inputs, targets in training_steps(faces, plan, state.epoch, state.step, device):
@@ -256,9 +263,9 @@ def fit(state: TrainingState, plan: Plan, faces: Faces, validation: Faces | None
         after_step: Callable[[TrainingState], None] | None = None, show_progress: bool = True) -> Iterator[dict]:
     """Train up to plan.num_epochs and yield the record of each epoch.
 
-    A record has epoch, loss_train, seconds, samples_per_second, the learning rates, and with validation (needed in the main
-    process only) loss_valid, accuracy_<trait> and pearson_<trait>. after_step(state) is called between any two steps of an
-    epoch; what it raises ends the training. Raises UserError where the loss is not finite.
+    A record has epoch, loss_train, seconds, samples_per_second, the learning rates, and with validation (needed in the
+    main process only) loss_valid, accuracy_<trait> and pearson_<trait>. after_step(state) is called between any two
+    steps of an epoch; what it raises ends the training. Raises UserError where the loss is not finite.
     """
     if validation is not None:
         validation.source.prepare(state.network)

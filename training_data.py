@@ -56,14 +56,14 @@ def load_training_and_validation(data_dir: str | Path, final_run: bool, val_spli
                                  quiet: bool = False) -> tuple[Split, Split | None]:
     """Return (training Split, validation Split or None in the final run). Prints what they hold, unless quiet.
 
-    val_split "official" validates on the validation clips; "speaker" joins both and sets aside about a fifth of the clips,
-    of speakers that training does not hold.
+    val_split "official" validates on the validation clips; "speaker" joins both and sets aside about a fifth of the
+    clips, of speakers that training does not hold.
     """
     training = load_split(data_dir, "train", speaker_regex)
     has_validation = (Path(data_dir) / "valid").is_dir()
     if not has_validation and not final_run and val_split == "official":
-        raise UserError(f"{Path(data_dir) / 'valid'}: no such folder; --val-split speaker validates on a fifth of the training "
-                        "clips, FINAL_RUN true on none")
+        raise UserError(f"{Path(data_dir) / 'valid'}: no such folder; --val-split speaker validates on a fifth of the "
+                        "training clips, FINAL_RUN true on none")
     validation = load_split(data_dir, "valid", speaker_regex) if has_validation else None
     if final_run or val_split == "speaker":
         training = join_splits(training, validation) if validation else training
@@ -91,8 +91,8 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--runs-dir", default="runs", help="folder of the experiments")
     group.add_argument("--val-split", choices=("official", "speaker"), default="official",
                        help="validate on the validation clips, or on a fifth of all clips, of speakers not in training")
-    group.add_argument("--weights", help="of the backbone: imagenet, dlib, none or the path of a state dict (default: dlib "
-                       "for FaceResNet29, else imagenet)")
+    group.add_argument("--weights", help="of the backbone: imagenet, dlib, none or the path of a state dict (default: "
+                       "dlib for FaceResNet29, else imagenet)")
     add_speaker_option(group)
 
 
@@ -103,9 +103,11 @@ def check_batch_size(batch_size: int, split: Split, in_clips: bool) -> None:
     """
     number, unit = (split.faces["clip"].nunique(), "clip") if in_clips else (len(split.faces), "face")
     if batch_size < 2 or number < 2 * world_size():
-        raise UserError(f"BATCH_SIZE {batch_size} with {counted(number, unit)}: training needs at least two {unit}s a step")
+        raise UserError(f"BATCH_SIZE {batch_size} with {counted(number, unit)}: "
+                        f"training needs at least two {unit}s a step")
     if batch_size > number:
-        raise UserError(f"BATCH_SIZE {batch_size}: is larger than the {counted(number, unit)} with a face of {split.name}")
+        raise UserError(f"BATCH_SIZE {batch_size}: is larger than the {counted(number, unit)} with a face of "
+                        f"{split.name}")
 
 
 def _step_random(seed, epoch, step):
@@ -127,7 +129,8 @@ def training_steps(faces: Faces, plan: Plan, epoch: int, first_step: int,
     for step, (rows, inputs_of) in enumerate(faces.source.batches(batches, epoch), first_step):
         if len(rows) < 2:  # batch normalisation needs two
             if world_size() > 1:
-                raise UserError("a step's faces cannot be read (named above); make them again, the other processes wait for them")
+                raise UserError("a step's faces cannot be read (named above); make them again, "
+                                "the other processes wait for them")
             continue
         generator = _step_random(plan.seed, epoch, step)
         inputs = inputs_of(generator.random(len(rows)) < part_of_other_form)

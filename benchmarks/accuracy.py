@@ -4,11 +4,12 @@
     python benchmarks/accuracy.py PORTRAITS_ZIP... ANNOTATION_PKL WORK_DIR --ablation          what each part gives
     python benchmarks/accuracy.py PORTRAITS_ZIP... ANNOTATION_PKL WORK_DIR --learning-curve
 
-Protocol: by a fixed seed about 500 clips of speakers that appear nowhere else and 1,000 clips at random are set aside (the
-official splits are like the latter: most of their speakers are also in training). The final figures train on the rest and
-look at the clips set aside once for each of three seeds. The ablation and the learning curve never look at them: they set
-aside as much again from the rest, by another seed for each training. Gain = mean accuracy per clip minus that of the
-constant prediction. Writes WORK_DIR/accuracy_<kind>.csv; the pictures, faces and rows are made once and kept in WORK_DIR.
+Protocol: by a fixed seed about 500 clips of speakers that appear nowhere else and 1,000 clips at random are set aside
+(the official splits are like the latter: most of their speakers are also in training). The final figures train on the
+rest and look at the clips set aside once for each of three seeds. The ablation and the learning curve never look at
+them: they set aside as much again from the rest, by another seed for each training. Gain = mean accuracy per clip minus
+that of the constant prediction. Writes WORK_DIR/accuracy_<kind>.csv; the pictures, faces and rows are made once and
+kept in WORK_DIR.
 """
 import statistics
 import subprocess
@@ -18,8 +19,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from command_line import UserError, make_parser, positive_int, run_script
 
@@ -36,11 +36,13 @@ from settings import Plan, resolve_settings, settle_memory
 from training import fit, start_training
 from training_data import Faces
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 EPOCHS, BATCH_SIZE = 30, 128
 MODEL = "FaceResNet29_v1.0"
 SET_ASIDE_SEED = 2027
 # The recipe is what train.py does without any option.
-FINAL = {"the recipe": {}, "no row of a person kept (centres)": {"memory": "centres"}, "heads alone": {"memory": "none"}}
+FINAL = {"the recipe": {}, "no row of a person kept (centres)": {"memory": "centres"},
+         "heads alone": {"memory": "none"}}
 VARIANTS = {
     **FINAL,
     "regression alone": {"memory_weight": 1.0},
@@ -72,7 +74,8 @@ def prepare_faces(portraits: list[Path], work_dir: Path) -> Path:
                     if name.endswith(".jpg"):
                         (frames / Path(name).name).write_bytes(archive.read(name))
             mark.touch()
-    subprocess.run([sys.executable, REPOSITORY / "pre-processing" / "extract_faces_from_frames.py", frames, faces], check=True)
+    subprocess.run([sys.executable, REPOSITORY / "pre-processing" / "extract_faces_from_frames.py", frames, faces],
+                   check=True)
     return faces
 
 
@@ -130,7 +133,8 @@ def train_once(portraits: Portraits, clips: list[str], changes: dict, seed: int)
     return state.averaged
 
 
-def measure_part(network, portraits: Portraits, clips: list[str], constant: pandas.Series, alone: bool = False) -> pandas.Series:
+def measure_part(network, portraits: Portraits, clips: list[str], constant: pandas.Series,
+                 alone: bool = False) -> pandas.Series:
     """Return the mean gain and its interval over speakers on some clips; alone: from one face of each."""
     faces = portraits.part(clips)
     faces.source.prepare(network)
@@ -162,8 +166,8 @@ def gains(portraits: Portraits, folds: list[tuple[list[str], list[str], list[str
 
 def show(name: str, row: dict) -> dict:
     """Print one row of a table and return it with its name."""
-    print(f"{name:<40} " + "  ".join(f"{key} {value:+.4f}" for key, value in row.items() if key.startswith(("gain", "±")))
-          + f"  CPU s {row['CPU s']}", flush=True)
+    figures = "  ".join(f"{key} {value:+.4f}" for key, value in row.items() if key.startswith(("gain", "±")))
+    print(f"{name:<40} {figures}  CPU s {row['CPU s']}", flush=True)
     return {"what": name, **row}
 
 
@@ -173,7 +177,8 @@ def parse_args(argv=None):
     parser.add_argument("labels", metavar="ANNOTATION_PKL", type=Path)
     parser.add_argument("work_dir", metavar="WORK_DIR", type=Path)
     parser.add_argument("--ablation", action="store_true", help="what each part of the recipe gives, on folds")
-    parser.add_argument("--learning-curve", action="store_true", help="gain over the number of training clips, on folds")
+    parser.add_argument("--learning-curve", action="store_true",
+                        help="gain over the number of training clips, on folds")
     parser.add_argument("--seeds", type=positive_int, default=3, help="trainings of each row")
     return parser.parse_args(argv)
 
@@ -203,7 +208,8 @@ def main(argv=None):
     if args.ablation or args.learning_curve:
         kind = "ablation" if args.ablation else "learning_curve"
         folds = [set_aside(whole[0], split.speakers.loc[whole[0]].tolist(), seed) for seed in range(1, args.seeds + 1)]
-    print(f"{len(folds[0][0])} clips to train on; measured on {len(folds[0][1])} random ones and {len(folds[0][2])} of unseen speakers")
+    print(f"{len(folds[0][0])} clips to train on; measured on {len(folds[0][1])} random ones and "
+          f"{len(folds[0][2])} of unseen speakers")
     if args.learning_curve:
         rows = []
         for number in (375, 750, 1500, len(folds[0][0])):
@@ -211,7 +217,8 @@ def main(argv=None):
             smaller = [(some, *fold[1:]) for some, fold in zip(drawn, folds)]
             rows.append(show(f"{number} clips", gains(portraits, smaller, {})))
     else:
-        rows = [show(name, gains(portraits, folds, changes)) for name, changes in (FINAL if kind == "final" else VARIANTS).items()]
+        variants = FINAL if kind == "final" else VARIANTS
+        rows = [show(name, gains(portraits, folds, changes)) for name, changes in variants.items()]
     table = args.work_dir / f"accuracy_{kind}.csv"
     pandas.DataFrame(rows).to_csv(table, index=False)
     print(f"{(time.monotonic() - started) / 60:.1f} minutes; table: {table}")

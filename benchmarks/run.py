@@ -3,38 +3,48 @@
     python benchmarks/run.py ../shared/chalearn/clips ../shared/chalearn/portraits_train.zip
     python benchmarks/run.py CLIP_DIR PORTRAITS_ZIP --faces 2000 --out benchmarks.csv
 
-CLIP_DIR: clips that show faces. PORTRAITS_ZIP: pictures of faces named <clip>__frame_<index>.jpg. Times are CPU seconds of
-one process and thread, so that a busy machine disturbs them little; two workers against one take wall time and want a quiet
-machine. ratio = ours / baseline for times.
+CLIP_DIR: clips that show faces. PORTRAITS_ZIP: pictures of faces named <clip>__frame_<index>.jpg. Times are CPU seconds
+of one process and thread, so that a busy machine disturbs them little; two workers against one take wall time and want
+a quiet machine. ratio = ours / baseline for times.
 """
 import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "benchmarks")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import UserError, make_parser, positive_int, run_script  # noqa: E402
+from command_line import UserError, make_parser, positive_int, run_script
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-import pandas  # noqa: E402
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
-from torchvision import transforms  # noqa: E402
+import cv2
+import numpy as np
+import pandas
+import preprocessing
+import torch
+from made_up import BYTES_A_CLIP, FACES_A_CLIP, made_up_faces
+from PIL import Image
+from torchvision import transforms
 
-import preprocessing  # noqa: E402
-from dataset import TRAITS, FaceDataset, Features, Split, list_faces, speakers_of  # noqa: E402
-from evaluate import score_chips  # noqa: E402
-from model_architectures import FaceMemory, autocast_dtype, build_network  # noqa: E402
-from train import DEFAULTS, fit, make_source, seed_everything  # noqa: E402
+from calibration import calibrate
+from dataset import FaceDataset, Split, list_faces
+from device import Machine, autocast_dtype, seed_everything
+from features import FaceChips, make_source, score_clip
+from labels import DEFAULT_PREPROCESSING, FACE_SIZE, JPEG_QUALITY, TRAITS, face_name, speakers_of
+from model_architectures import IMAGENET_MEAN, IMAGENET_STD, PersonalityNetwork, architecture_named, build_network
+from settings import Plan, resolve_settings, settle_memory
+from training import fit, start_training
+from training_data import Faces
 
 TRIALS, EPOCHS, BATCH_SIZE = 20, 10, 128
+FINAL_EPOCHS = 30
+TRAINING_CLIPS, VALIDATION_CLIPS, CLIPS = 6000, 2000, 10_000    # of the challenge, the last with the test clips
+MIDDLE = {"l1": 512, "l2": 128, "mixup": 0.2}                   # of the search space
+FACE_MODEL, OTHER_MODEL = "FaceResNet29_v1.0", "ResNet18_v1.0"
 
 
-def seconds_of(function, repeat=1):
+def seconds_of(function: Callable, repeat: int = 1) -> float:
     """Return the CPU seconds of a call, the least of some."""
     times = []
     for _ in range(repeat):
@@ -44,47 +54,77 @@ def seconds_of(function, repeat=1):
     return min(times)
 
 
-def portrait_split(portraits, folder, number_of_faces):
-    """Write portraits as 224 px chips and return a Split of them with made-up labels: speed does not depend on either."""
+def machine_with(cache: str = "float16") -> Machine:
+    """Return the CPU as a machine."""
+    return Machine(torch.device("cpu"), cache=cache)
+
+
+def plan_for(model: str, clips: int, epochs: int, changes: dict) -> Plan:
+    """Return the plan of a training on so many clips with the default settings, changed."""
+    settings = settle_memory(resolve_settings(changes), clips, architecture_named(model).has_memory)
+    return Plan(settings, epochs, BATCH_SIZE)
+
+
+def make_network(model: str, plan: Plan) -> PersonalityNetwork:
+    """Return a new network on the CPU; random numbers stand for ImageNet's weights, dlib's are there."""
+    seed_everything(0)
+    network = build_network(model, plan.settings.as_dict(), "dlib" if model == FACE_MODEL else "none")
+    return machine_with().place(network)
+
+
+def portrait_split(portraits: Path, folder: Path, number_of_faces: int) -> Split:
+    """Write portraits as chips and return a Split of them with made-up labels: speed does not depend on either."""
     face_dir = folder / "data" / "train" / "faces"
     face_dir.mkdir(parents=True)
     with zipfile.ZipFile(portraits) as archive:
         names = sorted(name for name in archive.namelist() if name.endswith(".jpg"))[:number_of_faces]
         for name in names:
             picture = cv2.imdecode(np.frombuffer(archive.read(name), np.uint8), cv2.IMREAD_COLOR)
-            chip = cv2.resize(picture[:picture.shape[1]], (224, 224))
-            cv2.imwrite(str(face_dir / (Path(name).stem + "_aligned.jpg")), chip, [cv2.IMWRITE_JPEG_QUALITY, 95])
+            chip = cv2.resize(picture[:picture.shape[1]], (FACE_SIZE, FACE_SIZE))
+            path = face_dir / face_name(Path(name).stem)
+            cv2.imwrite(str(path), chip, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     faces = list_faces(face_dir)
     clips = sorted(set(faces["clip"]))
-    labels = pandas.DataFrame(np.random.default_rng(0).uniform(0.2, 0.8, (len(clips), 5)), index=clips, columns=list(TRAITS))
-    return Split("train", faces, labels, pandas.Series(speakers_of(clips), index=clips), {"size": 224, "padding": 0.25})
+    scores = np.random.default_rng(0).uniform(0.2, 0.8, (len(clips), len(TRAITS)))
+    labels = pandas.DataFrame(scores, index=clips, columns=list(TRAITS))
+    return Split("train", faces, labels, pandas.Series(speakers_of(clips), index=clips), DEFAULT_PREPROCESSING)
 
 
-def measure_search(split):
-    """Return the row on a search of ResNet18_v1.0 with and without cached features."""
-    settings = {**DEFAULTS, "heads": 1}
-    device = torch.device("cpu")
-
-    def train(epochs, cache, split):
-        seed_everything(0)
-        network = build_network("ResNet18_v1.0", settings, "none")
-        network.compute_dtype = autocast_dtype("auto", device)
-        fit(network, "ResNet18_v1.0", split, None, settings, epochs, BATCH_SIZE, 0, device, cache, show_progress=False)
-
-    # The trials of a search share one file of features: keep the random weights, and so the key, the same.
-    cached = seconds_of(lambda: [train(EPOCHS, "float16", split) for _ in range(TRIALS)])
-    uncached = seconds_of(lambda: train(1, "off", split)) * TRIALS * EPOCHS
-    return (f"search, {TRIALS} trials x {EPOCHS} epochs, ResNet18_v1.0, {len(split.faces)} faces",
-            "no cache (1 trial x 1 epoch, multiplied)", uncached, cached, cached / uncached, 1 / 50)
+def train(network: PersonalityNetwork, plan: Plan, faces: Faces, validation: Faces | None = None) -> None:
+    """Train a network, as search_trial.py and train.py do."""
+    state = start_training(network, faces, plan, machine_with())
+    for _ in fit(state, plan, faces, validation, show_progress=False):
+        pass
 
 
-def measure_decoding(split):
+# ---------------------------------------------------------------- rows of the table
+
+def measure_search(split: Split) -> tuple:
+    """Return the row on a search of ResNet18_v1.0: rows of clips, computed once for all trials, against reading and
+    computing every face anew in every epoch of every trial."""
+    plan = plan_for(OTHER_MODEL, len(split.labels), EPOCHS, MIDDLE)
+
+    def trial():
+        # The random weights are the same, and so is the key of the cache: the trials share one file of rows.
+        network = make_network(OTHER_MODEL, plan)
+        train(network, plan, Faces(split, make_source(network, split, machine_with())))
+
+    ours = seconds_of(lambda: [trial() for _ in range(TRIALS)])
+    chips = Faces(split, FaceChips(split, machine_with("off")))
+    one_epoch = plan_for(OTHER_MODEL, len(split.labels), 1, MIDDLE)
+    state = start_training(make_network(OTHER_MODEL, one_epoch), chips, one_epoch, machine_with())
+    uncached = seconds_of(lambda: list(fit(state, one_epoch, chips, show_progress=False))) * TRIALS * EPOCHS
+    return (f"search, {TRIALS} trials x {EPOCHS} epochs, {OTHER_MODEL}, {len(split.faces)} faces",
+            "no cache (1 trial x 1 epoch, multiplied)", uncached, ours, ours / uncached, 1 / 50)
+
+
+def measure_decoding(split: Split) -> tuple:
     """Return the row on reading chips, against the original's path: Pillow, then torchvision's transforms."""
     dataset = FaceDataset(split)
     rows = list(range(min(1000, len(dataset))))
     batches = [rows[start:start + 64] for start in range(0, len(rows), 64)]
-    original = transforms.Compose([transforms.Resize(224), transforms.ToTensor(),
-                                   transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
+    original = transforms.Compose([transforms.Resize(FACE_SIZE), transforms.ToTensor(),
+                                   transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
 
     def as_the_original():
         for batch in batches:
@@ -96,65 +136,70 @@ def measure_decoding(split):
     return ("reading chips", "Pillow and torchvision's transforms", theirs, ours, ours / theirs, None)
 
 
-def measure_forward(split, name):
+def measure_forward(split: Split, model: str) -> tuple:
     """Return the row on the forward pass: channels-last and bfloat16 where the CPU has it, against plain float32."""
-    torch.manual_seed(0)
-    network = build_network(name, {**DEFAULTS, "heads": 1}, "dlib" if name.startswith("Face") else "none").eval()
-    # Features of random weights are huge; standardised as after training, the scores are like real ones.
+    network = make_network(model, plan_for(model, 64, 1, {}))
     chips = FaceDataset(split).__getitems__(list(range(64)))[0]
+    # Features of random weights are huge; standardised as after training, the scores are like real ones.
     with torch.inference_mode():
         network.train()
         network(chips)
-        network.eval()
-        network.to(memory_format=torch.contiguous_format)
-        plain = score_chips(network, chips)
-        baseline = seconds_of(lambda: score_chips(network, chips), repeat=3)
-        network.to(memory_format=torch.channels_last)
-        network.compute_dtype = autocast_dtype("auto", torch.device("cpu"))
-        ours = score_chips(network, chips)
-        fast = seconds_of(lambda: score_chips(network, chips), repeat=3)
-    print(f"forward pass, {name}: {128 / baseline:.0f} -> {128 / fast:.0f} pictures/s in {network.compute_dtype or 'float32'}, "
-          f"largest difference of a score {float((plain - ours).abs().max()):.4f}")
-    return f"forward pass, {name}", "float32", baseline, fast, fast / baseline, None
+    network.eval()
+    network.to(memory_format=torch.contiguous_format)
+    network.compute_dtype = None
+    _, plain = score_clip(network, chips)
+    baseline = seconds_of(lambda: score_clip(network, chips), repeat=3)
+    network.to(memory_format=torch.channels_last)
+    network.compute_dtype = autocast_dtype("auto", torch.device("cpu"))
+    _, ours = score_clip(network, chips)
+    fast = seconds_of(lambda: score_clip(network, chips), repeat=3)
+    pictures = 2 * len(chips)   # with the mirror images
+    print(f"forward pass, {model}: {pictures / baseline:.0f} -> {pictures / fast:.0f} pictures/s in "
+          f"{network.compute_dtype or 'float32'}, largest difference of a score {np.abs(plain - ours).max():.4f}")
+    return f"forward pass, {model}", "float32", baseline, fast, fast / baseline, None
 
 
-def print_cost(split, seconds_a_clip, seconds_a_frame):
-    """Print what the challenge (6,000 / 2,000 / 2,000 clips, 30 frames each) costs on this CPU with FaceResNet29_v1.0.
+# ---------------------------------------------------------------- what the challenge costs
 
-    split: faces to measure on; seconds_a_clip: of drawing 30 frames; seconds_a_frame: of finding a face. Every figure is
-    multiplied from a measured one; no trial of the search is stopped early, which a real one does.
+def seconds_of_training() -> tuple[float, float, float]:
+    """Return the CPU seconds of one trial of the search, of the final training and of its calibration.
+
+    On made-up rows of as many clips as the challenge has; the projection and the regression are part of each.
     """
-    settings, model, device = dict(DEFAULTS), "FaceResNet29_v1.0", torch.device("cpu")
-    network = build_network(model, settings, "dlib")
-    network.compute_dtype = autocast_dtype("auto", device)
-    clips = list(split.labels.index)
-    training, validation = split.only(clips[len(clips) // 4:], "training"), split.only(clips[:len(clips) // 4], "validation")
-    features = seconds_of(lambda: [make_source(network, model, part, settings, device, "float16", 0, False, 0)
-                                   for part in (training, validation)]) / len(split.faces)
+    machine = machine_with()
+    training, validation = made_up_faces(TRAINING_CLIPS, machine), made_up_faces(VALIDATION_CLIPS, machine)
+    trial_plan = plan_for(FACE_MODEL, TRAINING_CLIPS, EPOCHS, MIDDLE)
+    trial = seconds_of(lambda: train(make_network(FACE_MODEL, trial_plan), trial_plan, training, validation))
+    faces = made_up_faces(TRAINING_CLIPS + VALIDATION_CLIPS, machine)
+    plan = plan_for(FACE_MODEL, len(faces.source), FINAL_EPOCHS, {})
+    final = seconds_of(lambda: train(make_network(FACE_MODEL, plan), plan, faces))
+    return trial, final, seconds_of(lambda: calibrate(FACE_MODEL, faces, plan, "dlib", machine))
 
-    def epochs(number, settings, validation):
-        seed_everything(0)
-        network = build_network(model, settings, "dlib")
-        return seconds_of(lambda: fit(network, model, training, validation, settings, number, BATCH_SIZE, 0, device,
-                                      show_progress=False))
 
-    without = {**settings, "memory": 0.0}
-    usual = {**without, "l1": 512, "l2": 128}  # the middle of the search space
-    validated = (epochs(3, usual, validation) - epochs(1, usual, validation)) / 2
-    plain = (epochs(3, without, None) - epochs(1, without, None)) / 2
-    # All is proportional to the number of faces, but for the memory, which keeps MOST_FACES of them whatever their number.
-    many = 30 * 6000 / len(training.faces)
-    kept = Features([np.random.default_rng(0).standard_normal((2, FaceMemory.MOST_FACES, network.memory.width), np.float32)])
-    memory = seconds_of(lambda: network.memory.fit(kept.rows(np.arange(len(kept)), np.zeros(len(kept), dtype=bool)),
-                                                   torch.rand(len(kept), len(TRAITS))))
-    parts = {"frames, 10,000 clips x 30": 10_000 * seconds_a_clip, "faces in 300,000 frames": 300_000 * seconds_a_frame,
-             "features of 300,000 faces and their mirror images": 300_000 * features,
-             f"search, {TRIALS} trials x {EPOCHS} epochs of 180,000 faces": TRIALS * EPOCHS * validated * many,
-             f"final training, {EPOCHS} epochs of 240,000 faces": EPOCHS * plain * many * 8000 / 6000 + memory}
-    print("\nThe challenge's 10,000 clips x 30 frames with FaceResNet29_v1.0, core-hours on this CPU:")
+def print_cost(split: Split, seconds_a_clip: float, seconds_a_frame: float) -> None:
+    """Print what the challenge's clips, 30 frames each, cost on this CPU with FaceResNet29_v1.0.
+
+    split: faces to measure on; seconds_a_clip: of drawing 30 frames; seconds_a_frame: of finding a face. Every figure
+    is measured or multiplied from a measured one. No trial of the search is stopped early, as a real search does.
+    """
+    network = make_network(FACE_MODEL, plan_for(FACE_MODEL, len(split.labels), 1, {}))
+    features = seconds_of(lambda: make_source(network, split, machine_with())) / len(split.faces)
+    trial, final, calibration = seconds_of_training()
+    faces, both = CLIPS * FACES_A_CLIP, TRAINING_CLIPS + VALIDATION_CLIPS
+    parts = {f"frames, {CLIPS:,} clips x {FACES_A_CLIP}": CLIPS * seconds_a_clip,
+             f"faces in {faces:,} frames": faces * seconds_a_frame,
+             f"features of {faces:,} faces and their mirror images": faces * features,
+             f"search, {TRIALS} trials x {EPOCHS} epochs of {TRAINING_CLIPS:,} clips": TRIALS * trial,
+             f"final training, {FINAL_EPOCHS} epochs of {both:,} clips": final,
+             "its intervals (a second training, on 3/4 of the clips)": calibration}
+    print(f"\nThe challenge's {CLIPS:,} clips x {FACES_A_CLIP} frames with {FACE_MODEL}, core-hours on this CPU:")
     for name, seconds in (*parts.items(), ("sum", sum(parts.values()))):
-        print(f"  {name:<60} {seconds / 3600:.2f}")
+        print(f"  {name:<60} {seconds / 3600:.3f}")
+    print(f"Features of {CLIPS:,} clips on the disk: {CLIPS * BYTES_A_CLIP / 1e6:.0f} MB, "
+          f"{BYTES_A_CLIP:,} bytes a clip")
 
+
+# ---------------------------------------------------------------- command line
 
 def parse_args(argv=None):
     parser = make_parser(__doc__)
@@ -176,7 +221,7 @@ def main(argv=None):
     rows = [*frames, *faces, *preprocessing.measure_workers(args.clip_dir)]
     with tempfile.TemporaryDirectory() as folder:
         split = portrait_split(args.portraits, Path(folder), args.faces)
-        rows += [measure_decoding(split), measure_forward(split, "ResNet18_v1.0"), measure_forward(split, "FaceResNet29_v1.0"),
+        rows += [measure_decoding(split), measure_forward(split, OTHER_MODEL), measure_forward(split, FACE_MODEL),
                  measure_search(split)]
         # The numbers of clips and frames stand in the rows' names.
         print_cost(split, frames[0][3] / int(frames[0][0].split()[4]), faces[0][3] / int(faces[0][0].split()[1]))

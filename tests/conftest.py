@@ -126,13 +126,14 @@ def chip_data(tmp_path_factory):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A function that gives a disk in memory the size it is called with ("1m") and returns its folder; skips where mounting
-    is not allowed."""
+    """A function that gives a disk in memory the size it is called with ("1m") and returns its folder; skips where
+    mounting is not allowed."""
     folder = tmp_path / "small"
     folder.mkdir()
 
     def resize(size):
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"remount,size={size}" if os.path.ismount(folder) else f"size={size}",
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o",
+                               f"remount,size={size}" if os.path.ismount(folder) else f"size={size}",
                                "tmpfs", folder], capture_output=True)
         if done.returncode:
             pytest.skip("mounting a small tmpfs is not allowed here")

@@ -100,7 +100,8 @@ def test_wrong_labels_are_named(tmp_path, text, complaint):
     "\ufeff" + HEADER + "a.mp4,0,0.25,0.5,0.75,1\n",
     HEADER.replace(",", ";") + "a.mp4;0;0.25;0.5;0.75;1\n",
     HEADER.replace(",", "\t") + "a\t0\t0.25\t0.5\t0.75\t1\n",
-    "VideoName,ValueOpenness,ValueConscientiousness,ValueExtraversion,ValueAgreeableness,ValueNeuroticism\na.mp4,0,0.25,0.5,0.75,1\n",
+    "VideoName,ValueOpenness,ValueConscientiousness,ValueExtraversion,ValueAgreeableness,ValueNeuroticism\n"
+    "a.mp4,0,0.25,0.5,0.75,1\n",
 ])
 def test_other_dialects_of_csv(tmp_path, text):
     path = tmp_path / "labels.csv"
@@ -182,7 +183,8 @@ def test_rows_of_clips_are_means_reused_and_made_anew(tmp_path):
     assert calls == [15] and len(first) == 5 and first.faces.tolist() == [3] * 5
     numbers = np.arange(5)
     values = first.features(numbers), first.features(numbers, form=1)
-    chips = {clip: torch.stack([read_chip(path, 224) for path in faces["path"]]) for clip, faces in split.faces.groupby("clip")}
+    chips = {clip: torch.stack([read_chip(path, 224) for path in faces["path"]])
+             for clip, faces in split.faces.groupby("clip")}
     assert torch.allclose(values[0], torch.stack([mean_colour(chips[clip]).mean(0) for clip in first.clips]), atol=1e-4)
     assert torch.allclose(values[1], torch.stack([mean_colour(chips[clip])[1] for clip in first.clips]), atol=1e-4)
     rows()
@@ -238,8 +240,8 @@ def test_fuzzed_label_files(tmp_path, long_run):
     generator = random.Random(3)
     pickled = pickle.dumps({trait: {f"clip{n}.000.mp4": n / 40 for n in range(40)} for trait in TRAITS}, 2)
     table = io.StringIO()
-    pandas.DataFrame({"clip": [f"clip{n}.mp4" for n in range(40)], **{trait: np.linspace(0, 1, 40) for trait in TRAITS}}).to_csv(
-        table, index=False)
+    scores = {trait: np.linspace(0, 1, 40) for trait in TRAITS}
+    pandas.DataFrame({"clip": [f"clip{n}.mp4" for n in range(40)], **scores}).to_csv(table, index=False)
     refused = 0
     count = 10_000 if long_run else 2000
     for number in range(count):

@@ -31,8 +31,10 @@ def test_figures_against_independent_computations():
         assert row["gain"] == pytest.approx(np.mean(np.abs(true - constant[trait])) - np.mean(np.abs(true - predicted)))
         assert row["pearson"] == pytest.approx(scipy.stats.pearsonr(true, predicted).statistic, abs=1e-6)
         covariance = np.mean((true - true.mean()) * (predicted - predicted.mean()))
-        assert row["ccc"] == pytest.approx(2 * covariance / (true.var() + predicted.var() + (true.mean() - predicted.mean()) ** 2))
-        assert row["r2"] == pytest.approx(1 - np.sum((true - predicted) ** 2) / np.sum((true - true.mean()) ** 2), abs=1e-6)
+        spread = true.var() + predicted.var() + (true.mean() - predicted.mean()) ** 2
+        assert row["ccc"] == pytest.approx(2 * covariance / spread)
+        unexplained = np.sum((true - predicted) ** 2) / np.sum((true - true.mean()) ** 2)
+        assert row["r2"] == pytest.approx(1 - unexplained, abs=1e-6)
         assert row["mse"] == pytest.approx(np.mean((true - predicted) ** 2))
         assert row["accuracy_low"] < row["accuracy"] < row["accuracy_high"]
     assert table.loc["mean", "accuracy"] == pytest.approx(table.loc[list(TRAITS), "accuracy"].mean())
@@ -71,23 +73,26 @@ def test_clips_are_averaged_over_their_frames():
 def test_warnings():
     labels, predictions, speakers = made_up()
     predictions["openness"] = 0.95
-    lines = " ".join(warnings_about(measure(labels, predictions, labels.mean(), speakers), labels, predictions, speakers))
+    table = measure(labels, predictions, labels.mean(), speakers)
+    lines = " ".join(warnings_about(table, labels, predictions, speakers))
     assert "worse than the constant prediction: openness" in lines and "collapsed" in lines
     assert not warnings_about(measure(labels, made_up()[1], labels.mean(), speakers), labels, made_up()[1], speakers)
     alone = speakers.map(lambda _: "one")
-    assert "only 1 speaker:" in warnings_about(measure(labels, made_up()[1], labels.mean(), alone), labels, made_up()[1], alone)[0]
+    table = measure(labels, made_up()[1], labels.mean(), alone)
+    assert "only 1 speaker:" in warnings_about(table, labels, made_up()[1], alone)[0]
 
 
 def test_anybodys_predictions(run_script, tmp_path):
     labels, predictions, _ = made_up()
     labels.rename_axis("clip").to_csv(tmp_path / "labels.csv")
-    foreign = predictions.drop(index=predictions.index[:3]).set_axis([f"Value{trait.capitalize()}" for trait in TRAITS], axis=1)
+    foreign = predictions.drop(index=predictions.index[:3])
+    foreign.columns = [f"Value{trait.capitalize()}" for trait in TRAITS]
     foreign.index = foreign.index + ".mp4"
     foreign.rename_axis("VideoName").to_csv(tmp_path / "mine.csv")
     groups = pandas.DataFrame({"clip": labels.index, "group": ["first", "second"] * 60})
     groups.to_csv(tmp_path / "groups.csv", index=False)
-    result = run_script("evaluate.py", "--predictions", "mine.csv", "--labels", "labels.csv", "--train-labels", "labels.csv",
-                        "--group-by", "groups.csv", "--compare", "mine.csv")
+    result = run_script("evaluate.py", "--predictions", "mine.csv", "--labels", "labels.csv",
+                        "--train-labels", "labels.csv", "--group-by", "groups.csv", "--compare", "mine.csv")
     metrics = json.loads((tmp_path / "mine_evaluation" / "metrics.json").read_text())
     expected = 1 - (labels.iloc[3:] - predictions.iloc[3:]).abs().to_numpy().mean()
     assert metrics["traits"]["mean"]["accuracy"] == pytest.approx(expected, abs=1e-6)

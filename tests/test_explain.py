@@ -12,7 +12,7 @@ AGREEABLENESS = 3
 
 
 def spotted_chips(number, generator):
-    """Return (uint8 chips with a violet spot at SPOT, its strengths in [0, 1]) on smooth backgrounds of random colours."""
+    """Return (uint8 chips with a violet spot at SPOT, its strengths in [0, 1]) on smooth coloured backgrounds."""
     y, x = np.mgrid[:224, :224]
     coarse = torch.from_numpy(generator.uniform(60, 200, (number, 3, 7, 7)))
     pictures = torch.nn.functional.interpolate(coarse, (224, 224), mode="bicubic").clamp(0, 255).numpy()
@@ -34,8 +34,6 @@ def test_map_lies_on_the_spot_that_steers_and_changes_with_the_weights():
     network.train()
     network.projection.fit(features)
     rows = network.represent(features)
-    network.standardise(rows[:, :network.head_width])  # one step over all sets its mean and std
-    network.standardise.eval()
     optimizer = torch.optim.AdamW(network.heads.parameters(), lr=2e-3, weight_decay=0.01)
     for _ in range(150):
         optimizer.zero_grad()
@@ -52,13 +50,14 @@ def test_map_lies_on_the_spot_that_steers_and_changes_with_the_weights():
     on_spot = maps[:, AGREEABLENESS][:, around].sum(1) / maps[:, AGREEABLENESS].sum((1, 2)) / around.mean()
     assert np.median(on_spot) > 2.5, f"mass on the spot relative to chance {on_spot}"
 
-    # The sanity checks of Adebayo et al. (2018): with random heads, and with a wholly random network, the map is another.
+    # The sanity checks of Adebayo et al. (2018): with random heads, and with a random network, the map is another.
     for module in network.heads.modules():
         if isinstance(module, torch.nn.Linear):
             module.reset_parameters()
     for randomised in (network, build_network("FaceResNet29_v1.0", CONFIG, "none").eval()):
         other = explain_chips(randomised, strong)
-        correlations = [np.corrcoef(a[AGREEABLENESS].ravel(), b[AGREEABLENESS].ravel())[0, 1] for a, b in zip(maps, other)]
+        correlations = [np.corrcoef(a[AGREEABLENESS].ravel(), b[AGREEABLENESS].ravel())[0, 1]
+                        for a, b in zip(maps, other)]
         print("correlation with the map of random weights", np.median(correlations))
         assert np.median(correlations) < 0.5
 

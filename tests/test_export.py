@@ -13,7 +13,8 @@ from model_architectures import build_network
 CONFIG = {"l1": 16, "l2": 8, "dropout": 0.2, "heads": 2, "components": 20}
 
 
-@pytest.fixture(scope="module", params=[("ResNet18_v1.0", "none"), ("FaceResNet29_v1.0", "dlib")], ids=["resnet18", "face29"])
+@pytest.fixture(scope="module", params=[("ResNet18_v1.0", "none"), ("FaceResNet29_v1.0", "dlib")],
+                ids=["resnet18", "face29"])
 def experiment(request, tmp_path_factory):
     """(runs folder with the untrained experiment `small`, its network): heads of random numbers are as good a test."""
     name, weights = request.param
@@ -25,8 +26,8 @@ def experiment(request, tmp_path_factory):
         network.projection.fit(features)
         if network.memory is not None:
             network.memory.fit_exact(network.represent(features), torch.rand(12, 5), 0.3)
-    checkpoint = Checkpoint(name, config, {"size": 224, "padding": 0.25}, network.state_dict(), dict.fromkeys(TRAITS, 0.5), ["a.1"],
-                            ["a"], "train", 1, {})
+    checkpoint = Checkpoint(name, config, {"size": 224, "padding": 0.25}, network.state_dict(),
+                            dict.fromkeys(TRAITS, 0.5), ["a.1"], ["a"], "train", 1, {})
     runs = tmp_path_factory.mktemp("runs")
     (runs / "small").mkdir()
     checkpoint.save(runs / "small" / "checkpoint_best.pt")
@@ -61,7 +62,8 @@ def test_exported_model_gives_the_networks_scores(experiment, run_script, form):
     assert json.loads(metadata["preprocessing"]) == {"size": 224, "padding": 0.25}
     for number in (1, 3):
         # Smooth pictures and noise: noise alone would hide a wrong resize behind its mean.
-        chips = torch.randint(0, 256, (number, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(number))
+        chips = torch.randint(0, 256, (number, 3, 224, 224), dtype=torch.uint8,
+                              generator=torch.Generator().manual_seed(number))
         chips[0, 0] = torch.arange(224, dtype=torch.uint8)
         with torch.no_grad():
             expected = network(chips).numpy()

@@ -1,5 +1,5 @@
-"""Classes of faults that a hostile user found: nothing is destroyed before it can be replaced, no wrong figure without a word,
-one bad thing does not stop the rest, what is read is checked where it is read, done is said when it is done."""
+"""Classes of faults that a hostile user found: nothing is destroyed before it can be replaced, no wrong figure without
+a word, one bad thing does not stop the rest, what is read is checked where it is read, done is said when it is done."""
 import copy
 import os
 import shutil
@@ -31,7 +31,7 @@ SMALL = ["--l1", "16", "--l2", "8"]
 
 @pytest.fixture
 def run(monkeypatch, tmp_path, capfd):
-    """run(module, *arguments): main() of a script as its command line runs it; returns (exit status, stdout, stderr)."""
+    """run(module, *arguments): a script's main() as its command line runs it; returns (status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -54,11 +54,11 @@ def run(monkeypatch, tmp_path, capfd):
 
 @pytest.fixture(scope="module")
 def trained(chip_data, tmp_path_factory):
-    """Folder with runs/one, a small training on the made-up chips, with an evaluation and an exported model beside it."""
+    """Folder with runs/one, a small training on the made-up chips, with an evaluation and an exported model."""
     folder = tmp_path_factory.mktemp("trained")
     for name in ("train.py 2 one FaceResNet29_v1.0 true 16 --l1 16 --l2 8", "evaluate.py one"):
-        subprocess.run([sys.executable, REPOSITORY / name.split()[0], *name.split()[1:], "--data-dir", chip_data], cwd=folder, check=True,
-                       capture_output=True)
+        subprocess.run([sys.executable, REPOSITORY / name.split()[0], *name.split()[1:], "--data-dir", chip_data],
+                       cwd=folder, check=True, capture_output=True)
     (folder / "runs" / "one" / "model.onnx").write_text("exported before")
     return folder / "runs"
 
@@ -70,7 +70,8 @@ def runs(trained, tmp_path):
 
 
 def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    return {path.relative_to(folder): path.read_bytes()
+            for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
 # ---------------------------------------------------------------- a replacement does not destroy before it can replace
@@ -91,8 +92,9 @@ def test_overwrite_keeps_the_old_training_until_the_new_one_has_a_checkpoint(run
 
 def test_killed_overwrite_leaves_the_old_training(runs, chip_data, tmp_path):
     before = contents(runs)
-    process = subprocess.Popen([sys.executable, REPOSITORY / "train.py", "500", "one", MODEL, "true", "16", *SMALL, "--overwrite",
-                                "--data-dir", chip_data], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, REPOSITORY / "train.py", "500", "one", MODEL, "true", "16", *SMALL,
+                                "--overwrite", "--data-dir", chip_data],
+                               cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith("epoch 3"):
             break
@@ -109,14 +111,16 @@ def test_search_asks_ray_before_it_touches_the_old_search(run, chip_data, tmp_pa
     for name in ("search_args.json", "trials.csv", "best_config.json", "search/trial_00000/training.csv"):
         (folder / name).write_text("{}")
     before, started = contents(folder), time.monotonic()
-    status, _, errors = run(search, 2, 2, "search", MODEL, "--data-dir", chip_data, "--overwrite", "--ray-address", "127.0.0.1:1")
+    status, _, errors = run(search, 2, 2, "search", MODEL, "--data-dir", chip_data, "--overwrite",
+                            "--ray-address", "127.0.0.1:1")
     assert status == 2 and "no Ray cluster answers" in errors and time.monotonic() - started < 60
     assert contents(folder) == before
 
 
 def test_two_trainings_in_one_folder(run, runs, chip_data, tmp_path):
-    first = subprocess.Popen([sys.executable, REPOSITORY / "train.py", "500", "busy", MODEL, "true", "16", *SMALL, "--data-dir",
-                              chip_data], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first = subprocess.Popen([sys.executable, REPOSITORY / "train.py", "500", "busy", MODEL, "true", "16", *SMALL,
+                              "--data-dir", chip_data],
+                             cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         for line in first.stdout:
             if line.startswith("epoch 1"):
@@ -133,14 +137,16 @@ def test_two_trainings_in_one_folder(run, runs, chip_data, tmp_path):
 def test_speakers_held_out_are_a_fifth_whatever_the_seed():
     sizes = [40, 20, 10, 10, 5, 5, 4, 3, 2, 1]
     clips = [f"s{speaker}.{number:03}" for speaker, size in enumerate(sizes) for number in range(size)]
-    for clips, least in ((clips, 15), ([f"s{speaker}.{number}" for speaker in range(2) for number in range(10)], 10)):
-        speakers = pandas.Series([clip.split(".")[0] for clip in clips], index=clips)
-        split = Split("train", pandas.DataFrame({"path": clips, "clip": clips}),
-                      pandas.DataFrame(0.5, index=clips, columns=list(TRAITS)), speakers, {})
+    clips_of_two = [f"s{speaker}.{number}" for speaker in range(2) for number in range(10)]
+    for names, least in ((clips, 15), (clips_of_two, 10)):
+        speakers = pandas.Series([name.split(".")[0] for name in names], index=names)
+        split = Split("train", pandas.DataFrame({"path": names, "clip": names}),
+                      pandas.DataFrame(0.5, index=names, columns=list(TRAITS)), speakers, {})
         for seed in range(20):
             training, held_out = split_by_speaker(split, 0.2, seed)
-            assert least <= len(held_out.labels) <= max(least, 20) and not set(training.speakers) & set(held_out.speakers)
-    alone = split.only([clip for clip in clips if clip.startswith("s1")], "alone")
+            assert least <= len(held_out.labels) <= max(least, 20)
+            assert not set(training.speakers) & set(held_out.speakers)
+    alone = split.only([clip for clip in clips_of_two if clip.startswith("s1")], "alone")
     with pytest.raises(UserError, match="of one speaker"):
         split_by_speaker(alone, 0.2, 0)
 
@@ -172,7 +178,8 @@ def test_file_names_of_another_unicode_form(tmp_path):
 
 
 def test_copied_data_can_be_resumed_on_and_moved_data_are_no_warning(run, runs, chip_data, tmp_path):
-    copied = shutil.copytree(chip_data, tmp_path / "data", ignore=shutil.ignore_patterns("features"), copy_function=shutil.copyfile)
+    copied = shutil.copytree(chip_data, tmp_path / "data", ignore=shutil.ignore_patterns("features"),
+                             copy_function=shutil.copyfile)
     status, _, errors = run(train, 2, "one", MODEL, "true", 16, *SMALL, "--data-dir", copied, "--resume")
     assert status == 0 and not errors
     moved = (runs / "one" / "args.json").read_text().replace(str(chip_data), "/gone/data")
@@ -193,7 +200,8 @@ def test_a_trait_that_is_constant_within_a_batch_does_not_spoil_the_ccc_loss(run
     assert torch.isfinite(scores.grad).all() and not scores.grad[:, 2].any()
     assert torch.isfinite(ccc_loss(scores, torch.full((8, 5), 0.5)))
     data = write_chips(tmp_path / "data", {"train": 7, "valid": 3})
-    status, output, errors = run(train, 3, "one", MODEL, "false", 2, "--data-dir", data, "--loss", "ccc", *SMALL, "--memory", "none")
+    status, output, errors = run(train, 3, "one", MODEL, "false", 2, "--data-dir", data, "--loss", "ccc", *SMALL,
+                                 "--memory", "none")
     assert status == 0 and "epoch 3/3" in output and "Traceback" not in errors
 
 
@@ -220,7 +228,8 @@ def test_predict_with_odd_names_and_full_targets(run, runs, demo_data, tmp_path,
     shutil.copy(clip, os.fsencode(folder) + b"/bad\xff.mp4")
     shutil.copy(clip, folder / ("x" * 251 + ".mp4"))
     picture_dir = tmp_path / "pictures"
-    status, output, errors = run(predict, "one", folder, "--frames", 1, "--out", tmp_path / "o.csv", "--annotate", picture_dir)
+    status, output, errors = run(predict, "one", folder, "--frames", 1, "--out", tmp_path / "o.csv",
+                                 "--annotate", picture_dir)
     assert status == 0 and "3 of 3 files scored" in output, errors
     assert len(pandas.read_csv(tmp_path / "o.csv")) == 3 and len(list(picture_dir.iterdir())) == 3
 
@@ -231,8 +240,8 @@ def test_predict_with_odd_names_and_full_targets(run, runs, demo_data, tmp_path,
         assert status == 2 and str(target) in errors and not output, (option, errors)
 
     disk = small_disk("24k")
-    result = subprocess.run([sys.executable, REPOSITORY / "predict.py", "one", folder / "fine.mp4", "--frames", "1", "--annotate", disk],
-                            cwd=tmp_path, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, REPOSITORY / "predict.py", "one", folder / "fine.mp4", "--frames", "1",
+                             "--annotate", disk], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 1 and "no space left" in result.stderr and "fine.mp4" in result.stdout
     assert "results:" not in result.stdout and not [path for path in disk.iterdir() if path.name != ".lock"]
 
@@ -241,8 +250,10 @@ def test_predict_with_odd_names_and_full_targets(run, runs, demo_data, tmp_path,
 
 def damaged(value):
     """Return other values of a key than a checkpoint has there."""
-    return [None, "text", -1, 1.5, [], {}, [None], {"a": 1}, float("nan"), torch.zeros(2)] if not torch.is_tensor(value) else [
-        None, "text", torch.zeros(3, 1, 7), torch.full_like(value, float("nan")) if value.is_floating_point() else torch.zeros(9)]
+    if not torch.is_tensor(value):
+        return [None, "text", -1, 1.5, [], {}, [None], {"a": 1}, float("nan"), torch.zeros(2)]
+    return [None, "text", torch.zeros(3, 1, 7),
+            torch.full_like(value, float("nan")) if value.is_floating_point() else torch.zeros(9)]
 
 
 def variants(content):
@@ -253,25 +264,24 @@ def variants(content):
             for key in list(value)[:6]:
                 yield from below((*path, key), value[key])
 
+    def copy_down_to(path):
+        """Return a copy of the content, and the dictionary in it that holds the last key of the path."""
+        other = copy.copy(content)
+        place = other
+        for parent in path[:-1]:
+            place[parent] = copy.copy(place[parent])
+            place = place[parent]
+        return other, place
+
     for key, value in content.items():
         for path in below((key,), value):
-            *parents, last = path
-
-            def changed(change):
-                other = copy.copy(content)
-                place = other
-                for parent in parents:
-                    place[parent] = copy.copy(place[parent])
-                    place = place[parent]
-                change(place, last)
-                return other
-
-            yield f"without {path}", changed(lambda place, last: place.pop(last))
-            old = content
-            for step in path:
-                old = old[step]
-            for value_now in damaged(old):
-                yield f"{path} = {str(value_now)[:20]}", changed(lambda place, last: place.__setitem__(last, value_now))
+            other, place = copy_down_to(path)
+            old = place.pop(path[-1])
+            yield f"without {path}", other
+            for damage in damaged(old):
+                other, place = copy_down_to(path)
+                place[path[-1]] = damage
+                yield f"{path} = {str(damage)[:20]}", other
 
 
 def test_damaged_checkpoints_are_one_line_each(trained, chip_data, tmp_path, monkeypatch, capsys):
@@ -302,8 +312,8 @@ def test_old_formats_and_missing_keys_by_the_real_command(run, runs, chip_data):
     content = torch.load(path)
     for change in ({"format": 1}, {"constant": None}, {"clips": "abc"}, {"preprocessing": {"size": 224}}):
         torch.save({**content, **change}, path)
-        for module, arguments in ((evaluate, ["one", "--data-dir", chip_data]), (predict, ["one", chip_data / "test" / "faces"]),
-                                  (export, ["one"])):
+        for module, arguments in ((evaluate, ["one", "--data-dir", chip_data]),
+                                  (predict, ["one", chip_data / "test" / "faces"]), (export, ["one"])):
             status, _, errors = run(module, *arguments)
             assert status == 2 and len(errors.splitlines()) == 1 and str(path.name) in errors
     torch.save(content, path)
@@ -340,7 +350,7 @@ def test_export_on_a_full_disk(runs, small_disk, tmp_path):
     disk = small_disk("1m")
     for file_format in ("torch", "onnx"):
         target = disk / ("model.pt2" if file_format == "torch" else "model.onnx")
-        result = subprocess.run([sys.executable, REPOSITORY / "export.py", "one", "--format", file_format, "--out", target], cwd=tmp_path,
-                                capture_output=True, text=True)
+        result = subprocess.run([sys.executable, REPOSITORY / "export.py", "one", "--format", file_format,
+                                 "--out", target], cwd=tmp_path, capture_output=True, text=True)
         assert result.returncode == 1 and "no space left" in result.stderr.splitlines()[-1], result.stderr
         assert not os.listdir(disk)

@@ -45,7 +45,7 @@ def test_what_is_frozen_stays_and_what_is_not_learns(name):
         optimizer.step()
     trained = ARCHITECTURES[name].trained
     for key, value in network.state_dict().items():
-        free = key.startswith(("heads.", "standardise.")) or any(key.startswith(f"backbone.{stage}.") for stage in trained)
+        free = key.startswith(("heads.", "standardise.", *(f"backbone.{stage}." for stage in trained)))
         if not free:
             assert torch.equal(value, before[key]), key
         elif key.endswith("weight") and value.ndim > 1:
@@ -55,7 +55,7 @@ def test_what_is_frozen_stays_and_what_is_not_learns(name):
 
 
 def test_exact_memory_is_gaussian_process_regression():
-    """Against the textbook's formulas, written down anew; and a checkpoint of it comes back whole, a damaged one does not."""
+    """Against the textbook's formulas, written down anew; a checkpoint of it comes back whole, a damaged one not."""
     torch.manual_seed(0)
     config = {**SMALL, "memory": "exact", "memory_weight": 1.0}
     network = build_network("FaceResNet29_v1.0", config, "dlib").eval()
@@ -93,9 +93,10 @@ def test_exact_memory_is_gaussian_process_regression():
 
 
 def test_centres_are_means_of_many_clips_of_several_speakers_and_hold_no_descriptor():
-    """The centres are means of the clips; the weights are the subset of regressors' (Quinonero-Candela and Rasmussen)."""
+    """The centres are means of clips; the weights are those of the subset of regressors (Quinonero-Candela 2005)."""
     generator = np.random.default_rng(1)
-    rows = np.concatenate([generator.normal(place, 1, (150, 8)) for place in generator.normal(0, 6, (4, 8))]).astype(np.float32)
+    rows = np.concatenate([generator.normal(place, 1, (150, 8)) for place in generator.normal(0, 6, (4, 8))])
+    rows = rows.astype(np.float32)
     speakers = generator.integers(0, 60, 600).astype(str)
     targets = generator.uniform(0.3, 0.7, (600, 5)).astype(np.float32)
     memory = GaussianProcess(width=8, components=8, descriptor_size=0)
@@ -154,8 +155,9 @@ def test_face_network_agrees_with_dlib(chalearn_dir):
 
 def test_damaged_face_weights_are_refused(tmp_path):
     whole = open(face_weights_path(), "rb").read()
-    for name, content in {"truncated.dat": whole[:1_000_000], "text.dat": b"no network" * 1000, "empty.dat": b"",
-                          "other.dat": whole[5000:], "damaged.dat": whole[:2000] + b"\xff" * 4000 + whole[6000:]}.items():
+    contents = {"truncated.dat": whole[:1_000_000], "text.dat": b"no network" * 1000, "empty.dat": b"",
+                "other.dat": whole[5000:], "damaged.dat": whole[:2000] + b"\xff" * 4000 + whole[6000:]}
+    for name, content in contents.items():
         path = tmp_path / name
         path.write_bytes(content)
         with pytest.raises(UserError, match=name) as caught:
@@ -183,8 +185,9 @@ def test_weights_from_a_file(tmp_path):
 
 
 def checkpoint_of(network, name="ResNet18_v1.0", settings=SMALL):
-    return Checkpoint(name, {key: settings[key] for key in config_keys(name)}, DEFAULT_PREPROCESSING, network.state_dict(),
-                      dict.fromkeys(TRAITS, 0.5), ["a.1", "b.1"], ["a", "b"], "train", 1, {"loss_train": 0.1})
+    return Checkpoint(name, {key: settings[key] for key in config_keys(name)}, DEFAULT_PREPROCESSING,
+                      network.state_dict(), dict.fromkeys(TRAITS, 0.5), ["a.1", "b.1"], ["a", "b"], "train", 1,
+                      {"loss_train": 0.1})
 
 
 def content_of(network):

@@ -24,7 +24,8 @@ def test_scores_equal_those_of_the_files(trained, demo_data, tmp_path):
     """The same frames by way of JPEG files and in memory."""
     run_script_in(trained, "evaluate.py", "demo", "--data-dir", demo_data)
     files = pandas.read_csv(trained / "runs" / "demo" / "evaluation_test" / "predictions.csv", index_col="clip")
-    result = run_script_in(trained, "predict.py", "demo", demo_data / "test" / "videos", "--frames", 3, "--out", tmp_path / "o.csv")
+    result = run_script_in(trained, "predict.py", "demo", demo_data / "test" / "videos", "--frames", 3,
+                           "--out", tmp_path / "o.csv")
     memory = pandas.read_csv(tmp_path / "o.csv")
     memory.index = [os.path.splitext(os.path.basename(path))[0] for path in memory["clip"]]
     assert sorted(memory.index) == sorted(files.index) and (memory["faces"] <= 3).all()
@@ -46,7 +47,8 @@ def test_scores_of_real_clips_equal_those_of_the_files(trained, chalearn_dir, tm
     run_script_in(trained, "evaluate.py", "demo", "--data-dir", tmp_path / "data")
     files = pandas.read_csv(trained / "runs" / "demo" / "evaluation_test" / "predictions.csv", index_col="clip")
     run_script_in(trained, "predict.py", "demo", *clips, "--frames", 4, "--out", tmp_path / "o.json")
-    memory = {os.path.splitext(os.path.basename(row["clip"]))[0]: row for row in json.loads((tmp_path / "o.json").read_text())}
+    rows = json.loads((tmp_path / "o.json").read_text())
+    memory = {os.path.splitext(os.path.basename(row["clip"]))[0]: row for row in rows}
     for clip in files.index:
         for trait in TRAITS:
             assert memory[clip][trait] == pytest.approx(files.loc[clip, trait], abs=0.01)
@@ -61,8 +63,8 @@ def test_pictures_faces_and_broken_files(trained, demo_data, tmp_path):
     cv2.imwrite(str(folder / "nobody.png"), np.full((200, 300, 3), 127, np.uint8))
     (folder / "broken.mp4").write_text("no clip")
     (folder / "notes.txt").write_text("not mine")
-    result = run_script_in(trained, "predict.py", "demo", folder, "--faces", "all", "--out", tmp_path / "o.csv", "--annotate",
-                           tmp_path / "pictures", "--explain", tmp_path / "maps")
+    result = run_script_in(trained, "predict.py", "demo", folder, "--faces", "all", "--out", tmp_path / "o.csv",
+                           "--annotate", tmp_path / "pictures", "--explain", tmp_path / "maps")
     table = pandas.read_csv(tmp_path / "o.csv")
     two = table[table["clip"].str.endswith("two.png")]
     assert two["face"].tolist() == [1, 2]

@@ -1,4 +1,4 @@
-"""The report opens in a real browser without network, console errors or sideways scrolling, by keyboard, light and dark."""
+"""The report opens in a real browser: no network, no console errors, no sideways scrolling; keyboard, light, dark."""
 import json
 import shutil
 
@@ -8,7 +8,8 @@ import pytest
 
 from labels import TRAITS
 
-BROWSER = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome")) if path), None)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+BROWSER = next((path for path in map(shutil.which, BROWSERS) if path), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
 EVIL = "<img src=x onerror=alert(1)>'\"<b>&{{7*7}}"  # a clip's name; a slash would end it
@@ -33,7 +34,8 @@ def open_page(browser, path, **options):
     faults = []
     page.on("console", lambda message: faults.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("request", lambda request: None if request.url.startswith(("file:", "data:")) else faults.append(request.url))
+    page.on("request",
+            lambda request: None if request.url.startswith(("file:", "data:")) else faults.append(request.url))
     page.on("dialog", lambda dialog: (faults.append(dialog.message), dialog.dismiss()))
     page.goto(path.as_uri())
     page.wait_for_selector(".plot[data-figure=gain] .main-svg")
@@ -51,8 +53,10 @@ def foreign_report(tmp_path, run_script):
     predictions.loc[29, list(TRAITS)] = 1 - predictions.loc[29, list(TRAITS)].round()  # among the worst: shown by name
     labels.to_csv(tmp_path / "labels.csv", index=False)
     predictions.to_csv(tmp_path / "mine.csv", index=False)
-    pandas.DataFrame({"clip": labels["clip"], "group": [EVIL_GROUP, "other"] * 15}).to_csv(tmp_path / "groups.csv", index=False)
-    result = run_script("evaluate.py", "--predictions", "mine.csv", "--labels", "labels.csv", "--group-by", "groups.csv")
+    groups = pandas.DataFrame({"clip": labels["clip"], "group": [EVIL_GROUP, "other"] * 15})
+    groups.to_csv(tmp_path / "groups.csv", index=False)
+    result = run_script("evaluate.py", "--predictions", "mine.csv", "--labels", "labels.csv",
+                        "--group-by", "groups.csv")
     assert "report.html" in result.stdout
     return tmp_path / "mine_evaluation" / "report.html"
 
@@ -67,7 +71,8 @@ def test_foreign_predictions_and_hostile_names(browser, foreign_report):
     page.emulate_media(color_scheme="light")
     page.wait_for_timeout(200)
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    assert page.evaluate("getComputedStyle(document.querySelector('.plot .gtitle')).fill") != ink, "plots keep the dark ink"
+    title_ink = page.evaluate("getComputedStyle(document.querySelector('.plot .gtitle')).fill")
+    assert title_ink != ink, "plots keep the dark ink"
     assert faults == []
 
 
@@ -75,7 +80,8 @@ def test_report_of_an_experiment(browser, chip_data, tmp_path, run_script):
     run_script("train.py", 2, "one", "FaceResNet29_v1.0", "false", 16, "--data-dir", chip_data)
     run_script("evaluate.py", "one", "--data-dir", chip_data)
     folder = tmp_path / "runs" / "one"
-    page, faults = open_page(browser, folder / "evaluation_test" / "report.html", viewport={"width": 1280, "height": 900})
+    page, faults = open_page(browser, folder / "evaluation_test" / "report.html",
+                             viewport={"width": 1280, "height": 900})
     page.wait_for_selector(".plot[data-figure=training] .main-svg")
     metrics = json.loads((folder / "evaluation_test" / "metrics.json").read_text())
     text = page.locator("body").inner_text().lower()

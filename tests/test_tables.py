@@ -14,7 +14,8 @@ from labels import TRAITS, read_groups, read_labels, read_scores, read_speakers
 
 NAMES = ["J4GQm9j0JZ0.003", "José.001", "a b (1).002", "x;y.004", "plain"]
 SCORES = np.round(np.random.default_rng(0).uniform(0, 1, (len(NAMES), 5)), 4)
-CHALLENGE = ["VideoName", "ValueExtraversion", "ValueAgreeableness", "ValueConscientiousness", "ValueNeurotisicm", "ValueOpenness"]
+CHALLENGE = ["VideoName", "ValueExtraversion", "ValueAgreeableness", "ValueConscientiousness", "ValueNeurotisicm",
+             "ValueOpenness"]
 
 
 def cell(text, separator, quote_all):
@@ -29,7 +30,8 @@ def well_meant_table(generator):
     quote_all = generator.random() < 0.2
     order = generator.sample(range(5), 5)
     if generator.random() < 0.25:
-        spelling = dict(zip(["clip", "extraversion", "agreeableness", "conscientiousness", "neuroticism", "openness"], CHALLENGE))
+        spelling = dict(zip(["clip", "extraversion", "agreeableness", "conscientiousness", "neuroticism", "openness"],
+                            CHALLENGE))
     else:
         change = generator.choice([str.lower, str.upper, str.title])
         blank = generator.choice(["", " ", "\u00a0"])
@@ -48,8 +50,8 @@ def well_meant_table(generator):
             texts = [text.replace(".", ",") for text in texts]
         name = generator.choice(["", "train/", "C:\\clips\\"]) + name + generator.choice(["", ".mp4", ".MP4", ".avi"])
         name = unicodedata.normalize(generator.choice(["NFC", "NFD"]), name)
-        lines.append([name, *(generator.choice(["", " "]) + text for text in texts), *(["a note, with; marks"] * len(extra)),
-                      *[""] * empty_at_end])
+        lines.append([name, *(generator.choice(["", " "]) + text for text in texts),
+                      *(["a note, with; marks"] * len(extra)), *[""] * empty_at_end])
         if generator.random() < 0.1:
             lines.append([""] * generator.choice([0, 1, len(header)]))
     end = generator.choice(["\n", "\r\n"])
@@ -81,7 +83,8 @@ def test_mutated_tables_are_read_rightly_or_refused(tmp_path, long_run):
     path = tmp_path / "mutated.csv"
     for _ in range(count):
         rows = [["clip", *TRAITS], *([name, *map(str, scores)] for name, scores in zip(NAMES, SCORES))]
-        kind = generator.choice(["lose", "add", "double", "word", "scale", "byte", "swap", "header", "truncate", "quote"])
+        kind = generator.choice(["lose", "add", "double", "word", "scale", "byte", "swap", "header", "truncate",
+                                 "quote"])
         row = generator.randrange(1, len(rows))
         place = generator.randrange(1, 6)
         if kind == "lose":
@@ -91,7 +94,8 @@ def test_mutated_tables_are_read_rightly_or_refused(tmp_path, long_run):
         elif kind == "double":
             rows.append(list(rows[row]))
         elif kind == "word":
-            rows[row][place] = generator.choice(["", "high", "NaN", "None", "inf", "1_0", "0x1", "50%", "0.5.1", "=0.5", "0 5", "−0.5", "1e999"])
+            rows[row][place] = generator.choice(["", "high", "NaN", "None", "inf", "1_0", "0x1", "50%", "0.5.1",
+                                                 "=0.5", "0 5", "−0.5", "1e999"])
         elif kind == "scale":
             rows[row][place] = str(100 * float(rows[row][place]) + 2)
         elif kind == "swap":
@@ -119,7 +123,8 @@ def test_mutated_tables_are_read_rightly_or_refused(tmp_path, long_run):
         lines = {line.split(",")[0].strip('" '): line for line in data.decode().splitlines()}
         for clip, values in scores.iterrows():
             line = next(line for name, line in lines.items() if clip in name)
-            header = [name.strip('" ').lower().removeprefix("value") for name in data.decode().splitlines()[0].split(",")]
+            names = data.decode().splitlines()[0].split(",")
+            header = [name.strip('" ').lower().removeprefix("value") for name in names]
             for trait in TRAITS:
                 text = line.split(",")[header.index(trait)].strip('" ')
                 assert float(text) == values[trait], (kind, data)
@@ -146,7 +151,8 @@ def test_wrong_groups_are_named(tmp_path, text, complaint):
 
 def test_groups_named_like_missing_values_are_groups(tmp_path):
     path = tmp_path / "groups.csv"
-    path.write_text("VideoName|Group\n" + "".join(f"{name}.mp4|{name}\n" for name in ("None", "NA", "nan", "null", "N/A")) + "x|\n")
+    names = ("None", "NA", "nan", "null", "N/A")
+    path.write_text("VideoName|Group\n" + "".join(f"{name}.mp4|{name}\n" for name in names) + "x|\n")
     groups = read_groups(path)
     # clip_name takes what stands before a slash for a folder.
     assert sorted(groups) == sorted(["None", "NA", "nan", "null", "N/A"]) and "x" not in groups.index
@@ -175,20 +181,22 @@ def test_other_scales_and_mixed_numbers_are_refused(tmp_path, numbers, complaint
 
 
 def test_challenge_submission_and_groups_by_the_real_command(run_script, tmp_path):
-    """A submission as the challenge's winners published it, groups with names that pandas takes for missing values, files that
-    are not there."""
+    """A submission as the challenge's winners published it, groups with names that pandas takes for missing values,
+    files that are not there."""
     clips = [f"clip{number:02}.{number % 3:03}" for number in range(40)]
     generator = np.random.default_rng(1)
-    labels = pandas.DataFrame(generator.uniform(0.2, 0.8, (40, 5)), columns=list(TRAITS), index=pandas.Index(clips, name="clip"))
+    labels = pandas.DataFrame(generator.uniform(0.2, 0.8, (40, 5)), columns=list(TRAITS),
+                              index=pandas.Index(clips, name="clip"))
     labels.to_csv(tmp_path / "labels.csv")
-    submission = (labels + 0.05).rename(columns=dict(zip(["extraversion", "agreeableness", "conscientiousness", "neuroticism",
-                                                         "openness"], CHALLENGE[1:])))[CHALLENGE[1:]]
+    traits = ["extraversion", "agreeableness", "conscientiousness", "neuroticism", "openness"]
+    submission = (labels + 0.05).rename(columns=dict(zip(traits, CHALLENGE[1:])))[CHALLENGE[1:]]
     submission.index = submission.index + ".mp4"
     submission.rename_axis("VideoName").to_csv(tmp_path / "mine.csv", encoding="utf-16", sep="\t")
     groups = io.StringIO("Clip;Group\n" + "".join(f"{clip}.mp4;{'None' if number % 2 else 'glasses'}\n"
                                                   for number, clip in enumerate(clips[:-4])))
     (tmp_path / "groups.csv").write_text(groups.getvalue())
-    result = run_script("evaluate.py", "--predictions", "mine.csv", "--labels", "labels.csv", "--group-by", "groups.csv")
+    result = run_script("evaluate.py", "--predictions", "mine.csv", "--labels", "labels.csv",
+                        "--group-by", "groups.csv")
     metrics = json.loads((tmp_path / "mine_evaluation" / "metrics.json").read_text())
     assert metrics["traits"]["neuroticism"]["accuracy"] == pytest.approx(0.95)
     assert {name: group["mean"]["clips"] for name, group in metrics["groups"].items()} == {"None": 18, "glasses": 18}
@@ -196,7 +204,10 @@ def test_challenge_submission_and_groups_by_the_real_command(run_script, tmp_pat
 
     for arguments, complaint in ((["--predictions", "missing.csv"], "missing.csv: no such file"),
                                  (["--predictions", tmp_path], "is a folder"),
-                                 (["--predictions", "mine.csv", "--group-by", "missing.csv"], "missing.csv: no such file"),
-                                 (["--predictions", "mine.csv", "--compare", "nobody.csv"], "nobody.csv: no such file")):
+                                 (["--predictions", "mine.csv", "--group-by", "missing.csv"],
+                                  "missing.csv: no such file"),
+                                 (["--predictions", "mine.csv", "--compare", "nobody.csv"],
+                                  "nobody.csv: no such file")):
         refused = run_script("evaluate.py", *arguments, "--labels", "labels.csv", check=False)
-        assert refused.returncode == 2 and complaint in refused.stderr and len(refused.stderr.splitlines()) == 1, refused.stderr
+        assert refused.returncode == 2 and complaint in refused.stderr, refused.stderr
+        assert len(refused.stderr.splitlines()) == 1, refused.stderr

@@ -50,7 +50,8 @@ def test_train_and_evaluate(run_script, chip_data, tmp_path):
     folder = tmp_path / "runs" / "first"
     assert {"args.json", "training.csv", "checkpoint_best.pt", "checkpoint_last.pt"} <= set(os.listdir(folder))
     history = pandas.read_csv(folder / "training.csv")
-    assert len(history) == 25 and history["accuracy_mean"].idxmax() + 1 == load_checkpoint(folder / "checkpoint_best.pt").epoch
+    best = load_checkpoint(folder / "checkpoint_best.pt")
+    assert len(history) == 25 and history["accuracy_mean"].idxmax() + 1 == best.epoch
 
     result = run_script("evaluate.py", "first", "--data-dir", chip_data)
     assert "Pearson r" in result.stdout and "original repository" in result.stdout
@@ -67,7 +68,8 @@ def test_train_and_evaluate(run_script, chip_data, tmp_path):
     log = EventAccumulator(str(folder)).Reload()
     assert [event.value for event in log.Scalars("hparam/accuracy_test")] == [
         pytest.approx(metrics["traits"]["mean"]["accuracy"])]
-    assert {"hparam/accuracy_mean", "hparam/loss_valid", "accuracy/openness", "pearson/mean"} <= set(log.Tags()["scalars"])
+    tags = {"hparam/accuracy_mean", "hparam/loss_valid", "accuracy/openness", "pearson/mean"}
+    assert tags <= set(log.Tags()["scalars"])
 
     # Nothing is overwritten silently.
     again = run_script("train.py", 25, "first", "FaceResNet29_v1.0", "false", 16, "--data-dir", chip_data, check=False)
@@ -79,7 +81,8 @@ def test_scrambled_pictures_teach_nothing(tmp_path):
     """What the original did to every picture: H x W x 3 read as 3 x H x W. A network must notice the difference."""
     import cv2
     data = write_chips(tmp_path / "data", {"train": 64, "valid": 32})
-    plan, machine = Plan(Settings(l1=32, l2=16, dropout=0.1, memory="exact", memory_weight=0.7), num_epochs=25, batch_size=16), Machine(torch.device("cpu"))
+    settings = Settings(l1=32, l2=16, dropout=0.1, memory="exact", memory_weight=0.7)
+    plan, machine = Plan(settings, num_epochs=25, batch_size=16), Machine(torch.device("cpu"))
 
     def best_pearson():
         torch.manual_seed(0)
@@ -102,15 +105,15 @@ def test_scrambled_pictures_teach_nothing(tmp_path):
 
 def test_cached_and_uncached_training_have_the_same_losses(run_script, chip_data, tmp_path):
     for cache in ("float32", "off"):
-        run_script("train.py", 3, f"cache_{cache}", "FaceResNet29_v1.0", "false", 32, "--data-dir", chip_data, "--cache", cache,
-                   "--precision", "float32", "--mixup", 0, *SMALL_HEAD)
+        run_script("train.py", 3, f"cache_{cache}", "FaceResNet29_v1.0", "false", 32, "--data-dir", chip_data,
+                   "--cache", cache, "--precision", "float32", "--mixup", 0, *SMALL_HEAD)
     first, second = losses_of(tmp_path / "runs" / "cache_float32"), losses_of(tmp_path / "runs" / "cache_off")
     print(f"largest difference of losses: {np.abs(np.subtract(first, second)).max():.1e}")
     assert np.abs(np.subtract(first, second)).max() < 1e-4
 
 
-RESUMED = ["train.py", 4, "EXPERIMENT", "FaceResNet29_v2.0", "false", 16, *SMALL_HEAD, "--ema-decay", 0.9, "--mixup", 0.2,
-           "--augment", 0.5, "--precision", "float32"]
+RESUMED = ["train.py", 4, "EXPERIMENT", "FaceResNet29_v2.0", "false", 16, *SMALL_HEAD, "--ema-decay", 0.9,
+           "--mixup", 0.2, "--augment", 0.5, "--precision", "float32"]
 SAVE_ALWAYS = {"SECONDS_BETWEEN_CHECKPOINTS": "0"}
 
 
@@ -119,7 +122,8 @@ def uninterrupted(tmp_path_factory):
     """(data folder, experiment folder) of a training that nothing interrupted."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     data = write_chips(folder / "data", {"train": 20, "valid": 6})
-    run_script_in(folder, *[word if word != "EXPERIMENT" else "whole" for word in RESUMED], "--data-dir", data, env=SAVE_ALWAYS)
+    run_script_in(folder, *[word if word != "EXPERIMENT" else "whole" for word in RESUMED], "--data-dir", data,
+                  env=SAVE_ALWAYS)
     return data, folder / "runs" / "whole"
 
 
@@ -128,8 +132,9 @@ def test_interrupted_and_resumed_training_is_the_same(run_script, uninterrupted,
     data, whole = uninterrupted
     broken = [str(word) if word != "EXPERIMENT" else "broken" for word in (*RESUMED, "--data-dir", data)]
     folder = tmp_path / "runs" / "broken"
-    process = subprocess.Popen([sys.executable, REPOSITORY / broken[0], *broken[1:]], cwd=tmp_path, stderr=subprocess.PIPE,
-                               stdout=subprocess.PIPE, text=True, env={**os.environ, **SAVE_ALWAYS}, start_new_session=True)
+    process = subprocess.Popen([sys.executable, REPOSITORY / broken[0], *broken[1:]], cwd=tmp_path, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **SAVE_ALWAYS},
+                               start_new_session=True)
     deadline = time.monotonic() + 60
     while not (folder / "checkpoint_previous.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -158,8 +163,9 @@ def test_resuming_with_other_settings_is_refused(run_script, uninterrupted):
 
 def test_two_processes_under_torchrun(chip_data, tmp_path):
     """Two gloo processes on the CPU see halves of each epoch and end with the same weights."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", REPOSITORY / "train.py",
-               "2", "pair", "FaceResNet29_v2.0", "false", "24", "--data-dir", chip_data, *map(str, SMALL_HEAD)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+               REPOSITORY / "train.py", "2", "pair", "FaceResNet29_v2.0", "false", "24", "--data-dir", chip_data,
+               *map(str, SMALL_HEAD)]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=180)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("epoch 2/2") == 1
@@ -174,11 +180,13 @@ def test_full_disk(run_script, chip_data, small_disk, monkeypatch):
     shutil.copytree(chip_data, disk / "data", ignore=shutil.ignore_patterns("features", "videos", "frames"))
     used = shutil.disk_usage(disk).used
     small_disk(used + 400_000)
-    command = ["train.py", 3, "full", "FaceResNet29_v1.0", "true", 16, *SMALL_HEAD, "--data-dir", disk / "data", "--runs-dir", disk]
+    command = ["train.py", 3, "full", "FaceResNet29_v1.0", "true", 16, *SMALL_HEAD, "--data-dir", disk / "data",
+               "--runs-dir", disk]
 
     def assert_refused(*more):
         result = run_script(*command, *more, check=False)
-        assert result.returncode == 1 and "no space left" in result.stderr and len(result.stderr.splitlines()) == 1, result.stderr
+        assert result.returncode == 1 and "no space left" in result.stderr, result.stderr
+        assert len(result.stderr.splitlines()) == 1, result.stderr
         assert not [path for path in disk.rglob("*") if ".partial" in path.name]
 
     assert_refused()
@@ -188,7 +196,8 @@ def test_full_disk(run_script, chip_data, small_disk, monkeypatch):
     assert load_checkpoint(disk / "full" / "checkpoint_previous.pt").training["step"] > 0
     small_disk("200m")
     run_script(*command, "--resume")
-    assert len(pandas.read_csv(disk / "full" / "training.csv")) == 3 and load_checkpoint(disk / "full" / "checkpoint_last.pt")
+    assert len(pandas.read_csv(disk / "full" / "training.csv")) == 3
+    assert load_checkpoint(disk / "full" / "checkpoint_last.pt")
 
 
 def open_ports():
@@ -205,7 +214,7 @@ def open_ports():
 
 
 def test_search_killed_resumed_and_used(run_script, chip_data, tmp_path):
-    """The driver is killed in the middle and one kind of trial always fails: the rest is finished, and the best is used."""
+    """The driver is killed in the middle and one kind of trial always fails: the rest is finished, the best used."""
     # The script as a user would have edited it: with this learning rate the loss is not finite.
     text = (REPOSITORY / "train_resnet_raytune_hyperparams.py").read_text()
     edited = tmp_path / "train_resnet_raytune_hyperparams.py"
@@ -215,8 +224,8 @@ def test_search_killed_resumed_and_used(run_script, chip_data, tmp_path):
     variables = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     folder = tmp_path / "runs" / "search"
     ports_before = open_ports()
-    process = subprocess.Popen(search, cwd=tmp_path, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                               start_new_session=True)
+    process = subprocess.Popen(search, cwd=tmp_path, env=variables, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 120
     while not list(folder.glob("search/*/training.csv")) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -231,7 +240,8 @@ def test_search_killed_resumed_and_used(run_script, chip_data, tmp_path):
     refused = subprocess.run([*other, "--resume"], cwd=tmp_path, env=variables, capture_output=True, text=True)
     assert refused.returncode == 2 and "FaceResNet29_v1.0" in refused.stderr and "Traceback" not in refused.stderr
 
-    result = subprocess.run([*search, "--resume"], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=240)
+    result = subprocess.run([*search, "--resume"], cwd=tmp_path, env=variables, capture_output=True, text=True,
+                            timeout=240)
     assert result.returncode == 0, result.stderr
     trials = pandas.read_csv(folder / "trials.csv")
     ended = trials["status"].replace("stopped early", "finished")  # ASHA stops whichever of the two is behind

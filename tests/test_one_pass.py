@@ -1,0 +1,190 @@
+"""From clips to faces in one pass: the frames and faces of the two scripts, the same files whatever happens."""
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+import clip_faces
+from clip_faces import ClipJob, extract_clip_faces
+from conftest import REPOSITORY, run_script_in
+from face_tracker import FaceTracker
+from failures import KnownFailures
+from find_faces import CropSettings, find_faces, load_models, overlap
+from make_media import portrait, write_clip
+from read_clips import FrameSettings, choose_frames, earlier_frames
+from target_folder import open_target
+from test_preprocessing_faults import CLUSTER, all_gone, contents, start
+
+SCRIPT = "pre-processing/extract_faces_from_videos.py"
+FRAMES = "pre-processing/extract_frames_from_videos.py"
+FACES = "pre-processing/extract_faces_from_frames.py"
+
+
+def scene(width, height, *faces, grey=90):
+    """Return a BGR picture with portraits (left, top, size) on a flat ground."""
+    picture = np.full((height, width, 3), grey, np.uint8)
+    for left, top, size in faces:
+        picture[top:top + size, left:left + size] = portrait(size)
+    return picture
+
+
+def person(index, width, height):
+    """A person who moves, comes nearer and is not there in every tenth frame."""
+    return scene(width, height, *([(40 + 3 * index, 20, 200 + index)] if index % 10 else []))
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Folder of clips of 40 frames: three show a person in nine frames of ten, one shows nobody, one is no clip."""
+    folder = tmp_path_factory.mktemp("clips")
+    for number in range(3):
+        write_clip(folder / f"person{number}.mp4", frames=40, size=(480, 270), picture=person)
+    write_clip(folder / "nobody.mp4", frames=40, size=(160, 90))
+    (folder / "broken.mp4").write_text("no clip")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(clips, tmp_path_factory):
+    """Folder with the faces in 12 frames of each clip."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "faces"
+    run_script_in(folder.parent, SCRIPT, clips, folder, 12, "--workers", 1)
+    return folder
+
+
+def chips_in(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.jpg")}
+
+
+def difference(first, second):
+    """Return the mean difference of two JPEG files in grey levels."""
+    pictures = [cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).astype(float) for data in (first, second)]
+    return np.abs(pictures[0] - pictures[1]).mean()
+
+
+def failures_in(folder):
+    with open(folder / "failures.csv", newline="") as file:
+        return sorted((os.path.basename(path), reason) for path, reason in list(csv.reader(file))[1:])
+
+
+@pytest.mark.parametrize("which", ["largest", "all"])
+def test_frames_and_faces_of_the_two_scripts(clips, tmp_path, run_script, which):
+    run_script(FRAMES, clips, "frames", 12)
+    run_script(FACES, "frames", "faces", "--faces", which)
+    run_script(SCRIPT, clips, "one_pass", 12, "--faces", which)
+    expected, found = chips_in(tmp_path / "faces"), chips_in(tmp_path / "one_pass")
+    assert 24 < len(expected) and set(found) == set(expected)
+    differences = [difference(found[name], expected[name]) for name in expected]
+    assert np.mean(differences) < 5 and max(differences) < 15  # grey levels
+    empty = [(f"{name.rpartition('__frame_')[0]}.mp4", f"frame {name.rpartition('_')[2][:-4]}: {reason}")
+             for name, reason in failures_in(tmp_path / "faces")]
+    reasons = failures_in(tmp_path / "one_pass")
+    assert sorted(empty) == [line for line in reasons if "frame" in line[1]] and ("nobody.mp4", empty[0][1]) in reasons
+    assert len(reasons) == len(empty) + 1 and reasons[0][0] == "broken.mp4"
+
+
+def test_same_files_on_every_way(clips, undisturbed, tmp_path, run_script):
+    again = run_script(SCRIPT, clips, undisturbed, 12)
+    assert "0 faces made" in again.stdout and "No face found: " in again.stdout and "other problems: 1" in again.stdout
+    # Few frames first, then chips lost, then more frames, by other workers.
+    faces = tmp_path / "faces"
+    run_script(SCRIPT, clips, faces, 5, "--workers", 2)
+    before = {path: path.stat().st_mtime_ns for path in faces.glob("*.jpg")}
+    lost = random.Random(1).sample(sorted(before), 4)
+    for path in lost:
+        path.unlink()
+        del before[path]
+    dry = run_script(SCRIPT, clips, faces, 12, "--dry-run")
+    empty = len([line for line in failures_in(faces) if "frame" in line[1]])
+    assert f"up to {48 - len(before) - empty} faces would be made" in dry.stdout and not lost[0].exists()
+    run_script(SCRIPT, clips, faces, 12, "--workers", 2)
+    assert contents(faces) == contents(undisturbed)
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in faces.glob("*.jpg")}.items()
+    for other in (["--seed", 1], ["--size", 112]):
+        refused = run_script(SCRIPT, clips, faces, 12, *other, check=False)
+        assert refused.returncode == 2 and f"{other[0][2:]} {'0' if other[1] == 1 else '224'} there" in refused.stderr
+
+
+def test_frames_without_a_face_are_searched_once(clips, tmp_path, run_script, monkeypatch):
+    (tmp_path / "clips").mkdir()
+    clip = tmp_path / "clips" / "nobody.mp4"
+    clip.write_bytes((clips / "nobody.mp4").read_bytes())
+    for run in range(2):
+        result = run_script(SCRIPT, "clips", "faces", 3)
+        assert "No face found: 3 frames" in result.stdout, run
+    searched = []
+    monkeypatch.setattr(clip_faces, "find_clip_faces", lambda *arguments: searched.append(arguments) or [])
+    with open_target(tmp_path / "faces", None):
+        job = ClipJob(str(tmp_path / "faces"), FrameSettings(3), CropSettings(), KnownFailures(tmp_path / "faces"))
+        made, present, problems = extract_clip_faces(str(clip), job)
+        assert (made, present, len(problems), searched) == (0, 0, 3, [])
+        clip.write_bytes(clip.read_bytes())
+        extract_clip_faces(str(clip), job)
+        assert len(searched) == 1
+
+
+def test_what_a_frame_learns_from_stays_when_more_are_drawn():
+    few, many = (choose_frames("clip", range(400), number, 0) for number in (10, 100))
+    earlier = earlier_frames("clip", many, 0)
+    assert earlier_frames("clip", few, 0).items() <= earlier.items()
+    assert all(other is None or other < index for index, other in earlier.items())
+    assert sum(other is None for other in earlier.values()) < 15
+
+
+def two_people(index):
+    return scene(1280, 720, (40 + 4 * index, 40, 640), (860, 200 + index, 330))
+
+
+def overtaking(index):  # who is behind comes to the front
+    return scene(1280, 720, (20, 100, 380), (500, 5, 260 + 11 * index))
+
+
+def cut(index):  # to two people: at the place of the first one another one who is farther away than the third
+    return scene(1280, 720, (100, 60, 500)) if index < 20 else scene(
+        1280, 720, (110 + index, 80, 440), (620, 20, 640), grey=160)
+
+
+@pytest.mark.parametrize("picture", [two_people, overtaking, cut])
+def test_the_largest_face_stays_the_largest(picture):
+    models = load_models()
+    tracker = FaceTracker(models, earlier_frames("clip", range(40), 0))
+    for index in range(0, 40):
+        frame = np.ascontiguousarray(picture(index)[..., ::-1])
+        expected = find_faces(frame, models)
+        assert expected and overlap(tracker.find_faces(index, frame)[0], expected[0]) > 0.5, index
+
+
+def test_killed_at_any_moment(clips, undisturbed, tmp_path, run_script, long_run):
+    chance, cut_short = random.Random(3), 0
+    for attempt in range(20 if long_run else 4):
+        folder = tmp_path / f"faces{attempt}"
+        process = start(tmp_path, REPOSITORY / SCRIPT, clips, folder, 12)
+        while not list(folder.glob("*.jpg")) and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.3))
+        kill = os.kill if attempt % 2 else os.killpg  # the parent alone: its workers must follow
+        kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert all_gone(process.pid)
+        left = chips_in(folder)
+        assert left.items() <= chips_in(undisturbed).items(), "a chip that is not whole, or another one"
+        cut_short += len(left) < len(chips_in(undisturbed))
+        run_script(SCRIPT, clips, folder, 12)
+        assert contents(folder) == contents(undisturbed)
+    assert cut_short
+
+
+def test_ray_cluster(clips, undisturbed, tmp_path):
+    (tmp_path / "cluster.py").write_text(CLUSTER)
+    environment = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    command = [sys.executable, "cluster.py", REPOSITORY / SCRIPT, clips, "12", tmp_path / "faces"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert "status: 0" in result.stdout, result.stdout + result.stderr
+    assert contents(tmp_path / "faces") == contents(undisturbed)
