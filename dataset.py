@@ -116,7 +116,7 @@ def load_split(data_dir: str | os.PathLike, split: str, speaker_regex: str = SPE
     faces = list_faces(face_dir)
     if faces.empty:
         raise UserError(f"{face_dir}: holds no faces; make them with python "
-                        f"pre-processing/extract_faces_from_frames.py {split_dir / 'frames'} {face_dir}")
+                        f"pre-processing/extract_faces_from_videos.py {split_dir / 'videos'} {face_dir} 10")
     unlabelled = sorted(set(faces["clip"]) - set(labels.index))
     if unlabelled:
         raise UserError(f"{labels_path}: has no label for {len(unlabelled)} clip(s) with faces in {face_dir}, the "

@@ -388,8 +388,7 @@ def print_networks() -> None:
 
 def main(argv=None):
     words = sys.argv[1:] if argv is None else argv
-    if words[:1] == ["export"]:
-        # This command is older than export.py and keeps working.
+    if words[:1] == ["export"]:  # this command is older than export.py and keeps working
         os.execv(sys.executable, [sys.executable, str(Path(__file__).with_name("export.py")), *words[1:]])
     parser = make_parser(__doc__)
     parser.add_argument("command", choices=("list", "export"), help="print the networks, or export one (see export.py)")

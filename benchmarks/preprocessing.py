@@ -20,15 +20,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pre-processing"))
 
 import av
+import cv2
+import numpy as np
 
-from find_faces import CropSettings, extract_faces, find_faces, find_predictor, load_models, overlap, read_picture
+from clip_packets import list_packets
+from face_tracker import FaceTracker
+from find_faces import (
+    CropSettings,
+    extract_faces,
+    find_faces,
+    find_predictor,
+    load_models,
+    overlap,
+    read_picture,
+    write_chips,
+)
 from labels import CLIP_SUFFIXES
-from read_clips import FrameSettings, extract_frames
+from read_clips import FrameSettings, choose_frames, earlier_frames, extract_frames, read_chosen
 from target_folder import find_files, open_target
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FRAME_SCRIPT = REPOSITORY / "pre-processing" / "extract_frames_from_videos.py"
 FACE_SCRIPT = REPOSITORY / "pre-processing" / "extract_faces_from_frames.py"
+ONE_PASS_SCRIPT = REPOSITORY / "pre-processing" / "extract_faces_from_videos.py"
 
 
 def _clips(clip_dir):
@@ -75,45 +89,91 @@ def measure_frames(clip_dir, numbers_of_frames=(30, 1), goals=(0.85, 0.45)):
     return rows
 
 
+class Agreement:
+    """How often the largest face found in a picture is that of the detector alone."""
+
+    def __init__(self):
+        self.frames = self.with_face = self.same = self.none = 0
+
+    def count(self, alone, found):
+        self.frames += 1
+        if alone:
+            self.with_face += 1
+            self.none += not found
+            self.same += bool(found) and overlap(found[0], max(alone, key=lambda face: face.area())) > 0.5
+
+    def __str__(self):
+        return (f"{self.with_face} of {self.frames} frames have a face for the detector alone; the same largest one "
+                f"(IoU > 0.5) in {self.same}, none in {self.none}")
+
+
+def _timed(function, *arguments):
+    begin = time.process_time()
+    result = function(*arguments)
+    return time.process_time() - begin, result
+
+
 def measure_faces(clip_dir, frames_of_each=15):
-    """JPEG frame to JPEG chip against dlib's detector alone at full size with one upsampling, and how the two agree."""
+    """From JPEG frame to JPEG chip, and in one pass from decoded picture to JPEG chip, against dlib's detector alone at
+    full size with one upsampling, and how they agree."""
     predictor = find_predictor()
     models = load_models(predictor)  # once in a process of any length: not part of a frame's time
-    alone_seconds = our_seconds = 0.0
-    frames = with_face = fewer = same = 0
-    with tempfile.TemporaryDirectory() as folder:
-        frame_dir, face_dir = Path(folder, "frames"), Path(folder, "faces")
-        with open_target(frame_dir, {}):
-            for clip in _clips(clip_dir):
-                extract_frames(clip, str(frame_dir), FrameSettings(frames_of_each))
-        with open_target(face_dir, {}):
-            for path in sorted(frame_dir.glob("*.jpg")):
-                picture = read_picture(path)
-                begin = time.process_time()
-                alone = models.detector(picture, 1)
-                alone_seconds += time.process_time() - begin
-                begin = time.process_time()
-                extract_faces(str(path), str(frame_dir), str(face_dir), CropSettings(predictor))
-                our_seconds += time.process_time() - begin
-                found = find_faces(picture, models)
-                frames += 1
-                if alone:
-                    with_face += 1
-                    largest = max(alone, key=lambda rectangle: rectangle.area())
-                    if not found:
-                        fewer += 1
-                    else:
-                        same += overlap(found[0], largest) > 0.5
-    print(f"Faces: {with_face} of {frames} frames have one for the detector alone; the same largest one (IoU > 0.5) in "
-          f"{same}, none in {fewer}.")
+    frames, crop = FrameSettings(frames_of_each), CropSettings(predictor)
+    seconds, two_steps, one_pass = np.zeros(3), Agreement(), Agreement()
+    with tempfile.TemporaryDirectory() as folder, open_target(folder, {}):
+        for clip in _clips(clip_dir):
+            packets, stem = list_packets(clip), Path(clip).stem
+            chosen = choose_frames(stem, packets.drawable, frames_of_each, 0)
+            tracker = FaceTracker(models, earlier_frames(stem, chosen, 0))
+
+            def to_chip_in_one_pass(index, picture, tracker=tracker, stem=stem):
+                picture = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+                rectangles = tracker.find_faces(index, picture)
+                write_chips(picture, rectangles, folder, f"{stem}_{index}", crop)
+                return rectangles
+
+            for index, picture in read_chosen(clip, packets, frames):
+                path = Path(folder, "frame.jpg")
+                cv2.imwrite(str(path), picture, [cv2.IMWRITE_JPEG_QUALITY, frames.quality])
+                read = read_picture(path)
+                alone_seconds, alone = _timed(models.detector, read, 1)
+                two_steps_seconds, _ = _timed(extract_faces, str(path), folder, folder, crop)
+                one_pass_seconds, found = _timed(to_chip_in_one_pass, index, picture)
+                seconds += alone_seconds, two_steps_seconds, one_pass_seconds
+                two_steps.count(alone, find_faces(read, models))
+                one_pass.count(alone, found)
+    print(f"Faces in two steps: {two_steps}.\nFaces in one pass: {one_pass}.")
     baseline = "dlib's detector alone, full size, one upsampling"
-    return [_row(f"faces, {frames} frames", baseline, alone_seconds, our_seconds, 1 / 15)]
+    return [_row(f"faces, {two_steps.frames} frames", baseline, seconds[0], seconds[1], 1 / 15),
+            _row(f"faces in one pass, {two_steps.frames} frames", baseline, seconds[0], seconds[2], 1 / 25)]
 
 
-def measure_workers(clip_dir, number_of_frames=30):
-    """Wall time of the frame script with two workers against one, and of two runs side by side against one after the
-    other: no number of workers can do better than that. Each is the better of two, over four links to every clip: of
-    twenty clips the start and the last ones, for which a worker waits, would be a tenth of the time."""
+def measure_one_pass(clip_dir, number_of_frames=30):
+    """The script from clips to faces against the two scripts one after the other: CPU seconds of whole runs with one
+    worker, start and all; and how far the chips differ."""
+    with tempfile.TemporaryDirectory() as folder:
+        frames, faces, in_one_pass = (Path(folder, name) for name in ("frames", "faces", "one_pass"))
+        number = str(number_of_frames)
+        two_scripts = _child_seconds([sys.executable, FRAME_SCRIPT, clip_dir, frames, number, "--workers", "1"])
+        two_scripts += _child_seconds([sys.executable, FACE_SCRIPT, frames, faces, "--workers", "1"])
+        one = _child_seconds([sys.executable, ONE_PASS_SCRIPT, clip_dir, in_one_pass, number, "--workers", "1"])
+        chips, others = ({path.name: path for path in made.glob("*.jpg")} for made in (faces, in_one_pass))
+        differences = [np.abs(cv2.imread(str(chips[name])).astype(int) - cv2.imread(str(others[name]))).mean()
+                       for name in chips.keys() & others.keys()]
+        print(f"One pass: {len(others)} chips, {len(chips)} in two steps, {len(differences)} of the same frames; mean "
+              f"difference {np.mean(differences):.1f} grey levels; on disk {_megabytes(frames):.0f} MB of frames less, "
+              f"{_megabytes(in_one_pass):.1f} MB of chips")
+    return [_row(f"clips to faces, N = {number}", "the frame script, then the face script", two_scripts, one, 0.7)]
+
+
+def _megabytes(folder):
+    return sum(path.stat().st_size for path in folder.glob("*.jpg")) / 1e6
+
+
+def measure_workers(clip_dir, number_of_frames=30, script=FRAME_SCRIPT):
+    """Wall time of a script with two workers against one, and of two runs side by side against one after the other: no
+    number of workers can do better than that. Each is the better of two, over four links to every clip: of twenty clips
+    the start and the last ones, for which a worker waits, would be a tenth of the time."""
     def seconds(workers, runs=1):
         best = float("inf")
         for _ in range(2):
@@ -124,23 +184,24 @@ def measure_workers(clip_dir, number_of_frames=30):
                     for number in range(4):
                         (clips / f"{number}_{Path(clip).name}").symlink_to(Path(clip).resolve())
                 begin = time.perf_counter()
-                started = [subprocess.Popen([sys.executable, FRAME_SCRIPT, clips, Path(folder, f"frames{run}"),
+                started = [subprocess.Popen([sys.executable, script, clips, Path(folder, f"target{run}"),
                                              str(number_of_frames), "--workers", str(workers)],
                                             stdout=subprocess.DEVNULL) for run in range(runs)]
                 if any([process.wait() for process in started]):
-                    raise SystemExit(f"{FRAME_SCRIPT.name} failed")
+                    raise SystemExit(f"{script.name} failed")
                 best = min(best, time.perf_counter() - begin)
         return best
     one = seconds(1)
     two, side_by_side = seconds(2), seconds(1, runs=2)
-    return [_row(f"frames, N = {number_of_frames}, two workers", "one worker", one, two, 1 / 1.8),
+    kind = "frames" if script == FRAME_SCRIPT else "clips to faces"
+    return [_row(f"{kind}, N = {number_of_frames}, two workers", "one worker", one, two, 1 / 1.8),
             _row("two runs of one worker, side by side", "the same, one after the other", 2 * one, side_by_side, None)]
 
 
 def measure_memory(numbers_of_files=(100, 10_000, 100_000)):
-    """Print the peak memory of both scripts, the larger of parent and worker, over folders of one-byte files: each of
+    """Print the peak memory of the scripts, the larger of parent and worker, over folders of one-byte files: each of
     them goes through a worker and costs a line in failures.csv."""
-    script_of = {"frames": FRAME_SCRIPT, "faces": FACE_SCRIPT}
+    script_of = {"frames": FRAME_SCRIPT, "faces": FACE_SCRIPT, "one pass": ONE_PASS_SCRIPT}
     measure = ("import resource,subprocess,sys; s=subprocess.run(sys.argv[1:],stdout=subprocess.DEVNULL); "
                "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024); sys.exit(s.returncode)")
     for kind, script in script_of.items():
@@ -148,11 +209,11 @@ def measure_memory(numbers_of_files=(100, 10_000, 100_000)):
             with tempfile.TemporaryDirectory() as folder:
                 source, target = Path(folder, "source"), Path(folder, "target")
                 source.mkdir()
-                suffix = ".mp4" if kind == "frames" else ".jpg"
+                suffix = ".jpg" if kind == "faces" else ".mp4"
                 for place in range(number):
                     (source / f"file{place:06}{suffix}").write_bytes(b"x")
                 command = [sys.executable, "-c", measure, sys.executable, script, source, target]
-                command += ["1"] if kind == "frames" else []
+                command += [] if kind == "faces" else ["1"]
                 first, second = (subprocess.run(command, capture_output=True, text=True).stdout for _ in range(2))
                 print(f"Memory: {kind}, {number} files: peak {first.strip()} MB, second run {second.strip()} MB",
                       flush=True)
@@ -173,6 +234,7 @@ if __name__ == "__main__":
     parser.add_argument("--memory", action="store_true", help="also measure the peak memory over up to 100,000 files")
     arguments = parser.parse_args()
     print_table([*measure_frames(arguments.clip_dir), *measure_faces(arguments.clip_dir, arguments.frames_of),
-                 *measure_workers(arguments.clip_dir)])
+                 *measure_one_pass(arguments.clip_dir), *measure_workers(arguments.clip_dir),
+                 *measure_workers(arguments.clip_dir, script=ONE_PASS_SCRIPT)])
     if arguments.memory:
         measure_memory()

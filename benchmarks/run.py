@@ -218,7 +218,9 @@ def main(argv=None):
             raise UserError(f"{path}: no such file or folder")
     torch.set_num_threads(1)
     frames, faces = preprocessing.measure_frames(args.clip_dir), preprocessing.measure_faces(args.clip_dir)
-    rows = [*frames, *faces, *preprocessing.measure_workers(args.clip_dir)]
+    rows = [*frames, *faces, *preprocessing.measure_one_pass(args.clip_dir),
+            *preprocessing.measure_workers(args.clip_dir),
+            *preprocessing.measure_workers(args.clip_dir, script=preprocessing.ONE_PASS_SCRIPT)]
     with tempfile.TemporaryDirectory() as folder:
         split = portrait_split(args.portraits, Path(folder), args.faces)
         rows += [measure_decoding(split), measure_forward(split, OTHER_MODEL), measure_forward(split, FACE_MODEL),

@@ -221,7 +221,7 @@ def main(argv=None):
     made = make_demo_data(args.out_dir, clips_per_split, args.seed, args.workers)
     print(f"{made} clips made, {sum(clips_per_split.values()) - made} were there already.")
     print(f"Clips: {args.out_dir}/{{train,valid,test}}/videos   next: python "
-          f"pre-processing/extract_frames_from_videos.py {args.out_dir}/train/videos {args.out_dir}/train/frames 5")
+          f"pre-processing/extract_faces_from_videos.py {args.out_dir}/train/videos {args.out_dir}/train/faces 5")
 
 
 if __name__ == "__main__":

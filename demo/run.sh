@@ -1,6 +1,6 @@
 #!/bin/sh
-# The README's commands on made-up clips: frames, faces, search, final training, evaluation, prediction.
-# `make demo` runs it. Run again, it keeps the clips, frames and faces and makes the search and the training anew.
+# The README's commands on made-up clips: faces, search, final training, evaluation, prediction.
+# `make demo` runs it. Run again, it keeps the clips and faces and makes the search and the training anew.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -11,8 +11,7 @@ run() {
 
 run python demo/make_demo_data.py demo/data
 for split in train valid test; do
-    run python pre-processing/extract_frames_from_videos.py demo/data/$split/videos demo/data/$split/frames 5
-    run python pre-processing/extract_faces_from_frames.py demo/data/$split/frames demo/data/$split/faces
+    run python pre-processing/extract_faces_from_videos.py demo/data/$split/videos demo/data/$split/faces 5
 done
 run python train_resnet_raytune_hyperparams.py 4 30 search FaceResNet29_v1.0 --data-dir demo/data --runs-dir demo/runs --overwrite
 run python train.py 60 final FaceResNet29_v1.0 true 32 --config demo/runs/search/best_config.json --data-dir demo/data \

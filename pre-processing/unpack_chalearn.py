@@ -233,8 +233,8 @@ def main(argv: list[str] | None = None) -> int:
     if run.problems:
         raise UserError(f"{counted(len(run.problems), 'file')} could not be unpacked, the first is {run.problems[0]} "
                         f"({args.data_dir / FAILURES} lists them all)")
-    folders = [str(args.data_dir / "train" / name) for name in ("videos", "frames")]
-    following = shlex.join(["python", "pre-processing/extract_frames_from_videos.py", *folders, "30"])
+    folders = [str(args.data_dir / "train" / name) for name in ("videos", "faces")]
+    following = shlex.join(["python", "pre-processing/extract_faces_from_videos.py", *folders, "30"])
     print(f"Clips: {printable(args.data_dir)}/{{train,valid,test}}/videos   next: {printable(following)}")
     return 0
 

@@ -34,11 +34,14 @@ def test_names_of_the_original_are_there():
 def test_what_is_frozen_stays_and_what_is_not_learns(name):
     torch.manual_seed(0)
     network = build_network(name, SMALL, "none")
+    chips = torch.randint(0, 256, (4, 3, 224, 224), dtype=torch.uint8)
+    if network.frozen:
+        with torch.no_grad():
+            network.projection.fit(network.eval().features(chips))
     before = {key: value.clone() for key, value in network.state_dict().items()}
     optimizer = torch.optim.AdamW(parameter_groups(network, Settings(lr=0.01, weight_decay=0.0, backbone_lr_factor=0.1,
                                                             layer_decay=0.5)))
     network.train()
-    chips = torch.randint(0, 256, (4, 3, 224, 224), dtype=torch.uint8)
     for _ in range(2):
         optimizer.zero_grad()
         (network(chips) - 0.9).square().mean().backward()

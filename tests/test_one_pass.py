@@ -37,7 +37,7 @@ def scene(width, height, *faces, grey=90):
 
 def person(index, width, height):
     """A person who moves, comes nearer and is not there in every tenth frame."""
-    return scene(width, height, *([(40 + 3 * index, 20, 200 + index)] if index % 10 else []))
+    return scene(width, height, *([(40 + 3 * index, 20, 400 + index)] if index % 10 else []))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def clips(tmp_path_factory):
     """Folder of clips of 40 frames: three show a person in nine frames of ten, one shows nobody, one is no clip."""
     folder = tmp_path_factory.mktemp("clips")
     for number in range(3):
-        write_clip(folder / f"person{number}.mp4", frames=40, size=(480, 270), picture=person)
+        write_clip(folder / f"person{number}.mp4", frames=40, size=(640, 480), picture=person)
     write_clip(folder / "nobody.mp4", frames=40, size=(160, 90))
     (folder / "broken.mp4").write_text("no clip")
     return folder
@@ -117,7 +117,7 @@ def test_frames_without_a_face_are_searched_once(clips, tmp_path, run_script, mo
     clip = tmp_path / "clips" / "nobody.mp4"
     clip.write_bytes((clips / "nobody.mp4").read_bytes())
     for run in range(2):
-        result = run_script(SCRIPT, "clips", "faces", 3)
+        result = run_script(SCRIPT, tmp_path / "clips", "faces", 3)
         assert "No face found: 3 frames" in result.stdout, run
     searched = []
     monkeypatch.setattr(clip_faces, "find_clip_faces", lambda *arguments: searched.append(arguments) or [])

@@ -21,8 +21,12 @@ def trained(demo_data, tmp_path_factory):
 
 
 def test_scores_equal_those_of_the_files(trained, demo_data, tmp_path):
-    """The same frames by way of JPEG files and in memory."""
-    run_script_in(trained, "evaluate.py", "demo", "--data-dir", demo_data)
+    """The same frames by way of face chips on disk and in memory."""
+    test = tmp_path / "data" / "test"
+    test.mkdir(parents=True)
+    shutil.copy(demo_data / "test" / "labels.csv", test)
+    run_script_in(trained, "pre-processing/extract_faces_from_videos.py", demo_data / "test" / "videos", test / "faces", 3)
+    run_script_in(trained, "evaluate.py", "demo", "--data-dir", tmp_path / "data")
     files = pandas.read_csv(trained / "runs" / "demo" / "evaluation_test" / "predictions.csv", index_col="clip")
     result = run_script_in(trained, "predict.py", "demo", demo_data / "test" / "videos", "--frames", 3,
                            "--out", tmp_path / "o.csv")
