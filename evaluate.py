@@ -174,9 +174,8 @@ def add_coverage(evaluation: Evaluation, level: float) -> None:
           + ", ".join(f"{value['mean']:.1%} of the labels of {name} speakers" for name, value in coverage.items()))
 
 
-def add_group_figures(evaluation: Evaluation, path: str) -> None:
-    """Measure and print each group of a table with the columns clip and group. Raises UserError for an unfit one."""
-    groups = read_groups(path)
+def add_group_figures(evaluation: Evaluation, groups: pandas.Series, path: str) -> None:
+    """Measure and print each group of clips. groups: of each clip, read from path. Raises UserError where none is measured."""
     labels, tables = evaluation.labels, {}
     for group, members in groups.groupby(groups):
         clips = labels.index[labels.index.isin(members.index)]
@@ -195,11 +194,9 @@ def add_group_figures(evaluation: Evaluation, path: str) -> None:
         print(f"\ngroup {printable(group)}, {int(table['clips'].iat[0])} clips\n{format_table(table)}")
 
 
-def add_comparison(evaluation: Evaluation, args: argparse.Namespace) -> None:
-    """Compare with another experiment or file of predictions, and print the differences."""
-    if Path(args.compare).is_file():
-        other = read_scores(args.compare)
-    else:
+def add_comparison(evaluation: Evaluation, args: argparse.Namespace, other: pandas.DataFrame | None) -> None:
+    """Compare with other predictions, or those of another experiment, and print the differences."""
+    if other is None:
         other, _, _ = score_split(args.compare, args, evaluation.split)
     comparison = compare(evaluation.labels, evaluation.predictions, other, evaluation.speakers, args.seed)
     evaluation.metrics["comparison"] = {"with": args.compare, **comparison.T.to_dict()}
@@ -319,6 +316,9 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    # Read before hours of scoring.
+    groups = read_groups(args.group_by) if args.group_by else None
+    other = read_scores(args.compare) if args.compare and Path(args.compare).is_file() else None
     metrics = {"command": args.command, "split": args.split, "versions": versions()}
     of_faces = None
     if args.predictions:
@@ -344,9 +344,9 @@ def main(argv=None):
     if "half_width_openness" in evaluation.predictions:
         add_coverage(evaluation, LEVEL)
     if args.group_by:
-        add_group_figures(evaluation, args.group_by)
+        add_group_figures(evaluation, groups, args.group_by)
     if args.compare:
-        add_comparison(evaluation, args)
+        add_comparison(evaluation, args, other)
     print(f"\npublished, on the official 2,000 test clips (standard error about 0.001)\n"
           f"{PUBLISHED.rename_axis(None).to_string(float_format='{:.4f}'.format)}\n")
     add_warnings(evaluation, table, missing, args.data_dir)

@@ -25,7 +25,8 @@ def test_scores_equal_those_of_the_files(trained, demo_data, tmp_path):
     test = tmp_path / "data" / "test"
     test.mkdir(parents=True)
     shutil.copy(demo_data / "test" / "labels.csv", test)
-    run_script_in(trained, "pre-processing/extract_faces_from_videos.py", demo_data / "test" / "videos", test / "faces", 3)
+    run_script_in(trained, "pre-processing/extract_faces_from_videos.py", demo_data / "test" / "videos",
+                  test / "faces", 3)
     run_script_in(trained, "evaluate.py", "demo", "--data-dir", tmp_path / "data")
     files = pandas.read_csv(trained / "runs" / "demo" / "evaluation_test" / "predictions.csv", index_col="clip")
     result = run_script_in(trained, "predict.py", "demo", demo_data / "test" / "videos", "--frames", 3,
