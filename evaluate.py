@@ -175,7 +175,10 @@ def add_coverage(evaluation: Evaluation, level: float) -> None:
 
 
 def add_group_figures(evaluation: Evaluation, groups: pandas.Series, path: str) -> None:
-    """Measure and print each group of clips. groups: of each clip, read from path. Raises UserError where none is measured."""
+    """Measure and print each group of clips. groups: of each clip, read from path.
+
+    Raises UserError where none of the clips is measured.
+    """
     labels, tables = evaluation.labels, {}
     for group, members in groups.groupby(groups):
         clips = labels.index[labels.index.isin(members.index)]
