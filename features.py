@@ -104,12 +104,17 @@ class ClipRows:
             start += len(part)
         return torch.from_numpy(result)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def prepare(self, network: PersonalityNetwork) -> None:
         """Compute what the network takes of every row, float32 C x 2 x W, kept in memory."""
-        pieces = [torch.stack([network.represent(self.features(np.array(rows), form).to(self.machine.device)).cpu()
-                               for form in (0, 1)], dim=1) for rows in row_batches(len(self), 1024)]
-        self.projected = torch.cat(pieces).clone()
+        self.projected = None
+        for rows in row_batches(len(self), 1024):
+            for form in (0, 1):
+                features = self.features(np.array(rows), form).to(self.machine.device)
+                projected = network.represent(features).cpu()
+                if self.projected is None:
+                    self.projected = torch.empty(len(self), 2, projected.shape[1])
+                self.projected[rows[0]:rows[-1] + 1, form] = projected
 
     def batches(self, batches: list[list[int]], epoch: int = 0) -> Iterator[tuple[np.ndarray, Inputs]]:
         """Yield (rows, inputs) for each batch of row numbers, projected; the epoch changes nothing."""

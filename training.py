@@ -179,7 +179,8 @@ def start_training(network: PersonalityNetwork, faces: Faces, plan: Plan, machin
             if not isinstance(faces.source, ClipRows):
                 rows = Faces(faces.split, make_source(network, faces.split, machine))
             fit_frozen_parts(network, rows, settings, plan.seed)
-    faces.source.prepare(network)
+    if saved:  # else the fit above has done it
+        faces.source.prepare(network)
     ema = None
     if settings.ema_decay:
         ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)

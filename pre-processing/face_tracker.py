@@ -5,7 +5,7 @@ import cv2
 import dlib
 import numpy as np
 
-from find_faces import Models, edges_of, find_faces
+from find_faces import Models, edges_of, search_faces
 from worker_pool import heartbeat
 
 # The part of a frame that is searched first: how many times as wide as the face of the earlier frame, how wide in
@@ -23,8 +23,10 @@ THUMBNAIL = (16, 9)
 
 @dataclass(frozen=True)
 class Sighting:
-    """What a frame tells later ones: where its only face is, and a thumbnail by which its scene is known again."""
+    """What a frame tells later ones: where its largest face is, whether it is the only one (else the larger of several
+    must be looked for anew), and a thumbnail by which its scene is known again."""
     face: dlib.rectangle
+    is_alone: bool
     thumbnail: np.ndarray
 
 
@@ -39,7 +41,7 @@ class FaceTracker:
     def __init__(self, models: Models, earlier: dict[int, int | None]):
         self.models = models
         self.earlier = earlier
-        self.sightings: dict[int, Sighting | None] = {}  # None: several faces, of which the larger must be looked for
+        self.sightings: dict[int, Sighting] = {}  # none for a frame without a face
 
     def lineage(self, index: int) -> set[int]:
         """Return the frames that the search of a frame depends on."""
@@ -53,15 +55,19 @@ class FaceTracker:
         faces the smaller may be left out."""
         thumbnail = _thumbnail(picture)
         before = self._sighting_before(index)
-        if before is not None and np.abs(thumbnail - before.thumbnail).mean() <= SAME_SCENE:
+        if before is not None and np.abs(thumbnail - before.thumbnail).mean() > SAME_SCENE:
+            before = None
+        if before is not None and before.is_alone:
             face = _find_near(picture, before.face, self.models)
             if face is not None:
-                self.sightings[index] = Sighting(face, thumbnail)
+                self.sightings[index] = Sighting(face, True, thumbnail)
                 return [face]
-        rectangles = find_faces(picture, self.models)
-        if rectangles:
-            self.sightings[index] = Sighting(rectangles[0], thumbnail) if len(rectangles) == 1 else None
-        return rectangles
+        faces, doubtful = search_faces(picture, self.models)
+        if faces:
+            # Where several people were seen once, one may only be hidden.
+            is_alone = len(faces) + len(doubtful) == 1 and (before is None or before.is_alone)
+            self.sightings[index] = Sighting(faces[0], is_alone, thumbnail)
+        return faces
 
     def _sighting_before(self, index):
         while (index := self.earlier.get(index)) is not None:

@@ -115,6 +115,13 @@ def find_faces(picture: np.ndarray, models: Models, find_all: bool = False) -> l
     picture: uint8 RGB array H x W x 3, C-contiguous. The search goes from coarse to fine and ends at the first scale
     with a clear face: smaller faces beside it may be left out, unless find_all asks for the finest scale at once.
     """
+    return search_faces(picture, models, find_all)[0]
+
+
+def search_faces(picture: np.ndarray, models: Models, find_all: bool = False,
+                 ) -> tuple[list[dlib.rectangle], list[dlib.rectangle]]:
+    """Return (faces, doubtful): the rectangles that find_faces returns, and further ones at the scale where the search
+    ended that may be faces, too."""
     longest = max(picture.shape[:2])
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
     searches = [] if find_all else [search for search in COARSE_SEARCHES if search[0] <= longest]
@@ -134,11 +141,12 @@ def find_faces(picture: np.ndarray, models: Models, find_all: bool = False) -> l
                  for box, score in zip(boxes, scores)]
         found.sort(key=lambda pair: -pair[1].area())
         if found and max(scores) >= least_score:
-            return [rectangle for score, rectangle in found if score >= 0]  # a weak one beside a clear one is noise
+            # A weak one beside a clear one is noise, mostly.
+            return [face for score, face in found if score >= 0], [face for score, face in found if score < 0]
         if found and any(overlap(found[0][1], earlier) > 0.5 for earlier in weak):
-            return [found[0][1]]
+            return [found[0][1]], [face for _, face in found[1:]]
         weak += [rectangle for _, rectangle in found[:1]]
-    return []
+    return [], []
 
 
 def edges_of(rectangle: dlib.rectangle) -> tuple[int, int, int, int]:
