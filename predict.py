@@ -6,7 +6,7 @@
     python predict.py EXPERIMENT clip.mp4 --explain heat_maps       where in the face each score comes from
     python predict.py EXPERIMENT group.mp4 --faces all              every face, numbered from left to right
 
-Frames are drawn, faces found and aligned as by the two pre-processing scripts, but in memory. A clip's scores are the
+Frames are drawn, faces found and aligned as by extract_faces_from_videos.py, but in memory. A clip's scores are the
 mean over its frames; spread is the standard deviation over them; four of five labels lie within ± 80 % of the score.
 Heat maps and their scores are of one face, of the middle frame. The challenge's neuroticism is emotional stability in
 truth: high means calm. A file that cannot be scored costs a line on stderr and, with --out, a row with its problem.
