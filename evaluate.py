@@ -36,7 +36,7 @@ from checkpoint import Checkpoint, find_checkpoint, load_experiment, versions
 from dataset import Split, add_speaker_option, describe, load_split
 from device import Machine, add_machine_options
 from experiment import TRAINING_RECORD, experiment_folder
-from features import ClipRows, make_source, score_rows
+from features import make_source, score_rows
 from intervals import LEVEL, Intervals
 from labels import TRAITS, read_groups, read_labels, read_scores, read_speakers, speakers_of
 from metrics import (
@@ -77,7 +77,7 @@ def score_split(experiment: str, args: argparse.Namespace,
     source.prepare(network)
     scores = score_rows(network, source, title=f"scores of {split.name}")
     predictions = scores_of_clips(source.clips, scores)
-    if isinstance(source, ClipRows):
+    if source.of_clips:
         predictions = predictions[list(TRAITS)].assign(faces=pandas.Series(source.faces, index=source.clips))
         scores = score_rows(network, source, alone=True)
     if checkpoint.intervals:

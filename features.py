@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from command_line import progress_bar
 
@@ -24,6 +25,7 @@ from dataset import FaceDataset, Split, chip_loader, row_batches, stamp_of_files
 from device import Machine
 from labels import TRAITS
 from model_architectures import PersonalityNetwork, backbone_key
+from settings import Settings
 
 # A function of a bool array B, True where another form of that row is wanted: the mirror image of a chip, the one face
 # alone of a clip. It returns inputs of the network on its device, uint8 B x 3 x H x W or float32 B x F.
@@ -38,6 +40,8 @@ class FaceChips:
     augment: strength of crops, colour and erasing, 0 to 1; what is random depends on seed, epoch and row.
     """
 
+    of_clips: ClassVar[bool] = False    # a row is a face
+
     def __init__(self, split: Split, machine: Machine, augment: float = 0.0, seed: int = 0):
         self.dataset = FaceDataset(split, augment, seed)
         self.machine = machine
@@ -49,6 +53,15 @@ class FaceChips:
 
     def prepare(self, network: PersonalityNetwork) -> None:
         """Chips go to the network as they are."""
+
+    def part_of_other_form(self, settings: Settings) -> float:
+        """Return the part of the chips that are mirrored in training."""
+        return 0.5 if settings.hflip else 0.0
+
+    def scores(self, network: PersonalityNetwork, inputs: Inputs, number: int, alone: bool) -> torch.Tensor:
+        """Return the scores of a batch, each of a chip and its mirror image; alone changes nothing."""
+        other = np.ones(number, dtype=bool)
+        return network.scores_of_both(inputs(~other), inputs(other))
 
     def batches(self, batches: list[list[int]], epoch: int = 0) -> Iterator[tuple[np.ndarray, Inputs]]:
         """Yield (rows, inputs) for each batch of row numbers; rows of chips that cannot be read are left out."""
@@ -73,6 +86,7 @@ class ClipRows:
     mean of the picture and its mirror image. faces: int64 C, the number of faces in the mean; rows of clips without a
     readable face hold NaN. projected: what prepare() made of them.
     """
+    of_clips: ClassVar[bool] = True     # a row is a clip
     parts: list[np.ndarray]
     clips: np.ndarray
     faces: np.ndarray
@@ -82,6 +96,14 @@ class ClipRows:
 
     def __len__(self) -> int:
         return len(self.clips)
+
+    def part_of_other_form(self, settings: Settings) -> float:
+        """Return the part of the clips of which one face alone is seen in training."""
+        return settings.one_face
+
+    def scores(self, network: PersonalityNetwork, inputs: Inputs, number: int, alone: bool) -> torch.Tensor:
+        """Return the scores of a batch, of the clips' means or of one face alone."""
+        return network(inputs(np.full(number, alone)))
 
     def select(self, rows: np.ndarray) -> "ClipRows":
         """Return the source of just these rows."""
@@ -164,11 +186,7 @@ def score_rows(network: PersonalityNetwork, source: FaceChips | ClipRows, alone:
     with progress_bar(total=len(source.usable), desc=title, unit="row", disable=None if title else True) as bar:
         for rows, inputs in source.batches(batches):
             if len(rows):
-                other = np.ones(len(rows), dtype=bool)
-                if isinstance(source, ClipRows):
-                    scores[rows] = network(inputs(other if alone else ~other)).cpu().numpy()
-                else:
-                    scores[rows] = network.scores_of_both(inputs(~other), inputs(other)).cpu().numpy()
+                scores[rows] = source.scores(network, inputs, len(rows), alone).cpu().numpy()
             bar.update(len(rows))
     return scores
 

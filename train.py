@@ -63,7 +63,7 @@ from experiment import (
     open_experiment,
     start_replacement,
 )
-from features import ClipRows, make_source
+from features import make_source
 from labels import TRAITS
 from model_architectures import (
     ARCHITECTURES,
@@ -290,7 +290,7 @@ def train(run: Run, network: PersonalityNetwork, splits: tuple[Split, Split | No
     run.stop.listen()
     try:
         faces, validation = make_faces(network, splits, plan, machine)
-        if saved is None and isinstance(faces.source, ClipRows) and world_size() == 1:
+        if saved is None and faces.source.of_clips and world_size() == 1:
             intervals = calibrate(run.model, faces, plan, run.record["used"]["weights"], machine)
             run.intervals = dataclasses.asdict(intervals) if intervals else None
         state = start_training(network, faces, plan, machine, saved)

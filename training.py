@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dataset import Split, epoch_batches
 from device import Machine, is_main_process, rank, world_size
-from features import ClipRows, make_source, score_rows
+from features import make_source, score_rows
 from labels import TRAITS
 from metrics import scores_of_clips, trait_accuracies, trait_correlations
 from model_architectures import PersonalityNetwork, load_network_state
@@ -175,9 +175,7 @@ def start_training(network: PersonalityNetwork, faces: Faces, plan: Plan, machin
     else:
         start_at_the_mean(network, faces.split)
         if network.frozen:
-            rows = faces
-            if not isinstance(faces.source, ClipRows):
-                rows = Faces(faces.split, make_source(network, faces.split, machine))
+            rows = faces if faces.source.of_clips else Faces(faces.split, make_source(network, faces.split, machine))
             fit_frozen_parts(network, rows, settings, plan.seed)
     if saved:  # else the fit above has done it
         faces.source.prepare(network)

@@ -23,7 +23,7 @@ from dataset import (
 from device import is_main_process, rank, world_size
 from features import ClipRows, FaceChips
 from labels import SPEAKER_REGEX
-from settings import Plan, Settings
+from settings import Plan
 
 HELD_OUT = 0.2  # of the clips, for --val-split speaker
 
@@ -43,12 +43,6 @@ class Faces:
     def targets(self) -> torch.Tensor:
         """float32 N x 5: the label of the clip of each row."""
         return torch.tensor(self.split.labels.loc[self.source.clips].to_numpy(), dtype=torch.float32)
-
-    def part_of_other_form(self, settings: Settings) -> float:
-        """The part of the rows that training takes in their other form: mirrored, or one face of the clip alone."""
-        if isinstance(self.source, ClipRows):
-            return settings.one_face
-        return 0.5 if settings.hflip else 0.0
 
 
 def load_training_and_validation(data_dir: str | Path, final_run: bool, val_split: str = "official",
@@ -123,7 +117,7 @@ def training_steps(faces: Faces, plan: Plan, epoch: int, first_step: int,
     inputs: uint8 chips B x 3 x H x W, or float32 rows of clips B x W; mixed-up chips are float32 in [0, 255].
     """
     settings, usable, all_targets = plan.settings, faces.source.usable, faces.targets
-    part_of_other_form = faces.part_of_other_form(settings)
+    part_of_other_form = faces.source.part_of_other_form(settings)
     batches = epoch_batches(len(usable), plan.batch_size, plan.seed, epoch, rank(), world_size())[first_step:]
     batches = [usable[batch].tolist() for batch in batches]
     for step, (rows, inputs_of) in enumerate(faces.source.batches(batches, epoch), first_step):
