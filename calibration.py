@@ -9,6 +9,7 @@ import dataclasses
 
 import numpy as np
 
+from dataset import draw_speakers
 from device import Machine, seed_everything
 from features import score_rows
 from intervals import LEVEL, Intervals
@@ -25,11 +26,9 @@ LEAST_CLIPS = 20    # held out; fewer tell nothing
 def hold_out(faces: Faces, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (rows to train on, rows held out) of the usable rows."""
     usable, generator = faces.source.usable, np.random.default_rng([seed, 2])
-    speakers = faces.split.speakers.loc[faces.source.clips[usable]].to_numpy()
-    names, sizes = np.unique(speakers, return_counts=True)
-    order = generator.permutation(len(names))
+    speakers = faces.split.speakers.loc[faces.source.clips[usable]]
     number = int(HELD_OUT * len(usable))
-    unknown = np.isin(speakers, names[order[np.cumsum(sizes[order]) <= number]])
+    unknown = speakers.isin(draw_speakers(speakers, number, generator)).to_numpy()
     known = generator.permutation(np.flatnonzero(~unknown))[:number]
     held_out = np.union1d(np.flatnonzero(unknown), known)
     return np.delete(usable, held_out), usable[held_out]

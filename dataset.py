@@ -59,6 +59,11 @@ class Split:
         return torch.tensor(self.labels.loc[self.faces["clip"]].to_numpy(), dtype=torch.float32)
 
     @property
+    def number_with_face(self) -> int:
+        """The number of clips that have a face."""
+        return self.faces["clip"].nunique()
+
+    @property
     def clips_without_face(self) -> list[str]:
         return sorted(set(self.labels.index) - set(self.faces["clip"]))
 
@@ -145,6 +150,19 @@ def check_same_crop(first: Split, second: Split) -> None:
                             f"{second.name} with {second.preprocessing[key]}; make them alike")
 
 
+def draw_speakers(speakers: pandas.Series, room: float, generator: np.random.Generator) -> list[str]:
+    """Return speakers drawn at random who have at most so many clips together.
+
+    speakers: the speaker of each clip. One who does not fit is skipped, and the drawing goes on; there may be none.
+    """
+    sizes, chosen = speakers.value_counts().sort_index(), []
+    for number in generator.permutation(len(sizes)):
+        if sizes.iloc[number] <= room:
+            chosen.append(sizes.index[number])
+            room -= sizes.iloc[number]
+    return chosen
+
+
 def split_by_speaker(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     """Return (training, validation) Splits without a common speaker, about `fraction` of the clips in the second.
 
@@ -155,11 +173,7 @@ def split_by_speaker(split: Split, fraction: float, seed: int) -> tuple[Split, S
     if len(sizes) < 2:
         raise UserError(f"--val-split speaker: all clips of {split.name} are of one speaker "
                         f"({printable(sizes.index[0])}); none can be set aside")
-    room, chosen = fraction * len(split.labels), []
-    for number in np.random.default_rng(seed).permutation(len(sizes)):
-        if sizes.iloc[number] <= room:
-            chosen.append(sizes.index[number])
-            room -= sizes.iloc[number]
+    chosen = draw_speakers(split.speakers, fraction * len(split.labels), np.random.default_rng(seed))
     held_out = split.speakers.isin(chosen or [sizes.idxmin()])
     return (split.only(split.labels.index[~held_out], split.name + " without held-out speakers"),
             split.only(split.labels.index[held_out], "held-out speakers of " + split.name))
@@ -167,7 +181,7 @@ def split_by_speaker(split: Split, fraction: float, seed: int) -> tuple[Split, S
 
 def describe(split: Split) -> str:
     """Return one line on a split: clips, faces, faces a clip, clips without a face."""
-    with_face = split.faces["clip"].nunique()
+    with_face = split.number_with_face
     line = (f"{split.name}: {counted(len(split.labels), 'clip')} of {counted(split.speakers.nunique(), 'speaker')}, "
             f"{counted(len(split.faces), 'face')}, "
             f"{len(split.faces) / max(1, with_face):.1f} a clip")

@@ -60,8 +60,7 @@ class FaceChips:
 
     def scores(self, network: PersonalityNetwork, inputs: Inputs, number: int, alone: bool) -> torch.Tensor:
         """Return the scores of a batch, each of a chip and its mirror image; alone changes nothing."""
-        other = np.ones(number, dtype=bool)
-        return network.scores_of_both(inputs(~other), inputs(other))
+        return network.scores_of_both(inputs(np.zeros(number, dtype=bool)))
 
     def batches(self, batches: list[list[int]], epoch: int = 0) -> Iterator[tuple[np.ndarray, Inputs]]:
         """Yield (rows, inputs) for each batch of row numbers; rows of chips that cannot be read are left out."""
@@ -152,11 +151,6 @@ class ClipRows:
 
 # ---------------------------------------------------------------- scores
 
-def features_of_faces(network: PersonalityNetwork, chips: torch.Tensor) -> torch.Tensor:
-    """Return the features B x F of uint8 chips B x 3 x H x W, each the mean of the picture's and its mirror image's."""
-    return network.features(torch.cat([chips, chips.flip(-1)])).unflatten(0, (2, len(chips))).mean(0)
-
-
 @torch.inference_mode()
 def score_clip(network: PersonalityNetwork, chips: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Return (scores of the clip, 5, scores of each face, N x 5), float32 in [0, 1], of uint8 chips N x 3 x H x W.
@@ -164,10 +158,10 @@ def score_clip(network: PersonalityNetwork, chips: torch.Tensor) -> tuple[np.nda
     A frozen network scores the mean features of the faces; a trained one scores each face, and the mean is the clip's.
     """
     if network.frozen:
-        features = torch.cat([features_of_faces(network, some) for some in chips.split(CACHE_BATCH_SIZE)])
+        features = torch.cat([network.features_of_both(some) for some in chips.split(CACHE_BATCH_SIZE)])
         scores = network(network.represent(torch.cat([features.mean(0, keepdim=True), features])))
         return scores[0].cpu().numpy(), scores[1:].cpu().numpy()
-    scores = torch.cat([network.scores_of_both(some, some.flip(-1)) for some in chips.split(CACHE_BATCH_SIZE)])
+    scores = torch.cat([network.scores_of_both(some) for some in chips.split(CACHE_BATCH_SIZE)])
     scores = scores.cpu().numpy()
     return scores.mean(0), scores
 
@@ -197,7 +191,7 @@ def make_source(network: PersonalityNetwork, split: Split, machine: Machine, aug
                 seed: int = 0) -> FaceChips | ClipRows:
     """Return ClipRows where the backbone is frozen and no augmentation needs pictures, else FaceChips."""
     if network.frozen and not augment:
-        return clip_rows(split, lambda chips: features_of_faces(network, chips), backbone_key(network), machine)
+        return clip_rows(split, network.features_of_both, backbone_key(network), machine)
     return FaceChips(split, machine, augment, seed)
 
 

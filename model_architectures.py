@@ -229,15 +229,14 @@ class PersonalityNetwork(nn.Module):
             return scores
         return (1 - self.memory_weight) * scores + self.memory_weight * self.memory(rows)
 
-    def scores_of_both(self, pictures: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
-        """Return the scores B x 5 of uint8 chips from their pictures and their mirror images.
+    def features_of_both(self, chips: torch.Tensor) -> torch.Tensor:
+        """Return the features B x F of uint8 chips B x 3 x H x W, each the mean of the chip and its mirror image."""
+        return self.features(torch.cat([chips, chips.flip(-1)])).unflatten(0, (2, len(chips))).mean(0)
 
-        A frozen network scores the mean features of the two, as its rows are made; a trained one averages the scores.
-        """
-        features = self.features(torch.cat([pictures, mirrored]))
-        if self.frozen:
-            return self(self.represent(features.unflatten(0, (2, len(pictures))).mean(0)))
-        return self(features).unflatten(0, (2, len(pictures))).mean(0)
+    def scores_of_both(self, chips: torch.Tensor) -> torch.Tensor:
+        """Return the scores B x 5 of uint8 chips, each the mean of the chip's and its mirror image's: of trained
+        networks. Frozen ones score mean features."""
+        return self(torch.cat([chips, chips.flip(-1)])).unflatten(0, (2, len(chips))).mean(0)
 
 
 def make_head(width: int, hidden: list[int], dropout: list[float]) -> nn.Sequential:

@@ -55,7 +55,7 @@ def run_trial(trial_config: dict, search: Search) -> None:
     splits = load_training_and_validation(search.data_dir, False, search.val_split, search.speaker_regex, search.seed,
                                           quiet=True)
     has_memory = architecture_named(search.model).has_memory
-    settings = settle_memory(resolve_settings(trial_config), splits[0].faces["clip"].nunique(), has_memory)
+    settings = settle_memory(resolve_settings(trial_config), splits[0].number_with_face, has_memory)
     plan = Plan(settings, search.num_epochs, trial_config["batch_size"], search.seed)
     machine = search.machine
     network = machine.place(build_network(search.model, settings.as_dict(), search.weights))

@@ -76,7 +76,13 @@ from model_architectures import (
 from settings import SETTING_NAMES, Plan, add_settings_options, read_config, resolve_settings, settle_memory
 from tensorboard_logs import log_epoch, log_hyperparameters, log_pictures
 from training import TrainingState, check_finite, fit, start_training
-from training_data import Faces, add_data_options, check_batch_size, load_training_and_validation
+from training_data import (
+    Faces,
+    add_data_options,
+    check_batch_size,
+    load_training_and_validation,
+    number_of_samples,
+)
 
 SECONDS_BETWEEN_CHECKPOINTS = float(os.environ.get("SECONDS_BETWEEN_CHECKPOINTS", 30))
 
@@ -328,7 +334,7 @@ def main(argv=None):
     seed_everything(args.seed)
     training, validation = load_training_and_validation(args.data_dir, args.final_run, args.val_split,
                                                         args.speaker_regex, args.seed)
-    settings = settle_memory(plan.settings, training.faces["clip"].nunique(), architecture.has_memory)
+    settings = settle_memory(plan.settings, training.number_with_face, architecture.has_memory)
     plan = dataclasses.replace(plan, settings=settings)
     in_clips = not architecture.trained and not plan.settings.augment
     check_batch_size(plan.batch_size, training, in_clips)
@@ -341,8 +347,7 @@ def main(argv=None):
     if is_main_process():  # the others may look when it has already begun to write
         check_experiment(folder / TRAINING_RECORD, has_training(folder), used, args)
     if args.dry_run:
-        samples = training.faces["clip"].nunique() if in_clips else len(training.faces)
-        print_dry_run(args, plan, network, weights, samples, folder)
+        print_dry_run(args, plan, network, weights, number_of_samples(training, in_clips), folder)
         return 0
     with open_experiment(folder) if is_main_process() else contextlib.nullcontext():
         if is_main_process():

@@ -58,7 +58,7 @@ from model_architectures import (
 from search_trial import METRIC, Search, TrialProgress, run_trial
 from settings import SETTING_NAMES, Settings, resolve_settings, settle_memory
 from tensorboard_logs import log_hyperparameters
-from training_data import add_data_options, load_training_and_validation
+from training_data import add_data_options, load_training_and_validation, number_of_samples
 
 # The search space: a setting (see settings.py) or batch_size, and what it is drawn from. A network that has no use for
 # a key (l3 is of ResNet101_v1.0 alone) does without it; a key that is not here keeps its default.
@@ -162,7 +162,7 @@ def print_results(args: argparse.Namespace, table: pandas.DataFrame, splits: tup
     if unfinished:
         print("next: the same command with --resume finishes the rest")
         return 130
-    samples = [split.faces["clip"].nunique() if "components" in config_keys(args.model) else len(split.faces)
+    samples = [number_of_samples(split, "components" in config_keys(args.model))
                for split in (training, validation)]
     batch_size = min(int(best["batch_size"]), sum(samples))
     print(f"next: python train.py {args.num_epochs} final {args.model} true {batch_size} --config "
@@ -319,7 +319,7 @@ def main(argv=None):
             "config": {key: describe_entry(value) for key, value in space.items()},
             "data": splits[0].fingerprint()}
     example = settle_memory(resolve_settings({key: example_of(value) for key, value in space.items()}),
-                            splits[0].faces["clip"].nunique(), architecture.has_memory)
+                            splits[0].number_with_face, architecture.has_memory)
     seed_everything(args.seed)
     network = build_network(args.model, example.as_dict(), weights)
     exists = (folder / SEARCH_RECORD).exists()

@@ -1,5 +1,6 @@
 """What a training reads: its splits, their rows, and the steps of an epoch."""
 import argparse
+import functools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Faces:
         """The number of rows that can be read: clips of a frozen network, faces of a trained one."""
         return len(self.source.usable)
 
-    @property
+    @functools.cached_property  # the loop asks for it at every epoch
     def targets(self) -> torch.Tensor:
         """float32 N x 5: the label of the clip of each row."""
         return torch.tensor(self.split.labels.loc[self.source.clips].to_numpy(), dtype=torch.float32)
@@ -90,12 +91,17 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     add_speaker_option(group)
 
 
+def number_of_samples(split: Split, in_clips: bool) -> int:
+    """Return the number of clips with a face, as frozen networks see them, or of faces."""
+    return split.number_with_face if in_clips else len(split.faces)
+
+
 def check_batch_size(batch_size: int, split: Split, in_clips: bool) -> None:
     """Raise UserError where a step of this size cannot be taken: batch normalisation needs two samples a process.
 
     in_clips: the batch counts clips, as for frozen networks, not faces.
     """
-    number, unit = (split.faces["clip"].nunique(), "clip") if in_clips else (len(split.faces), "face")
+    number, unit = number_of_samples(split, in_clips), "clip" if in_clips else "face"
     if batch_size < 2 or number < 2 * world_size():
         raise UserError(f"BATCH_SIZE {batch_size} with {counted(number, unit)}: "
                         f"training needs at least two {unit}s a step")
