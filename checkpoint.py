@@ -12,11 +12,13 @@ from command_line import VERSION, UserError, atomic_write
 import torch
 
 from device import Machine
+from experiment import PRETRAINED, SUITE
 from labels import TRAITS
 from model_architectures import PersonalityNetwork, build_network, load_file, load_network_state
 
-FORMAT = 2
+FORMAT = 3
 BEST, LAST, PREVIOUS = "checkpoint_best.pt", "checkpoint_last.pt", "checkpoint_previous.pt"
+TO_GIVE_AWAY = "model.pt"   # what export.py --format checkpoint writes
 
 
 @dataclass
@@ -27,13 +29,15 @@ class Checkpoint:
     preprocessing: dict         # how its faces were cropped: size (px), padding, ...
     network: dict               # state dict of the network
     constant: dict              # {trait: mean label of the training clips}, the baseline of every evaluation
-    clips: list                 # names of the training clips
-    speakers: list              # names of their speakers
+    clips: list                 # names of the training clips; empty in a checkpoint to give away
+    speakers: list              # names of their speakers; likewise
     trained_on: str             # name of the training split
     epoch: int                  # epochs done
     metrics: dict               # the last epoch's record
     intervals: dict | None = None   # fields of intervals.Intervals; None: not known
     training: dict | None = None    # what resuming needs
+    backbone: str | None = None     # "dlib": its weights are left out of network, and are those of --weights dlib
+    label_quantiles: dict | None = None     # {trait: 0 % to 100 % quantiles of the training labels, 101 numbers}
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the checkpoint so that the file under its name is always whole."""
@@ -46,10 +50,13 @@ class Checkpoint:
     def build(self, path: str | os.PathLike) -> PersonalityNetwork:
         """Return the network in evaluation mode. Raises UserError, naming path, where the weights do not fit."""
         try:
-            network = build_network(self.architecture, self.config)
+            network = build_network(self.architecture, self.config, self.backbone)
         except UserError as error:
             raise UserError(f"{path}: is damaged, {error}") from None
-        load_network_state(network, self.network, path)
+        state = self.network
+        if self.backbone:
+            state = {**{f"backbone.{key}": value for key, value in network.backbone.state_dict().items()}, **state}
+        load_network_state(network, state, path)
         return network.eval()
 
 
@@ -69,6 +76,15 @@ def _has_keys_of_text(value):
 
 def _has_number_of_each_trait(value):
     return isinstance(value, dict) and all(_is_number(value.get(trait), 0, 1) for trait in TRAITS)
+
+
+def _are_quantiles(value):
+    return isinstance(value, dict) and all(_is_list_of_quantiles(value.get(trait)) for trait in TRAITS)
+
+
+def _is_list_of_quantiles(value):
+    return (isinstance(value, list) and len(value) == 101 and all(_is_number(number, 0, 1) for number in value)
+            and value == sorted(value))
 
 
 def _are_intervals(value):
@@ -101,6 +117,9 @@ CHECKS = {
                       "has no size in pixels and padding of the faces"),
     "network": (_has_keys_of_text, "is no state dict"),
     "constant": (_has_number_of_each_trait, "has no number in [0, 1] for each trait"),
+    "backbone": (lambda value: value is None or isinstance(value, str) and value == "dlib", "is neither None nor dlib"),
+    "label_quantiles": (lambda value: value is None or _are_quantiles(value),
+                        "are no 101 ascending numbers in [0, 1] for each trait"),
     "clips": (_is_list_of_names, "is no list of names"),
     "speakers": (_is_list_of_names, "is no list of names"),
     "trained_on": (lambda value: isinstance(value, str), "is no name of a split"),
@@ -138,16 +157,20 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
 
 
 def find_checkpoint(experiment_dir: str | os.PathLike) -> Path:
-    """Return the path of the checkpoint to use: the best one, else the last, else the one before.
+    """Return the path of the checkpoint to use: the best one, else the last, the one before, one given away; of the
+    experiment `pretrained` the one that comes with the suite.
 
     Raises UserError where there is none.
     """
     experiment_dir = Path(experiment_dir)
-    for name in (BEST, LAST, PREVIOUS):
+    for name in (BEST, LAST, PREVIOUS, TO_GIVE_AWAY):
         if (experiment_dir / name).exists():
             return experiment_dir / name
+    if experiment_dir.name == PRETRAINED:
+        return SUITE / PRETRAINED / TO_GIVE_AWAY
     others = sorted(path.parent.name for path in experiment_dir.parent.glob("*/checkpoint_*.pt"))
     known = f"trained are {', '.join(dict.fromkeys(others))}" if others else "train one with train.py"
+    known += f", or take {PRETRAINED}, which comes with the suite"
     problem = "holds no checkpoint" if experiment_dir.is_dir() else "no such experiment"
     raise UserError(f"{experiment_dir}: {problem}; {known}")
 
@@ -165,7 +188,7 @@ def load_experiment(experiment: str, runs_dir: str | os.PathLike,
 def git_commit() -> str | None:
     """Return the commit of the suite's checkout, or None outside one."""
     try:
-        result = subprocess.run(["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"],
+        result = subprocess.run(["git", "-C", str(SUITE), "rev-parse", "HEAD"],
                                 capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -49,6 +49,7 @@ from metrics import (
     trait_correlations,
     warnings_about,
 )
+from model_card import write_model_card
 from report import write_report
 from tensorboard_logs import log_evaluation
 
@@ -103,13 +104,23 @@ def evaluate_experiment(args: argparse.Namespace, metrics: dict) -> tuple[Evalua
     print(describe(split))
     predictions, of_faces, checkpoint = score_split(args.experiment, args, split)
     seen = set(speakers_of(checkpoint.clips, args.speaker_regex)) | set(checkpoint.speakers)
+    if args.train_labels:
+        seen = speakers_in(args.train_labels, args.speaker_regex)
+    elif not seen:
+        print(f"note: {args.experiment} keeps no names of its training clips; with --train-labels FILE the speakers "
+              "among them are told from others", file=sys.stderr)
     metrics.update(experiment=args.experiment, architecture=checkpoint.architecture, epoch=checkpoint.epoch,
                    data_fingerprint=split.fingerprint(), trained_on=checkpoint.trained_on)
     if args.split == "valid" and set(split.labels.index) & set(checkpoint.clips):
         print("warning: this experiment was trained on validation clips too; these figures say nothing about new clips",
               file=sys.stderr)
     return Evaluation(split.labels, predictions, split.speakers, pandas.Series(checkpoint.constant),
-                      run_dir / f"evaluation_{args.split}", metrics, seen, run_dir, split, args.seed), of_faces
+                      run_dir / f"evaluation_{args.split}", metrics, seen or None, run_dir, split, args.seed), of_faces
+
+
+def speakers_in(labels_path: str, speaker_regex: str) -> set[str]:
+    """Return the speakers of the clips in a file of labels."""
+    return set(read_speakers(labels_path, read_labels(labels_path).index, speaker_regex))
 
 
 def evaluate_file(args: argparse.Namespace, metrics: dict) -> Evaluation:
@@ -122,9 +133,8 @@ def evaluate_file(args: argparse.Namespace, metrics: dict) -> Evaluation:
                         f"{labels.index[0]}")
     constant, seen = labels.mean(), None
     if args.train_labels:
-        training_labels = read_labels(args.train_labels)
-        constant = training_labels.mean()
-        seen = set(read_speakers(args.train_labels, training_labels.index, args.speaker_regex))
+        constant = read_labels(args.train_labels).mean()
+        seen = speakers_in(args.train_labels, args.speaker_regex)
     folder = Path(args.predictions).with_name(Path(args.predictions).stem + "_evaluation")
     return Evaluation(labels, predictions.loc[predictions.index.isin(labels.index)], speakers, constant, folder,
                       {**metrics, "split": "given"}, seen, seed=args.seed)
@@ -165,8 +175,10 @@ def add_coverage(evaluation: Evaluation, level: float) -> None:
     widths = predictions[[f"half_width_{trait}" for trait in TRAITS]].to_numpy()
     inside = pandas.DataFrame(np.abs(labels.to_numpy() - predictions[list(TRAITS)].to_numpy()) <= widths,
                               index=labels.index, columns=list(TRAITS))
-    is_seen = evaluation.speakers.loc[labels.index].isin(evaluation.seen).to_numpy()
-    parts = {"all": inside, "seen": inside[is_seen], "unseen": inside[~is_seen]}
+    parts = {"all": inside}
+    if evaluation.seen is not None:
+        is_seen = evaluation.speakers.loc[labels.index].isin(evaluation.seen).to_numpy()
+        parts.update(seen=inside[is_seen], unseen=inside[~is_seen])
     coverage = {name: {"mean": float(part.to_numpy().mean()), **part.mean().to_dict()}
                 for name, part in parts.items() if len(part)}
     evaluation.metrics["intervals"] = {"level": level, "coverage": coverage, "mean_half_width": float(widths.mean())}
@@ -301,8 +313,8 @@ def parse_args(argv=None):
     foreign.add_argument("--predictions", metavar="FILE.csv", help="columns clip or VideoName and the five traits")
     foreign.add_argument("--labels", metavar="FILE", help="the labels of these clips (.pkl or .csv)")
     foreign.add_argument("--train-labels", metavar="FILE",
-                         help="the training labels: their mean is the constant, their speakers the seen ones (without "
-                         "it the constant is the mean of --labels)")
+                         help="the training labels: their speakers are the known ones, also for an EXPERIMENT that "
+                         "keeps no names; their mean is the constant (without it that of --labels)")
     add_machine_options(parser)
     args = parser.parse_args(argv)
     if bool(args.experiment) == bool(args.predictions):
@@ -355,6 +367,11 @@ def main(argv=None):
     add_warnings(evaluation, table, missing, args.data_dir)
     write_evaluation(evaluation, table)
     print(f"figures, predictions and plots: {evaluation.folder}; all of it on one page: {write_report(evaluation)}")
+    if evaluation.run_dir is not None and (evaluation.run_dir / TRAINING_RECORD).exists():
+        try:
+            print(f"model card: {write_model_card(evaluation.run_dir)}")
+        except UserError as error:
+            print(f"warning: no model card: {error}", file=sys.stderr)
     if evaluation.run_dir is not None:
         print(f"next: tensorboard --logdir {shlex.quote(args.runs_dir)} --host 127.0.0.1, or python predict.py "
               f"{args.experiment} CLIP.mp4{folder_options(args, ['runs_dir'])}")

@@ -13,11 +13,13 @@ from pathlib import Path
 
 from command_line import UserError, folder_lock
 
+SUITE = Path(__file__).resolve().parent
+PRETRAINED = "pretrained"   # the experiment that comes with the suite, in SUITE / PRETRAINED
 TRAINING_RECORD, SEARCH_RECORD = "args.json", "search_args.json"
 TRAINING_TABLE = "training.csv"     # one row an epoch
 # What train.py, evaluate.py and export.py write into the folder.
 TRAINING_FILES = (TRAINING_RECORD, TRAINING_TABLE, "checkpoint_*.pt", "events.out.tfevents.*", "evaluation_*",
-                  "model.onnx", "model.pt2")
+                  "model.onnx", "model.pt2", "model.pt", "MODEL_CARD.md")
 NEW, REPLACING, MOVING = ".new", ".replacing", ".moving"
 LONGEST_NAME = 200  # bytes; a name in a folder has at most 255, and files of this name get endings
 
@@ -62,6 +64,8 @@ def check_experiment(record: Path, exists: bool, used: dict, args: argparse.Name
 
     record: the JSON file whose "used" holds the settings of the experiment there, if it exists; used: those of now.
     """
+    if record.parent.name == PRETRAINED:
+        raise UserError(f"EXPERIMENT {PRETRAINED}: is the name of the model that comes with the suite; choose another")
     if exists and args.resume:
         try:
             before = json.loads(record.read_text())["used"]

@@ -1,13 +1,19 @@
-"""Write a trained network as one file that other programs can run, without this suite.
+"""Write a trained network as one file that other programs can run, without this suite, or that can be given away.
 
-    python export.py final                     runs/final/model.onnx
-    python export.py final --format torch      runs/final/model.pt2, for torch.export.load
+    python export.py final                        runs/final/model.onnx
+    python export.py final --format torch         runs/final/model.pt2, for torch.export.load
+    python export.py final --format checkpoint    runs/final/model.pt, for this suite: in a folder runs/NAME it is an
+                                                  experiment like any other
 
-The model takes uint8 RGB chips N x 3 x 224 x 224, any N, and gives float32 scores N x 5; scaling and normalisation
-happen inside. Its metadata (ONNX: metadata_props, torch: extra_files) name the order of the traits and the cropping. A
-file of that name is replaced. A network with a memory of faces takes the training clips' faces with it: see the README
-before you publish it.
+The last one is small, holds no name of a clip or speaker, and is refused for a network that keeps rows of people. Its
+numbers have half precision, and the weights of dlib's network are left out, since the suite has them.
+
+The model of the other two takes uint8 RGB chips N x 3 x 224 x 224, any N, and gives float32 scores N x 5; scaling and
+normalisation happen inside. Its metadata (ONNX: metadata_props, torch: extra_files) name the order of the traits and
+the cropping. A file of that name is replaced. A network with a memory of clips takes descriptors of the training clips'
+faces with it: see the README before you publish it.
 """
+import dataclasses
 import io
 import json
 import sys
@@ -19,12 +25,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from checkpoint import TO_GIVE_AWAY, Checkpoint, find_checkpoint, load_checkpoint
 from experiment import experiment_folder
 from labels import TRAITS
-from model_architectures import PersonalityNetwork
+from model_architectures import PersonalityNetwork, build_network
 
-FILE_OF_FORMAT = {"onnx": "model.onnx", "torch": "model.pt2"}
+FILE_OF_FORMAT = {"onnx": "model.onnx", "torch": "model.pt2", "checkpoint": TO_GIVE_AWAY}
+MOST_SINGLE = 20_000    # numbers of a tensor that keeps single precision: little to gain from halves
 
 
 class ExportedNetwork(nn.Module):
@@ -80,27 +87,56 @@ def export_model(checkpoint: Checkpoint, path: Path, target: Path, file_format: 
             converted.save(partial, external_data=False)
 
 
+def to_give_away(checkpoint: Checkpoint, path: Path) -> Checkpoint:
+    """Return a checkpoint (read from path) in a form that is small and names nobody: large tensors in half precision,
+    no names of clips and speakers, no state of the training, dlib's weights left out where they are as they come.
+
+    Raises UserError for a network that keeps a row of each training clip.
+    """
+    if checkpoint.config.get("memory") == "exact":
+        raise UserError(f"{path}: keeps descriptors of the training clips' faces, by which people can be recognised; "
+                        "train with --memory centres or --memory none what you want to give away")
+    state, backbone = checkpoint.network, checkpoint.backbone
+    network = checkpoint.build(path)
+    if network.frozen and network.kind.default_weights == "dlib":
+        own = build_network(checkpoint.architecture, checkpoint.config, "dlib").backbone.state_dict()
+        if all(torch.equal(value, own[key]) for key, value in network.backbone.state_dict().items()):
+            state = {key: value for key, value in state.items() if not key.startswith("backbone.")}
+            backbone = "dlib"
+    state = {key: value.half() if value.is_floating_point() and value.numel() > MOST_SINGLE else value.clone()
+             for key, value in state.items()}
+    return dataclasses.replace(checkpoint, network=state, backbone=backbone, clips=[], speakers=[], metrics={},
+                               training=None)
+
+
 # ---------------------------------------------------------------- command line
 
 def parse_args(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("experiment", metavar="EXPERIMENT", help="name of a folder in --runs-dir")
-    parser.add_argument("--format", choices=tuple(FILE_OF_FORMAT), default="onnx", help="ONNX, or torch.export")
+    parser.add_argument("--format", choices=tuple(FILE_OF_FORMAT), default="onnx",
+                        help="ONNX, torch.export, or a checkpoint to give away")
     parser.add_argument("--runs-dir", default="runs", help="folder of the experiments")
-    parser.add_argument("--out", metavar="FILE", help="default: model.onnx or model.pt2 in the experiment's folder")
+    parser.add_argument("--out", metavar="FILE", help="default: a name as above, in the experiment's folder")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    path = find_checkpoint(experiment_folder(args.runs_dir, args.experiment))
-    target = Path(args.out) if args.out else path.with_name(FILE_OF_FORMAT[args.format])
+    folder = experiment_folder(args.runs_dir, args.experiment)
+    path = find_checkpoint(folder)
+    if not args.out:
+        folder.mkdir(parents=True, exist_ok=True)   # of the experiment that comes with the suite
+    target = Path(args.out) if args.out else folder / FILE_OF_FORMAT[args.format]
     if not target.parent.is_dir() or target.is_dir():
         raise UserError(f"--out {target}: give a file in a folder that exists")
     if target.suffix != Path(FILE_OF_FORMAT[args.format]).suffix:
         raise UserError(f"--out {target}: give a name that ends in {Path(FILE_OF_FORMAT[args.format]).suffix}")
     checkpoint = load_checkpoint(path)
-    export_model(checkpoint, path, target, args.format)
+    if args.format == "checkpoint":
+        to_give_away(checkpoint, path).save(target)
+    else:
+        export_model(checkpoint, path, target, args.format)
     print(f"exported {path} to {target} ({target.stat().st_size / 1e6:.1f} MB)")
     if checkpoint.config.get("memory") == "exact":
         print(f"note: {target} holds descriptors of the training clips' faces, by which people can be recognised; "

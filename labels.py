@@ -155,6 +155,12 @@ def read_labels(path: str | os.PathLike) -> pandas.DataFrame:
     return _check_range(_annotation_scores(path), path, 0, 1)
 
 
+def quantiles_of(labels: pandas.DataFrame) -> dict[str, list[float]]:
+    """Return {trait: its 0 %, 1 % ... 100 % quantiles, 101 ascending numbers} of labels, columns TRAITS."""
+    quantiles = labels[list(TRAITS)].quantile(np.linspace(0, 1, 101))
+    return {trait: sorted(quantiles[trait].tolist()) for trait in TRAITS}
+
+
 def read_groups(path: str | os.PathLike) -> pandas.Series:
     """Return the group of each clip in a table with the columns clip and group: a Series, index clip, of text.
 

@@ -12,7 +12,7 @@ FINAL_RUN true trains on training + validation clips for exactly NUM_EPOCHS and 
 (evaluate.py does, once). false trains on the training clips, validates after every epoch and keeps the best epoch.
 
 Writes runs/EXPERIMENT/: args.json, training.csv (one row an epoch), checkpoint_last.pt, checkpoint_best.pt (FINAL_RUN
-false) and TensorBoard's event files.
+false), MODEL_CARD.md and TensorBoard's event files.
 """
 import argparse
 import contextlib
@@ -43,7 +43,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from calibration import calibrate
 from checkpoint import BEST, LAST, PREVIOUS, Checkpoint, load_checkpoint, versions
-from dataset import Split, epoch_batches
+from dataset import Split, describe, epoch_batches
 from device import (
     Machine,
     add_machine_options,
@@ -64,7 +64,7 @@ from experiment import (
     start_replacement,
 )
 from features import make_source
-from labels import TRAITS
+from labels import TRAITS, quantiles_of
 from model_architectures import (
     ARCHITECTURES,
     BACKBONES,
@@ -73,6 +73,7 @@ from model_architectures import (
     build_network,
     config_keys,
 )
+from model_card import write_model_card
 from settings import SETTING_NAMES, Plan, add_settings_options, read_config, resolve_settings, settle_memory
 from tensorboard_logs import log_epoch, log_hyperparameters, log_pictures
 from training import TrainingState, check_finite, fit, start_training
@@ -141,7 +142,7 @@ class Run:
         return Checkpoint(self.model, {key: settings[key] for key in config_keys(self.model)}, self.split.preprocessing,
                           network_state, {trait: float(self.split.labels[trait].mean()) for trait in TRAITS},
                           list(self.split.labels.index), sorted(set(self.split.speakers)), self.split.name, epoch,
-                          metrics, self.intervals, training)
+                          metrics, self.intervals, training, label_quantiles=quantiles_of(self.split.labels))
 
     def save(self, state: TrainingState) -> None:
         """Write the checkpoints; the first ones of a training that replaces another one put it in its place."""
@@ -361,6 +362,7 @@ def main(argv=None):
         machine = Machine.from_options(args)
         network = machine.place(network)
         record = {"used": used, "command": args.command, "data_dir": str(Path(args.data_dir).resolve()),
+                  "training_data": describe(training), "preprocessing": training.preprocessing,
                   "versions": versions(), "resumed": args.resume}
         run = Run(folder, folder, args.model, plan, training, record, last.intervals if last else None)
         if is_main_process():
@@ -370,7 +372,7 @@ def main(argv=None):
     if distributed.is_initialized():
         distributed.destroy_process_group()
     if is_main_process() and not status:
-        print(f"checkpoints, training.csv and TensorBoard logs: {folder}\n"
+        print(f"checkpoints, training.csv, {write_model_card(folder).name} and TensorBoard logs: {folder}\n"
               f"next: python evaluate.py {args.experiment}{folder_options(args)}")
     return status
 
