@@ -10,7 +10,7 @@ from command_line import VERSION, UserError, atomic_write
 import jinja2
 
 from experiment import SUITE, TRAINING_RECORD
-from labels import TRAITS
+from labels import ANNOTATION_FILES, TRAITS
 
 MODEL_CARD = "MODEL_CARD.md"
 KEEPS = {
@@ -56,7 +56,7 @@ def write_model_card(folder: Path) -> Path:
             figures[f"{metrics['split'].capitalize()} clips ({metrics['clips']})"] = figures_of(metrics)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # an evaluation of an older version
-    is_chalearn = {"annotation_training.pkl"} <= {path.name for path in Path(record["data_dir"]).glob("train/*.pkl")}
+    is_chalearn = (Path(record["data_dir"]) / "train" / ANNOTATION_FILES["train"]).exists()
     text = render_model_card({
         "title": folder.name, "written_by": f"Written by version {VERSION} of the suite.", "model": model,
         "preprocessing": preprocessing, "trained_on": trained_on, "is_chalearn": is_chalearn, "figures": figures,
