@@ -39,11 +39,12 @@ class Machine:
     precision: str = "auto"     # of the backbone: auto, bfloat16 or float32
     cache: str = "float16"      # type of the cached features of a frozen backbone, or off
     num_workers: int = 0        # processes that read pictures
+    ray_address: str | None = None  # of the cluster that computes the features of a frozen backbone
 
     @classmethod
     def from_options(cls, args: argparse.Namespace) -> "Machine":
         """Return the Machine that the options of add_machine_options ask for, on the best device."""
-        return cls(pick_device(), args.precision, args.cache, args.num_workers)
+        return cls(pick_device(), args.precision, args.cache, args.num_workers, args.ray_address)
 
     def place(self, network: torch.nn.Module) -> torch.nn.Module:
         """Return the network on the device, with its type of mixed precision set."""
@@ -60,6 +61,9 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cache", choices=("float16", "float32", "off"), default="float16",
                        help="keep the features of a frozen backbone on disk, in this type")
     group.add_argument("--num-workers", type=whole_number, default=0, help="processes that read pictures")
+    group.add_argument("--ray-address", default=os.environ.get("RAY_ADDRESS"),
+                       help="a running Ray cluster, or `auto`: trials, and the features of a frozen backbone, are "
+                       "computed there (default: RAY_ADDRESS, else this machine alone)")
 
 
 def seed_everything(seed: int) -> None:

@@ -4,24 +4,20 @@ FaceChips reads chips for a backbone that is trained. ClipRows holds what a froz
 once: the mean of the features of all its faces and of their mirror images, and those of one face alone. Both have
 len(), usable, clips and batches(), which yields inputs for the network.
 
-Each faces folder has one cache file of rows in <split>/features/; deleting it costs only time.
+clip_rows.py computes the rows.
 """
-import hashlib
-import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import ClassVar
 
 from command_line import progress_bar
 
 import numpy as np
-import pandas
 import torch
-from filelock import FileLock
 
-from dataset import FaceDataset, Split, chip_loader, row_batches, stamp_of_files
+from clip_rows import rows_of_split
+from dataset import FaceDataset, Split, chip_loader, row_batches
 from device import Machine
 from labels import TRAITS
 from model_architectures import PersonalityNetwork, backbone_key
@@ -30,8 +26,7 @@ from settings import Settings
 # A function of a bool array B, True where another form of that row is wanted: the mirror image of a chip, the one face
 # alone of a clip. It returns inputs of the network on its device, uint8 B x 3 x H x W or float32 B x F.
 Inputs = Callable[[np.ndarray], torch.Tensor]
-CACHE_BATCH_SIZE = 64
-BATCHES_BETWEEN_FLUSHES = 50
+SCORE_BATCH_SIZE = 64
 
 
 class FaceChips:
@@ -149,6 +144,20 @@ class ClipRows:
         return inputs
 
 
+def features_of_chips(network: PersonalityNetwork, chips: torch.Tensor) -> torch.Tensor:
+    """Return the features B x F of uint8 chips B x 3 x H x W on any device, to which the network is moved."""
+    return network.to(chips.device).features_of_both(chips)
+
+
+def make_source(network: PersonalityNetwork, split: Split, machine: Machine, augment: float = 0.0,
+                seed: int = 0) -> FaceChips | ClipRows:
+    """Return ClipRows where the backbone is frozen and no augmentation needs pictures, else FaceChips."""
+    if network.frozen and not augment:
+        backbone = partial(features_of_chips, network)
+        return ClipRows(*rows_of_split(split, backbone, backbone_key(network), machine), machine)
+    return FaceChips(split, machine, augment, seed)
+
+
 # ---------------------------------------------------------------- scores
 
 @torch.inference_mode()
@@ -158,10 +167,10 @@ def score_clip(network: PersonalityNetwork, chips: torch.Tensor) -> tuple[np.nda
     A frozen network scores the mean features of the faces; a trained one scores each face, and the mean is the clip's.
     """
     if network.frozen:
-        features = torch.cat([network.features_of_both(some) for some in chips.split(CACHE_BATCH_SIZE)])
+        features = torch.cat([network.features_of_both(some) for some in chips.split(SCORE_BATCH_SIZE)])
         scores = network(network.represent(torch.cat([features.mean(0, keepdim=True), features])))
         return scores[0].cpu().numpy(), scores[1:].cpu().numpy()
-    scores = torch.cat([network.scores_of_both(some) for some in chips.split(CACHE_BATCH_SIZE)])
+    scores = torch.cat([network.scores_of_both(some) for some in chips.split(SCORE_BATCH_SIZE)])
     scores = scores.cpu().numpy()
     return scores.mean(0), scores
 
@@ -183,162 +192,3 @@ def score_rows(network: PersonalityNetwork, source: FaceChips | ClipRows, alone:
                 scores[rows] = source.scores(network, inputs, len(rows), alone).cpu().numpy()
             bar.update(len(rows))
     return scores
-
-
-# ---------------------------------------------------------------- rows of clips, computed once
-
-def make_source(network: PersonalityNetwork, split: Split, machine: Machine, augment: float = 0.0,
-                seed: int = 0) -> FaceChips | ClipRows:
-    """Return ClipRows where the backbone is frozen and no augmentation needs pictures, else FaceChips."""
-    if network.frozen and not augment:
-        return clip_rows(split, network.features_of_both, backbone_key(network), machine)
-    return FaceChips(split, machine, augment, seed)
-
-
-def clip_rows(split: Split, backbone: Callable[[torch.Tensor], torch.Tensor], key: str, machine: Machine) -> ClipRows:
-    """Return the rows of a split's clips that have faces, from the disk where they were made before.
-
-    backbone: maps uint8 chips B x 3 x H x W to features B x F. key: text that names everything the features depend on
-    besides the faces (architecture, weights, input). The name of a cache file is a digest of the key and of the name,
-    size and time of every face, so another backbone or another face makes another file. machine.cache "off": no file.
-    """
-    # Faces of several splits (final training) are cached where each split lies, and so shared with the search.
-    folders = split.faces["path"].map(_feature_folder)
-    parts, clips = [], []
-    for folder in folders.unique():
-        job = _Job(split, split.faces[folders == folder].sort_values("clip", kind="stable"), backbone, machine)
-        parts.append(_rows_of_folder(Path(folder), job, key) if machine.cache != "off" else _compute_rows(job))
-        clips.append(job.clips)
-    faces = np.concatenate([part[:, 0, -1] for part in parts]).astype(np.int64)
-    return ClipRows([part[:, :, :-1] for part in parts], np.concatenate(clips), faces, machine)
-
-
-@dataclass
-class _Job:
-    """The faces of one folder, sorted by clip, whose rows are to be computed."""
-    split: Split
-    faces: pandas.DataFrame
-    backbone: Callable[[torch.Tensor], torch.Tensor]
-    machine: Machine
-
-    def __post_init__(self):
-        self.codes, clips = pandas.factorize(self.faces["clip"])
-        self.clips = clips.to_numpy()
-        self.first_face = np.searchsorted(self.codes, np.arange(len(self.clips) + 1))
-
-
-def _feature_folder(path):
-    head, mark, _ = path.rpartition(os.sep + "faces" + os.sep)
-    return os.path.join(head if mark else os.path.dirname(path), "features")
-
-
-def _rows_of_folder(folder, job, key):
-    dtype = job.machine.cache
-    description = {"rows": "mean and one face of each clip", "network": key, "dtype": dtype,
-                   "preprocessing": job.split.preprocessing, "clips": len(job.clips), "faces": len(job.faces),
-                   "files": stamp_of_files(job.faces["path"])}
-    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:20]
-    path = folder / f"{key.split()[0]}_{digest}.npy"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{digest}.lock"):
-        if not _is_whole(path, len(job.clips), dtype):
-            partial = path.with_suffix(".partial")
-            _compute_rows(job, partial)
-            os.replace(partial, path)
-            path.with_suffix(".progress").unlink(missing_ok=True)
-            path.with_suffix(".json").write_text(json.dumps(description, indent=2))
-    return np.load(path, mmap_mode="r", allow_pickle=False)
-
-
-def _is_whole(path, number_of_clips, dtype):
-    try:
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return False
-    return values.ndim == 3 and values.shape[:2] == (number_of_clips, 2) and values.dtype == dtype
-
-
-def _new_rows(path, dtype, shape):
-    """Return a new array, with a path as a memory map for which the disk has set aside all the room it needs.
-
-    Writing to a memory map on a full disk kills the process without a word. Raises OSError, and leaves no file, where
-    there is no room.
-    """
-    if path is None:
-        return np.zeros(shape, dtype=np.float32)
-    try:
-        values = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-        if hasattr(os, "posix_fallocate"):
-            with open(path, "r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
-        return values
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
-
-
-@torch.inference_mode()
-def _compute_rows(job, path=None):
-    """Return the rows of a job, C x 2 x (F + 1), with the number of faces in the last column.
-
-    With a path they are in a file of that name, where an interrupted run goes on after the last flush.
-    """
-    done, values, open_clips = 0, None, {}  # clips in values; clips of which more faces may come
-    progress = path.with_suffix(".progress") if path else None
-    if path and _is_whole(path, len(job.clips), job.machine.cache) and progress.exists():
-        text = progress.read_text()
-        done = min(int(text), len(job.clips)) if text.isdecimal() else 0
-        values = np.lib.format.open_memmap(path, mode="r+")
-    faces = job.faces.iloc[job.first_face[done]:].reset_index(drop=True)
-    codes = job.codes[job.first_face[done]:]
-    of_folder = Split(job.split.name, faces, job.split.labels, job.split.speakers, job.split.preprocessing)
-    batches, first_open = row_batches(len(faces), CACHE_BATCH_SIZE), done
-    loader = chip_loader(FaceDataset(of_folder), batches, job.machine.num_workers, job.machine.device)
-    with progress_bar(total=len(job.faces), initial=int(job.first_face[done]), desc=f"features of {job.split.name}",
-                      unit="face") as bar:
-        for number, (batch, (chips, rows)) in enumerate(zip(batches, loader)):
-            features = job.backbone(chips.to(job.machine.device, non_blocking=True)).float().cpu().numpy()
-            if values is None:
-                values = _new_rows(path, job.machine.cache, (len(job.clips), 2, features.shape[1] + 1))
-            for row, feature in zip(rows.tolist(), features):
-                _add_face(open_clips, codes[row], job.first_face[done] + row, job.first_face, feature)
-            complete = codes[batch[-1] + 1] if batch[-1] + 1 < len(codes) else len(job.clips)
-            for code in range(first_open, complete):
-                _write_row(values, code, open_clips.pop(code, None))
-            first_open = complete
-            bar.update(len(batch))
-            if path and number % BATCHES_BETWEEN_FLUSHES == BATCHES_BETWEEN_FLUSHES - 1:
-                values.flush()
-                progress.write_text(str(first_open))
-    if path:
-        values.flush()
-    return values
-
-
-@dataclass
-class _OpenClip:
-    """What is known of a clip whose faces are not all computed yet."""
-    total: np.ndarray
-    faces: int
-    alone: np.ndarray
-
-
-def _add_face(open_clips, code, place, first_face, feature):
-    clip = open_clips.get(code)
-    if clip is None:
-        open_clips[code] = _OpenClip(feature.astype(np.float64), 1, feature)
-        return
-    clip.total += feature
-    clip.faces += 1
-    # The face in the middle of the clip stands for one face alone; where it cannot be read, one before it.
-    if place <= (first_face[code] + first_face[code + 1]) // 2:
-        clip.alone = feature
-
-
-def _write_row(values, code, clip):
-    if clip is None:
-        values[code] = np.nan
-        values[code, :, -1] = 0
-        return
-    values[code, 0, :-1], values[code, 1, :-1] = clip.total / clip.faces, clip.alone
-    values[code, :, -1] = min(clip.faces, 2048), 1  # float16 knows whole numbers up to 2,048

@@ -20,6 +20,11 @@ if "RAY_ADDRESS" not in os.environ and not any(word.startswith("--ray-address") 
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
+# What a task on another machine imports: this folder's modules.
+SUITE_ENVIRONMENT = {"working_dir": str(Path(__file__).resolve().parent),
+                     "excludes": ["/data", "/runs", "/demo", "/.venv", "/.git", "*.npy", "*.pt"]}
+
+
 def connect_to_ray(address: str, **options) -> None:
     """Connect this process to the Ray cluster at an address (host:port, ray://host:port or auto).
 
@@ -45,8 +50,6 @@ def start_ray(address: str | None) -> None:
     # A failed trial costs one line; its traceback stands in its error.txt.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     if address:
-        connect_to_ray(address, logging_level="ERROR", runtime_env={
-            "working_dir": str(Path(__file__).resolve().parent),
-            "excludes": ["/data", "/runs", "/demo", "/.venv", "/.git", "*.npy", "*.pt"]})
+        connect_to_ray(address, logging_level="ERROR", runtime_env=SUITE_ENVIRONMENT)
     else:
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")

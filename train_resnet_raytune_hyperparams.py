@@ -240,8 +240,9 @@ def run_search(args: argparse.Namespace, search: Search, network: PersonalityNet
     folder = Path(search.trials_dir).parent
     # What every trial would compute for itself is computed here, once: the features of a backbone that none trains.
     if network.frozen and args.cache != "off" and search.weights != "none":
+        machine = dataclasses.replace(search.machine, ray_address=args.ray_address)
         for split in splits:
-            make_source(search.machine.place(network), split, search.machine)
+            make_source(search.machine.place(network), split, machine)
     start_ray(args.ray_address)
     resume = prepare_folder(folder, record, args)
     try:
@@ -284,8 +285,6 @@ def parse_args(argv=None):
     cluster.add_argument("--cpus-per-trial", type=float, default=1, help="CPU cores of a trial")
     cluster.add_argument("--gpus-per-trial", type=float,
                          help="GPUs of a trial, also a part of one (default: 1 where there is a GPU)")
-    cluster.add_argument("--ray-address", default=os.environ.get("RAY_ADDRESS"),
-                         help="a running Ray cluster, or `auto` (default: RAY_ADDRESS, else this machine alone)")
     parser.add_argument("--seed", type=seed_number, default=0, help="of everything random")
     add_data_options(parser)
     add_machine_options(parser)

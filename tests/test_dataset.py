@@ -12,11 +12,12 @@ import pandas
 import pytest
 import torch
 
-import features
+import clip_rows
+from clip_rows import rows_of_split
 from conftest import write_chips
 from dataset import FaceDataset, epoch_batches, list_faces, load_split, read_chip, split_by_speaker
 from device import Machine
-from features import clip_rows
+from features import ClipRows
 from labels import TRAITS, clip_name, read_labels, read_scores, speakers_of
 
 MACHINE = Machine(torch.device("cpu"), cache="float32")
@@ -164,6 +165,10 @@ def test_every_epoch_is_shuffled_anew_and_repeatable():
     assert len(halves[0]) == len(halves[1]) == 51 and set(halves[0] + halves[1]) == set(range(101))
 
 
+def rows_of(split, backbone, key, machine):
+    return ClipRows(*rows_of_split(split, backbone, key, machine), machine)
+
+
 def mean_colour(chips):
     return chips.float().mean((2, 3))
 
@@ -177,7 +182,7 @@ def test_rows_of_clips_are_means_reused_and_made_anew(tmp_path):
         return mean_colour(chips)
 
     def rows():
-        return clip_rows(load_split(data, "train"), network, "test weights 1", MACHINE)
+        return rows_of(load_split(data, "train"), network, "test weights 1", MACHINE)
 
     first, split = rows(), load_split(data, "train")
     assert calls == [15] and len(first) == 5 and first.faces.tolist() == [3] * 5
@@ -197,15 +202,15 @@ def test_rows_of_clips_are_means_reused_and_made_anew(tmp_path):
     again = rows()
     assert calls == [15, 15, 15]  # a truncated cache is made anew
     assert torch.equal(values[0], again.features(numbers)) and torch.equal(values[1], again.features(numbers, form=1))
-    uncached = clip_rows(split, network, "test weights 1", dataclasses.replace(MACHINE, cache="off"))
+    uncached = rows_of(split, network, "test weights 1", dataclasses.replace(MACHINE, cache="off"))
     assert torch.equal(values[0], uncached.features(numbers)) and list(uncached.clips) == list(first.clips)
 
 
 def test_interrupted_rows_go_on(tmp_path, monkeypatch):
     """Killed between two batches: the clips that were flushed are not computed again, and the rows are the same."""
     data = write_chips(tmp_path / "data", {"train": 9}, faces_a_clip=3)
-    monkeypatch.setattr(features, "CACHE_BATCH_SIZE", 4)
-    monkeypatch.setattr(features, "BATCHES_BETWEEN_FLUSHES", 2)
+    monkeypatch.setattr(clip_rows, "BATCH_SIZE", 4)
+    monkeypatch.setattr(clip_rows, "BATCHES_BETWEEN_FLUSHES", 2)
     split, seen = load_split(data, "train"), []
 
     def network(chips):
@@ -216,10 +221,10 @@ def test_interrupted_rows_go_on(tmp_path, monkeypatch):
         return mean_colour(chips)
 
     with pytest.raises(KeyboardInterrupt):
-        clip_rows(split, network, "key", MACHINE)
-    rows = clip_rows(split, network, "key", MACHINE)
-    assert seen[:5] == [4, 4, 4, 4, "killed"] and sum(seen[5:]) == 27 - 15  # five clips of three faces were flushed
-    whole = clip_rows(split, mean_colour, "key", dataclasses.replace(MACHINE, cache="off"))
+        rows_of(split, network, "key", MACHINE)
+    rows = rows_of(split, network, "key", MACHINE)
+    assert seen[:5] == [4, 4, 4, 4, "killed"] and sum(seen[5:]) == 27 - 12  # four clips of three faces were flushed
+    whole = rows_of(split, mean_colour, "key", dataclasses.replace(MACHINE, cache="off"))
     assert torch.equal(rows.features(np.arange(9)), whole.features(np.arange(9))) and rows.faces.tolist() == [3] * 9
 
 
@@ -227,7 +232,7 @@ def test_cached_rows_run_no_code(tmp_path):
     data = write_chips(tmp_path / "data", {"train": 3})
 
     def rows():
-        return clip_rows(load_split(data, "train"), mean_colour, "test weights 1", MACHINE)
+        return rows_of(load_split(data, "train"), mean_colour, "test weights 1", MACHINE)
 
     rows()
     cache, mark = next((data / "train" / "features").glob("*.npy")), tmp_path / "it_ran"

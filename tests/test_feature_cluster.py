@@ -1,0 +1,58 @@
+"""The features of a frozen backbone, computed on a Ray cluster of two nodes on this machine."""
+import os
+import subprocess
+import sys
+
+from conftest import REPOSITORY
+
+CLUSTER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import ray_cluster
+import ray
+import numpy as np, torch
+from pathlib import Path
+from ray.cluster_utils import Cluster
+import clip_rows
+from dataset import load_split
+from device import Machine
+from features import make_source
+from model_architectures import build_network
+from settings import Settings
+
+clip_rows.FACES_A_TASK = 20
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False,
+                                                        "node_ip_address": "127.0.0.1"})
+cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
+split = load_split(sys.argv[2], "train")
+Path(split.faces["path"].iloc[7]).write_text("broken")
+network = build_network("FaceResNet29_v1.0", {**Settings().as_dict(), "memory": "none"}, "dlib").eval()
+here = Machine(torch.device("cpu"), cache="off")
+local = make_source(network, split, here)
+spread = make_source(network, split, Machine(torch.device("cpu"), cache="float32", ray_address=cluster.address))
+rows = np.arange(len(local))
+print("rows:", len(spread), "faces:", spread.faces.sum(), "same clips:", list(spread.clips) == list(local.clips))
+print("largest difference:", max(float((spread.features(rows, form) - local.features(rows, form)).abs().max())
+                                 for form in (0, 1)))
+cluster.shutdown()
+"""
+
+
+def test_rows_come_back_from_a_cluster(tmp_path):
+    from conftest import write_chips
+    data = write_chips(tmp_path / "data", {"train": 24})
+    (tmp_path / "cluster.py").write_text(CLUSTER)
+    environment = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    result = subprocess.run([sys.executable, "cluster.py", str(REPOSITORY), str(data)], cwd=tmp_path, env=environment,
+                            capture_output=True, text=True, timeout=180)
+    assert "rows: 24 faces: 47 same clips: True" in result.stdout, result.stdout + result.stderr
+    difference = float(result.stdout.split("largest difference:")[1])
+    assert difference < 1e-4
+    assert "left out 1 face of " in result.stderr
+
+
+def test_no_cluster_is_one_line(tmp_path, chip_data, run_script):
+    refused = run_script("train.py", 2, "a", "FaceResNet29_v1.0", "true", 16, "--data-dir", chip_data, "--ray-address",
+                         "127.0.0.1:1", "--cache", "off", check=False)
+    assert refused.returncode == 2 and "no Ray cluster answers" in refused.stderr
+    assert "Traceback" not in refused.stderr
