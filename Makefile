@@ -1,15 +1,18 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Both need only Python 3.10 or newer (with venv) and
 # make. Another interpreter: make test PYTHON=python3.12. Part of the tests: make test PYTEST_ARGS="-k frames".
+# Two test files run at once; one test at a time: make test PYTEST_ARGS="-n 0".
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+APP_ARGS ?=
 INSTALLED = .venv/installed-requirements.txt
 
-.PHONY: help install demo lint test clean
+.PHONY: help install demo app lint test clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     the whole way from clips to a measured model, on made-up clips, in demo/"
+	@echo "make app      a page on this computer to drop clips on, scored by the model that comes with the suite"
 	@echo "make test     the test suite, after make lint"
 	@echo "make lint     style and likely mistakes, by ruff (pyproject.toml)"
 	@echo "make install  only what these need first: the environment .venv"
@@ -18,7 +21,7 @@ help:
 # The list of what is installed is written last. Without it .venv is half-made (or its update was interrupted) and is
 # made anew; with another list than today's the packages are brought up to date in place.
 install:
-	@if cat requirements.txt requirements-dev.txt | cmp -s - $(INSTALLED) && .venv/bin/python -c ""; then exit 0; fi; \
+	@if cat requirements.txt requirements-app.txt requirements-dev.txt | cmp -s - $(INSTALLED) && .venv/bin/python -c ""; then exit 0; fi; \
 	set -e; \
 	if ! command -v "$(PYTHON)" > /dev/null; then \
 		echo "make: no $(PYTHON) found: install Python 3.10 or newer or name yours: make PYTHON=/path/to/it" >&2; \
@@ -28,17 +31,20 @@ install:
 	if [ -e $(INSTALLED) ] && .venv/bin/python -c ""; then rm $(INSTALLED); else "$(PYTHON)" -m venv --clear .venv; fi; \
 	echo "Installing into .venv (PyTorch is large: this takes some minutes)"; \
 	.venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt -r requirements-dev.txt; \
-	cat requirements.txt requirements-dev.txt > $(INSTALLED).part; \
+	cat requirements.txt requirements-app.txt requirements-dev.txt > $(INSTALLED).part; \
 	mv $(INSTALLED).part $(INSTALLED)
 
 demo: install
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" sh demo/run.sh
 
+app: install
+	@.venv/bin/python app.py $(APP_ARGS)
+
 lint: install
 	@.venv/bin/python -m ruff check .
 
 test: lint
-	@.venv/bin/python -m pytest $(PYTEST_ARGS)
+	@.venv/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 $(PYTEST_ARGS)
 
 clean:
 	rm -rf demo/data demo/runs .pytest_cache .ruff_cache

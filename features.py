@@ -6,7 +6,7 @@ len(), usable, clips and batches(), which yields inputs for the network.
 
 clip_rows.py computes the rows.
 """
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -26,7 +26,6 @@ from settings import Settings
 # A function of a bool array B, True where another form of that row is wanted: the mirror image of a chip, the one face
 # alone of a clip. It returns inputs of the network on its device, uint8 B x 3 x H x W or float32 B x F.
 Inputs = Callable[[np.ndarray], torch.Tensor]
-SCORE_BATCH_SIZE = 64
 
 
 class FaceChips:
@@ -161,18 +160,26 @@ def make_source(network: PersonalityNetwork, split: Split, machine: Machine, aug
 # ---------------------------------------------------------------- scores
 
 @torch.inference_mode()
-def score_clip(network: PersonalityNetwork, chips: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Return (scores of the clip, 5, scores of each face, N x 5), float32 in [0, 1], of uint8 chips N x 3 x H x W.
+def score_clip(network: PersonalityNetwork, batches: Iterable[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """Return (scores of the clip, 5, scores of each face, N x 5), float32 in [0, 1], of batches of uint8 chips
+    B x 3 x H x W on the network's device.
 
     A frozen network scores the mean features of the faces; a trained one scores each face, and the mean is the clip's.
     """
+    total, of_faces = 0.0, []
+    for chips in batches:
+        if network.frozen:
+            features = network.features_of_both(chips)
+            total = total + features.double().sum(0, keepdim=True)
+            of_faces.append(network(network.represent(features)))
+        else:
+            of_faces.append(network.scores_of_both(chips))
+    of_faces = torch.cat(of_faces)
     if network.frozen:
-        features = torch.cat([network.features_of_both(some) for some in chips.split(SCORE_BATCH_SIZE)])
-        scores = network(network.represent(torch.cat([features.mean(0, keepdim=True), features])))
-        return scores[0].cpu().numpy(), scores[1:].cpu().numpy()
-    scores = torch.cat([network.scores_of_both(some) for some in chips.split(SCORE_BATCH_SIZE)])
-    scores = scores.cpu().numpy()
-    return scores.mean(0), scores
+        of_clip = network(network.represent((total / len(of_faces)).float()))[0]
+    else:
+        of_clip = of_faces.mean(0)
+    return of_clip.cpu().numpy(), of_faces.cpu().numpy()
 
 
 @torch.inference_mode()

@@ -12,36 +12,21 @@ that of the constant prediction. Writes WORK_DIR/accuracy_<kind>.csv; the pictur
 kept in WORK_DIR.
 """
 import statistics
-import subprocess
 import sys
 import time
-import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import UserError, make_parser, positive_int, run_script
+from command_line import make_parser, positive_int, run_script
 
 import numpy as np
 import pandas
+from portraits import SET_ASIDE_SEED, Portraits, load_portraits, measure_part, prepare_data, set_aside, train_once
 
-from dataset import Split, list_faces
-from device import Machine, pick_device, seed_everything
-from features import ClipRows, make_source, score_rows
-from labels import read_labels, read_preprocessing, speakers_of
-from metrics import measure, scores_of_clips
-from model_architectures import architecture_named, build_network
-from settings import Plan, resolve_settings, settle_memory
-from training import fit, start_training
-from training_data import Faces
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-EPOCHS, BATCH_SIZE = 30, 128
-MODEL = "FaceResNet29_v1.0"
-SET_ASIDE_SEED = 2027
 # The recipe is what train.py does without any option.
 FINAL = {"the recipe": {}, "no row of a person kept (centres)": {"memory": "centres"},
+         "pretrained/ (centres, 256 components)": {"memory": "centres", "components": 256},
          "heads alone": {"memory": "none"}}
 VARIANTS = {
     **FINAL,
@@ -60,86 +45,6 @@ VARIANTS = {
     "noise 0.6": {"noise": 0.6},
     "moving average of the weights, 0.99": {"ema_decay": 0.99},
 }
-
-
-def prepare_faces(portraits: list[Path], work_dir: Path) -> Path:
-    """Unpack the portraits and find the faces in them with the suite's own script; return the folder of the faces."""
-    frames, faces = work_dir / "portraits", work_dir / "faces"
-    frames.mkdir(parents=True, exist_ok=True)
-    for path in portraits:
-        mark = work_dir / f"{path.name}.unpacked"
-        if not mark.exists():
-            with zipfile.ZipFile(path) as archive:
-                for name in archive.namelist():
-                    if name.endswith(".jpg"):
-                        (frames / Path(name).name).write_bytes(archive.read(name))
-            mark.touch()
-    subprocess.run([sys.executable, REPOSITORY / "pre-processing" / "extract_faces_from_frames.py", frames, faces],
-                   check=True)
-    return faces
-
-
-def set_aside(clips: list[str], speakers: list[str], seed: int, unseen: int = 500,
-              at_random: int = 1000) -> tuple[list[str], list[str], list[str]]:
-    """Return (rest, random, unseen): lists of clips. unseen: of speakers that are nowhere else."""
-    generator = np.random.default_rng(seed)
-    table = pandas.Series(speakers, index=clips)
-    names = np.array(sorted(set(speakers)))
-    generator.shuffle(names)
-    counts = table.value_counts().reindex(names).cumsum()
-    unseen_speakers = set(names[:int((counts < unseen).sum()) + 1])
-    unseen_clips = [clip for clip in clips if table[clip] in unseen_speakers]
-    others = [clip for clip in clips if table[clip] not in unseen_speakers]
-    chosen = set(generator.choice(len(others), at_random, replace=False).tolist())
-    return ([clip for number, clip in enumerate(others) if number not in chosen],
-            [others[number] for number in sorted(chosen)], unseen_clips)
-
-
-@dataclass
-class Portraits:
-    """All portraits, their rows computed once, and parts of them."""
-    split: Split
-    source: ClipRows
-    faces_a_clip: int | None = None     # None: all
-
-    def part(self, clips: list[str], single_faces: bool = False) -> Faces:
-        """Return the rows of some clips; single_faces: a row for each of two faces of a clip instead of their mean."""
-        of_clip = {clip: row for row, clip in enumerate(self.source.clips)}
-        rows = np.array([of_clip[clip] for clip in clips])
-        forms = np.stack([self.source.features(rows, form).numpy() for form in (0, 1)], axis=1)
-        names, faces = np.array(clips), self.source.faces[rows]
-        if single_faces:
-            # From the mean and one face: that face, and the mean of the others.
-            count = faces[:, None].astype(np.float32)
-            other = np.where(count > 1, (count * forms[:, 0] - forms[:, 1]) / np.maximum(count - 1, 1), forms[:, 1])
-            forms = np.concatenate([forms[:, [1, 1]], np.stack([other, other], axis=1)])
-            names, faces = np.concatenate([names, names]), np.concatenate([faces, faces])
-        source = ClipRows([forms], names, faces, self.source.machine)
-        return Faces(self.split.only(clips, "part"), source)
-
-
-def train_once(portraits: Portraits, clips: list[str], changes: dict, seed: int):
-    """Return a network trained on some clips with the recipe, changed."""
-    changes = dict(changes)
-    faces = portraits.part(clips, changes.pop("single_faces", False))
-    architecture = architecture_named(MODEL)
-    settings = settle_memory(resolve_settings(changes), len(faces.source), architecture.has_memory)
-    plan = Plan(settings, EPOCHS, BATCH_SIZE, seed)
-    seed_everything(seed)
-    network = portraits.source.machine.place(build_network(MODEL, settings.as_dict(), "dlib"))
-    state = start_training(network, faces, plan, portraits.source.machine)
-    for _ in fit(state, plan, faces, show_progress=False):
-        pass
-    return state.averaged
-
-
-def measure_part(network, portraits: Portraits, clips: list[str], constant: pandas.Series,
-                 alone: bool = False) -> pandas.Series:
-    """Return the mean gain and its interval over speakers on some clips; alone: from one face of each."""
-    faces = portraits.part(clips)
-    faces.source.prepare(network)
-    scores = scores_of_clips(faces.source.clips, score_rows(network, faces.source, alone=alone))
-    return measure(faces.split.labels.loc[scores.index], scores, constant, faces.split.speakers).loc["mean"]
 
 
 def gains(portraits: Portraits, folds: list[tuple[list[str], list[str], list[str]]], changes: dict) -> dict:
@@ -183,25 +88,11 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def load_portraits(args) -> Portraits:
-    """Return all portraits that have a face, with their rows."""
-    for path in args.portraits:
-        if not path.is_file():
-            raise UserError(f"{path}: no such file")
-    face_dir = prepare_faces(args.portraits, args.work_dir)
-    labels, faces = read_labels(args.labels), list_faces(face_dir)
-    labels = labels[labels.index.isin(faces["clip"])]
-    speakers = pandas.Series(speakers_of(labels.index), index=labels.index)
-    split = Split("portraits", faces, labels, speakers, read_preprocessing(face_dir))
-    machine = Machine(pick_device())
-    network = machine.place(build_network(MODEL, {**resolve_settings({}).as_dict(), "memory": "none"}, "dlib"))
-    return Portraits(split, make_source(network, split, machine))
-
-
 def main(argv=None):
     args = parse_args(argv)
     started = time.monotonic()
-    portraits = load_portraits(args)
+    prepare_data(args.portraits, args.labels, args.work_dir)
+    portraits = load_portraits(args.work_dir)
     split = portraits.split
     whole = set_aside(list(split.labels.index), split.speakers.tolist(), SET_ASIDE_SEED)
     kind, folds = "final", [whole] * args.seeds

@@ -100,7 +100,7 @@ class Agreement:
         if alone:
             self.with_face += 1
             self.none += not found
-            self.same += bool(found) and overlap(found[0], max(alone, key=lambda face: face.area())) > 0.5
+            self.same += bool(found) and overlap(found[0].rectangle, max(alone, key=lambda face: face.area())) > 0.5
 
     def __str__(self):
         return (f"{self.with_face} of {self.frames} frames have a face for the detector alone; the same largest one "
@@ -128,9 +128,9 @@ def measure_faces(clip_dir, frames_of_each=15):
 
             def to_chip_in_one_pass(index, picture, tracker=tracker, stem=stem):
                 picture = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-                rectangles = tracker.find_faces(index, picture)
-                write_chips(picture, rectangles, folder, f"{stem}_{index}", crop)
-                return rectangles
+                faces = tracker.find_faces(index, picture)
+                write_chips(picture, faces, folder, f"{stem}_{index}", crop)
+                return faces
 
             for index, picture in read_chosen(clip, packets, frames):
                 path = Path(folder, "frame.jpg")
@@ -147,6 +147,72 @@ def measure_faces(clip_dir, frames_of_each=15):
     return [_row(f"faces, {two_steps.frames} frames", baseline, seconds[0], seconds[1], 1 / 15),
             _row(f"faces in one pass, {two_steps.frames} frames", baseline, seconds[0], seconds[2], 1 / 25)]
 
+
+# ---------------------------------------------------------------- two people, cuts
+
+MADE_SIZE = (1280, 720)      # width and height in pixels of the made pictures
+LARGER_FACE = 260            # width in pixels of the larger of two faces in them
+SIZE_RATIOS = (0.5, 0.65, 0.8, 0.9)
+
+
+def _person_frames(clip, models, number_of_frames):
+    """Return (RGB pictures of frames drawn from a clip, centre and width in pixels of its face: medians)."""
+    pictures = [cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+                for _, picture in read_chosen(clip, list_packets(clip), FrameSettings(number_of_frames))]
+    faces = [found[0].rectangle for picture in pictures[::3] if (found := find_faces(picture, models))]
+    if not faces:
+        return None
+    return pictures, np.median([(face.center().x, face.center().y, face.width()) for face in faces], axis=0)
+
+
+def _place(canvas, picture, person, centre, width):
+    """Draw a picture into a canvas so that the person's face has this width and its centre lies in the canvas's."""
+    x, y, face_width = person
+    scale = width / face_width
+    matrix = np.float32([[scale, 0, centre[0] - scale * x], [0, scale, centre[1] - scale * y]])
+    cv2.warpAffine(picture, matrix, canvas.shape[1::-1], canvas, cv2.INTER_LINEAR, cv2.BORDER_CONSTANT, (90, 90, 90))
+
+
+def _two_people(left, right, left_width, right_width):
+    """Yield RGB pictures of two people side by side, each in its half; width of a face in pixels: of each of them."""
+    half = (MADE_SIZE[1], MADE_SIZE[0] // 2, 3)
+    for first, second in zip(left[0], right[0]):
+        halves = [np.empty(half, np.uint8) for _ in range(2)]
+        _place(halves[0], first, left[1], (half[1] / 2, half[0] / 2), left_width)
+        _place(halves[1], second, right[1], (half[1] / 2, half[0] / 2), right_width)
+        yield np.ascontiguousarray(np.hstack(halves))
+
+
+def _agreement(stem, pictures, models, agreement):
+    """Count how the tracker agrees with the detector alone on pictures that are the frames drawn from one clip."""
+    indices = range(0, 12 * len(pictures), 12)
+    tracker = FaceTracker(models, earlier_frames(stem, indices, 0))
+    for index, picture in zip(indices, pictures):
+        agreement.count(models.detector(picture, 1), tracker.find_faces(index, picture))
+
+
+def measure_agreement(clip_dir, frames_of_each=15):
+    """Print how often the largest face of the one-pass road is that of dlib's detector alone (full size, one
+    upsampling): in made clips of two people at different distances, each from a clip of the folder, and in clips with
+    a cut to another clip or to two people. Nothing of them is written."""
+    models = load_models(find_predictor())
+    people = [person for clip in _clips(clip_dir) if (person := _person_frames(clip, models, frames_of_each))]
+    pairs = list(zip(people[::2], people[1::2]))
+    for ratio in SIZE_RATIOS:
+        agreement = Agreement()
+        for number, (first, second) in enumerate(pairs):
+            widths = [LARGER_FACE, ratio * LARGER_FACE][::1 if number % 2 else -1]
+            _agreement(f"pair{number}", list(_two_people(first, second, *widths)), models, agreement)
+        print(f"Two people, the smaller face {ratio} of the larger: {agreement}.", flush=True)
+    agreement = Agreement()
+    half = frames_of_each // 2
+    for number, (first, second) in enumerate(pairs):
+        two = list(_two_people(second, first, LARGER_FACE, 0.65 * LARGER_FACE))
+        _agreement(f"cut{number}", first[0][:half] + (two if number % 2 else second[0])[half:], models, agreement)
+    print(f"A cut, to another person or to two: {agreement}.", flush=True)
+
+
+# ---------------------------------------------------------------- whole scripts
 
 def measure_one_pass(clip_dir, number_of_frames=30):
     """The script from clips to faces against the two scripts one after the other: CPU seconds of whole runs with one
@@ -231,8 +297,13 @@ if __name__ == "__main__":
     parser.add_argument("clip_dir", metavar="CLIP_DIR", help="folder with clips that show faces")
     parser.add_argument("--frames-of", type=int, default=5, metavar="N",
                         help="frames of each clip in the measure of the faces")
+    parser.add_argument("--two-people", action="store_true", help="only measure how the largest face agrees in made "
+                        "clips of two people and in clips with a cut")
     parser.add_argument("--memory", action="store_true", help="also measure the peak memory over up to 100,000 files")
     arguments = parser.parse_args()
+    if arguments.two_people:
+        measure_agreement(arguments.clip_dir)
+        raise SystemExit
     print_table([*measure_frames(arguments.clip_dir), *measure_faces(arguments.clip_dir, arguments.frames_of),
                  *measure_one_pass(arguments.clip_dir), *measure_workers(arguments.clip_dir),
                  *measure_workers(arguments.clip_dir, script=ONE_PASS_SCRIPT)])

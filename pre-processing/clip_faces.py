@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import dlib
 import numpy as np
 
 from clip_packets import Packets, list_packets
@@ -14,6 +13,7 @@ from face_tracker import FaceTracker
 from failures import KnownFailures
 from find_faces import (
     CropSettings,
+    FoundFace,
     align_face,
     edges_of,
     encode_jpeg,
@@ -23,6 +23,7 @@ from find_faces import (
     write_chips,
 )
 from labels import CLIP_SUFFIXES, NO_FACE, face_name, frame_name
+from people import describe_face, number_people
 from read_clips import (
     FrameSettings,
     check_clip_name,
@@ -35,14 +36,14 @@ from target_folder import is_finished
 from worker_pool import heartbeat
 
 KEPT_HEIGHT = 720  # pixels, of the pictures that are kept to be annotated
+MOST_KEPT = 64      # of them, while a clip is read
 
 
 class FrameFaces(NamedTuple):
-    """A frame of a clip: its index, its picture (uint8 RGB H x W x 3) and the rectangles of its faces, the largest
-    first."""
+    """A frame of a clip: its index, its picture (uint8 RGB H x W x 3) and the faces in it, the largest first."""
     index: int
     picture: np.ndarray
-    rectangles: list[dlib.rectangle]
+    faces: list[FoundFace]
 
 
 def find_clip_faces(path: str, packets: Packets, frames: FrameSettings, crop: CropSettings,
@@ -112,8 +113,8 @@ def extract_clip_faces(path: str, job: ClipJob) -> tuple[int, int, list[str]]:
                 if frame.index in present:
                     continue
                 done.add(frame.index)
-                if frame.rectangles:
-                    made += write_chips(frame.picture, frame.rectangles, job.face_dir, stem(frame.index), job.crop)
+                if frame.faces:
+                    made += write_chips(frame.picture, frame.faces, job.face_dir, stem(frame.index), job.crop)
                 else:
                     empty.add(frame.index)
                 heartbeat()
@@ -127,9 +128,10 @@ def extract_clip_faces(path: str, job: ClipJob) -> tuple[int, int, list[str]]:
 class FaceSettings:
     """Which frames of a clip are drawn, and how its faces are found and cut.
 
-    number_of_frames, seed: as in read_clips; size: width and height of a chip in pixels; padding: margin around the
-    landmarks, in parts of the face's size; find_all: all faces of a frame, not only the largest; predictor: path of the
-    landmark model, None for the 5-point one; keep_picture: also return a picture of the middle frame with a face.
+    number_of_frames, every, seed: as in read_clips.FrameSettings; size: width and height of a chip in pixels; padding:
+    margin around the landmarks, in parts of the face's size; find_all: all faces of a frame, not only the largest;
+    predictor: path of the landmark model, None for the 5-point one; keep_picture: also return a picture of the middle
+    frame with a face; min_confidence: faces with a lower score of the detector are left out, None: none.
     """
     number_of_frames: int
     seed: int
@@ -138,55 +140,82 @@ class FaceSettings:
     find_all: bool = False
     predictor: str | None = None
     keep_picture: bool = False
+    every: float | None = None
+    min_confidence: float | None = None
+
+
+class Face(NamedTuple):
+    """A face: the index of its frame, the frame's time in seconds (0 for a picture, NaN where the clip does not tell),
+    the number of its person from 1, (left, top, right, bottom) in pixels of the frame, the detector's score, and its
+    chip as the bytes of a JPEG file."""
+    frame: int
+    seconds: float
+    person: int
+    box: tuple[int, int, int, int]
+    confidence: float
+    chip: bytes
 
 
 class KeptPicture(NamedTuple):
-    """A frame to be annotated: bytes of a JPEG file, at most KEPT_HEIGHT high, and (left, top, right, bottom) of its
-    faces in pixels, in the order of the face numbers."""
+    """A frame to be annotated: bytes of a JPEG file, at most KEPT_HEIGHT high, and for each of its people (left, top,
+    right, bottom) in pixels."""
     jpeg: bytes
-    boxes: list[tuple[int, int, int, int]]
+    boxes: dict[int, tuple[int, int, int, int]]
 
 
-def faces_of_file(path: str, settings: FaceSettings,
-                  ) -> tuple[int, list[tuple[int, int, np.ndarray]], KeptPicture | None]:
-    """Return (number of frames, faces, picture) of a clip or picture file.
+def faces_of_file(path: str, settings: FaceSettings) -> tuple[int, list[Face], KeptPicture | None]:
+    """Return (number of frames, faces in the order of frames and people, picture) of a clip or picture file.
 
-    faces: list of (frame index, face number, chip uint8 RGB size x size x 3); the faces of a frame are numbered from 0,
-    from left to right. picture: None, or with keep_picture that of the middle frame with a face. Raises UserError for a
-    file that cannot be read, OSError for one that cannot be opened.
+    picture: None, or with keep_picture that of the middle frame with a face. Raises UserError for a file that cannot be
+    read, OSError for one that cannot be opened.
     """
     crop = CropSettings(settings.predictor, settings.size, settings.padding, settings.find_all)
     models = load_models(crop.predictor)
-    faces, kept, count = [], [], 0
-    for frame in _frames_of_file(path, FrameSettings(settings.number_of_frames, settings.seed), crop):
+    faces, descriptors, kept, count = [], [], [], 0
+    for frame, seconds in _frames_of_file(path, settings, crop):
         count += 1
-        rectangles = frame.rectangles[:1]
-        if crop.find_all:
-            rectangles = sorted(frame.rectangles, key=lambda box: box.left())
-        for number, rectangle in enumerate(rectangles):
-            chip = align_face(frame.picture, rectangle, models, crop.size, crop.padding)
-            faces.append((frame.index, number, _through_jpeg(chip)))
-        if rectangles and settings.keep_picture:
-            kept.append(_keep(frame.picture, rectangles))
-    return count, faces, kept[len(kept) // 2] if kept else None
+        found = [face for face in frame.faces[:None if crop.find_all else 1]
+                 if settings.min_confidence is None or face.confidence >= settings.min_confidence]
+        for face in found:
+            # Networks are trained on chips that went through the JPEG files that the scripts write.
+            chip = encode_jpeg(align_face(frame.picture, face.rectangle, models, crop.size, crop.padding)).tobytes()
+            faces.append(Face(frame.index, seconds, 1, edges_of(face.rectangle), float(face.confidence), chip))
+            if crop.find_all:
+                descriptors.append(describe_face(frame.picture, face.rectangle, models.predictor))
+        if found and settings.keep_picture:
+            # Of a long clip some are enough: one of these is in the middle, or next to it.
+            kept.append((frame.index, *_scaled_down(frame.picture)))
+            if len(kept) == 2 * MOST_KEPT:
+                kept = kept[::2]
+    if descriptors:
+        people = number_people(np.array(descriptors), np.array([face.frame for face in faces]),
+                               np.array([face.box[0] for face in faces]))
+        faces = [face._replace(person=int(person)) for face, person in zip(faces, people)]
+    faces.sort(key=lambda face: (face.frame, face.person))
+    return count, faces, _annotatable(kept[len(kept) // 2], faces) if kept else None
 
 
-def _frames_of_file(path: str, frames: FrameSettings, crop: CropSettings) -> Iterator[FrameFaces]:
+def _frames_of_file(path: str, settings: FaceSettings, crop: CropSettings) -> Iterator[tuple[FrameFaces, float]]:
+    """Yield each frame with its faces and its time in seconds."""
     if os.path.splitext(path)[1].lower() in CLIP_SUFFIXES:
-        yield from find_clip_faces(path, list_packets(path), frames, crop)
+        packets = list_packets(path)
+        seconds = packets.seconds()
+        frames = FrameSettings(settings.number_of_frames, settings.seed, every=settings.every)
+        for frame in find_clip_faces(path, packets, frames, crop):
+            yield frame, seconds.get(frame.index, float("nan"))
     else:
         picture = read_picture(path)
-        yield FrameFaces(0, picture, find_faces(picture, load_models(crop.predictor), crop.find_all))
+        yield FrameFaces(0, picture, find_faces(picture, load_models(crop.predictor), crop.find_all)), 0.0
 
 
-def _through_jpeg(chip):
-    """Return a chip as it comes back from the JPEG file that the scripts write: networks are trained on these."""
-    return cv2.imdecode(encode_jpeg(chip), cv2.IMREAD_COLOR_RGB)
-
-
-def _keep(picture: np.ndarray, rectangles: list[dlib.rectangle]) -> KeptPicture:
+def _scaled_down(picture: np.ndarray) -> tuple[bytes, float]:
+    """Return (bytes of a JPEG file at most KEPT_HEIGHT high, its scale)."""
     scale = min(1, KEPT_HEIGHT / picture.shape[0])
     size = [max(1, round(length * scale)) for length in picture.shape[1::-1]]
-    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-    boxes = [tuple(round(edge * scale) for edge in edges_of(box)) for box in rectangles]
-    return KeptPicture(encode_jpeg(small).tobytes(), boxes)
+    return encode_jpeg(cv2.resize(picture, size, interpolation=cv2.INTER_AREA)).tobytes(), scale
+
+
+def _annotatable(kept: tuple[int, bytes, float], faces: list[Face]) -> KeptPicture:
+    index, jpeg, scale = kept
+    return KeptPicture(jpeg, {face.person: tuple(round(edge * scale) for edge in face.box)
+                              for face in faces if face.frame == index})

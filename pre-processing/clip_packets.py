@@ -38,7 +38,7 @@ class Packets:
     all it needs; indices: int64, display index of the packet's picture, -1 for a packet that is not shown; timed: False
     where time stamps cannot tell pictures apart and pictures must be counted; drawable: indices of the pictures to draw
     from; pixel_aspect: width of a pixel as displayed, in parts of its height; problem: None, or a sentence on what is
-    wrong with the clip although frames can be drawn from it.
+    wrong with the clip although frames can be drawn from it; time_base: seconds of one step of the time stamps.
     """
     times: np.ndarray
     sizes: np.ndarray
@@ -49,6 +49,15 @@ class Packets:
     codec: str
     pixel_aspect: Fraction
     problem: str | None
+    time_base: float
+
+    def seconds(self) -> dict[int, float]:
+        """Return {index: seconds from the first picture} of the pictures shown; empty where nothing tells."""
+        if not self.timed:
+            return {}
+        shown = self.indices >= 0
+        times = (self.times[shown] - (self.times[shown].min() if shown.any() else 0)) * self.time_base
+        return dict(zip(self.indices[shown].tolist(), times.tolist()))
 
 
 @dataclass
@@ -207,7 +216,7 @@ def list_packets(path: str | Path) -> Packets:
     # A packet that is only half there gives half a picture.
     drawable = indices[shown & ~np.array(listing.corrupt)].tolist() if timed else range(total)
     return Packets(times, np.array(listing.sizes), clean, indices, timed, drawable, listing.codec, listing.pixel_aspect,
-                   problem)
+                   problem, listing.time_base)
 
 
 def _read_listing(path):

@@ -5,7 +5,15 @@ import cv2
 import dlib
 import numpy as np
 
-from find_faces import Models, edges_of, search_faces
+from find_faces import (
+    PYRAMID_STEP,
+    FoundFace,
+    Models,
+    edges_of,
+    faces_from_width,
+    finest_faces_from_width,
+    search_faces,
+)
 from worker_pool import heartbeat
 
 # The part of a frame that is searched first: how many times as wide as the face of the earlier frame, how wide in
@@ -19,6 +27,8 @@ LEAST_SCORE = 0.0
 # more.
 SAME_SCENE = 16
 THUMBNAIL = (16, 9)
+# Of several people the one with the largest face is settled among faces that are at least this part as wide as it.
+NEAR_SIZE = 0.75
 
 
 @dataclass(frozen=True)
@@ -50,9 +60,9 @@ class FaceTracker:
             frames.add(index)
         return frames
 
-    def find_faces(self, index: int, picture: np.ndarray) -> list[dlib.rectangle]:
-        """Return the rectangles of the faces in a frame, the largest first, as find_faces.find_faces does; of several
-        faces the smaller may be left out."""
+    def find_faces(self, index: int, picture: np.ndarray) -> list[FoundFace]:
+        """Return the faces in a frame, the largest first, as find_faces.find_faces does; of several faces the smaller
+        may be left out."""
         thumbnail = _thumbnail(picture)
         before = self._sighting_before(index)
         if before is not None and np.abs(thumbnail - before.thumbnail).mean() > SAME_SCENE:
@@ -60,13 +70,22 @@ class FaceTracker:
         if before is not None and before.is_alone:
             face = _find_near(picture, before.face, self.models)
             if face is not None:
-                self.sightings[index] = Sighting(face, True, thumbnail)
+                self.sightings[index] = Sighting(face.rectangle, True, thumbnail)
                 return [face]
-        faces, doubtful = search_faces(picture, self.models)
+        # Where several people were seen once, one may only be hidden.
+        is_alone = before is None or before.is_alone
+        faces = [] if is_alone else _settle(picture, [before.face.width()], self.models)
+        if not faces:
+            faces, doubtful, smallest = search_faces(picture, self.models)
+            widths = [face.rectangle.width() for face in faces]
+            is_alone = is_alone and len(faces) + len(doubtful) == 1
+            if before is None and is_alone and widths[0] < smallest * PYRAMID_STEP:
+                # Smaller faces cannot have been found there.
+                is_alone = len(faces_from_width(picture, self.models, NEAR_SIZE * widths[0])) < 2
+            if faces and not is_alone:
+                faces = _settle(picture, widths, self.models) or faces
         if faces:
-            # Where several people were seen once, one may only be hidden.
-            is_alone = len(faces) + len(doubtful) == 1 and (before is None or before.is_alone)
-            self.sightings[index] = Sighting(faces[0], is_alone, thumbnail)
+            self.sightings[index] = Sighting(faces[0].rectangle, is_alone, thumbnail)
         return faces
 
     def _sighting_before(self, index):
@@ -82,8 +101,20 @@ def _thumbnail(picture):
     return cv2.resize(small, THUMBNAIL, interpolation=cv2.INTER_AREA).astype(np.int16)
 
 
-def _find_near(picture: np.ndarray, face: dlib.rectangle, models: Models) -> dlib.rectangle | None:
-    """Return the rectangle of the face at the place of an earlier frame's, None where there is not one clear one."""
+def _settle(picture: np.ndarray, widths: list[int], models: Models) -> list[FoundFace]:
+    """Return the faces of nearly a width in pixels and larger as the finest search has them, the largest first.
+
+    Of several widths the first one is taken at which there are any; the list is empty where there are none.
+    """
+    for width in widths:
+        found = finest_faces_from_width(picture, models, NEAR_SIZE * width)
+        if found:
+            return found
+    return []
+
+
+def _find_near(picture: np.ndarray, face: dlib.rectangle, models: Models) -> FoundFace | None:
+    """Return the face at the place of an earlier frame's, None where there is not one clear one."""
     heartbeat()
     centre, reach = face.center(), round(REGION * face.width() / 2)
     left, top = max(0, centre.x - reach), max(0, centre.y - reach)
@@ -94,8 +125,8 @@ def _find_near(picture: np.ndarray, face: dlib.rectangle, models: Models) -> dli
     scale = FACE_WIDTH / face.width()
     size = [max(1, round(length * scale)) for length in region.shape[::-1]]
     region = cv2.resize(region, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    boxes, _, _ = models.detector.run(region, 0, LEAST_SCORE)
+    boxes, scores, _ = models.detector.run(region, 0, LEAST_SCORE)
     if len(boxes) != 1:
         return None
     edges = [round(edge / scale) for edge in edges_of(boxes[0])]
-    return dlib.translate_rect(dlib.rectangle(*edges), dlib.point(left, top))
+    return FoundFace(dlib.translate_rect(dlib.rectangle(*edges), dlib.point(left, top)), scores[0])

@@ -24,10 +24,12 @@ cv2.setNumThreads(1)
 
 @dataclass(frozen=True)
 class FrameSettings:
-    """Which frames are drawn and how they are written. quality: of JPEG, 1 to 100; of no account where they are not."""
+    """Which frames are drawn and how they are written. quality: of JPEG, 1 to 100; of no account where they are not.
+    every: seconds from one frame to the next, instead of a number of random ones."""
     number_of_frames: int
     seed: int = 0
     quality: int = JPEG_QUALITY
+    every: float | None = None
 
 
 # ---------------------------------------------------------------- choosing
@@ -51,6 +53,21 @@ def choose_frames(clip: str, indices: Iterable[int], number_of_frames: int, seed
     Fewer frames are a subset of more, and frames that cannot be decoded do not change the choice of the others.
     """
     return set(heapq.nsmallest(number_of_frames, indices, key=_place_in_draw(clip, seed)))
+
+
+def frames_every(packets: Packets, indices: Iterable[int], every: float) -> set[int]:
+    """Return those of the indices that are the first at or after 0, every, 2 every ... seconds. Raises UserError where
+    the clip tells no times."""
+    seconds = packets.seconds()
+    if not seconds:
+        raise UserError("tells no times of its frames; leave --every away")
+    chosen, due = set(), 0
+    for index in sorted(indices, key=seconds.get):
+        # 0.04 s as a sum of binary fractions may fall a little short.
+        if seconds[index] >= due * every - 1e-6:
+            chosen.add(index)
+            due = int((seconds[index] + 1e-6) // every) + 1
+    return chosen
 
 
 def earlier_frames(clip: str, chosen: Iterable[int], seed: int) -> dict[int, int | None]:
@@ -165,6 +182,8 @@ def read_chosen(path: str | Path, packets: Packets, settings: FrameSettings,
     those that replace one after them.
     """
     def choose(indices):
+        if settings.every:
+            return frames_every(packets, indices, settings.every)
         return choose_frames(Path(path).stem, indices, settings.number_of_frames, settings.seed)
 
     def to_picture(frame):

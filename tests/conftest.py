@@ -3,14 +3,22 @@
     make test                              everything
     make test PYTEST_ARGS="-k frames"      a part
     make test PYTEST_ARGS=--long           with the long fuzz runs
+    make test PYTEST_ARGS="-n 0"           one test at a time
+
+`make test` runs two test files at once (pytest-xdist). So no test may look at the whole machine: look at the processes
+that the test itself started.
 """
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+from command_line import UserError
+
 import pytest
+from filelock import FileLock
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -73,18 +81,71 @@ def run_script(tmp_path):
     return run
 
 
+@pytest.fixture
+def run(monkeypatch, tmp_path, capfd):
+    """run(module, *arguments): a script's main() as its command line runs it, in tmp_path; returns (status, stdout,
+    stderr).
+
+    Without the seconds that a process takes to start. For what a process alone shows (signals, full disks, what
+    libraries print at the end) there is run_script.
+    """
+    monkeypatch.chdir(tmp_path)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def call(module, *arguments):
+        capfd.readouterr()
+        try:
+            status = module.main([str(argument) for argument in arguments]) or 0
+        except UserError as error:
+            status = 2
+            assert "\n" not in str(error)
+            print(error, file=sys.stderr)
+        except SystemExit as error:
+            status = error.code
+        return status, *capfd.readouterr()
+
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def listen_to_ctrl_c():
+    """For preexec_fn: a test suite that was started in the background hands down that Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture(scope="session")
-def demo_data(tmp_path_factory):
-    """Data folder with clips of the demo, three frames of each, and the faces in them; made once. Not for writing."""
-    folder = tmp_path_factory.mktemp("demo") / "data"
-    run_script_in(folder.parent, "demo/make_demo_data.py", folder,
-                  "--clips-train", 16, "--clips-valid", 6, "--clips-test", 6)
-    for split in ("train", "valid", "test"):
-        run_script_in(folder.parent, "pre-processing/extract_frames_from_videos.py",
-                      folder / split / "videos", folder / split / "frames", 3)
-        run_script_in(folder.parent, "pre-processing/extract_faces_from_frames.py",
-                      folder / split / "frames", folder / split / "faces")
-    return folder
+def made_once(tmp_path_factory):
+    """made_once(name, make): the folder that make(folder) has filled, once for all test processes. Not for writing."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # each of xdist's processes has a folder of its own in there
+
+    def folder_of(name, make):
+        folder, done = base / name, base / f"{name}.done"
+        with FileLock(base / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a process that failed to make it
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def demo_data(made_once):
+    """Data folder with clips of the demo, three frames of each, and the faces in them. Not for writing."""
+    def make(folder):
+        run_script_in(folder, "demo/make_demo_data.py", "data",
+                      "--clips-train", 16, "--clips-valid", 6, "--clips-test", 6)
+        for split in ("train", "valid", "test"):
+            run_script_in(folder, "pre-processing/extract_frames_from_videos.py",
+                          f"data/{split}/videos", f"data/{split}/frames", 3)
+            run_script_in(folder, "pre-processing/extract_faces_from_frames.py",
+                          f"data/{split}/frames", f"data/{split}/faces")
+    return made_once("demo", make) / "data"
 
 
 def write_chips(folder, clips_of_split, faces_a_clip=2, seed=0):
@@ -118,10 +179,23 @@ def write_chips(folder, clips_of_split, faces_a_clip=2, seed=0):
 
 
 @pytest.fixture(scope="session")
-def chip_data(tmp_path_factory):
+def chip_data(made_once):
     """Data folder of made-up chips: 48 training, 16 validation and 16 test clips with two faces each. Do not write into
-    it."""
-    return write_chips(tmp_path_factory.mktemp("chips") / "data", {"train": 48, "valid": 16, "test": 16})
+    it; trainings keep their features there, so that the next one need not compute them."""
+    def make(folder):
+        write_chips(folder / "data", {"train": 48, "valid": 16, "test": 16})
+    return made_once("chips", make) / "data"
+
+
+@pytest.fixture(scope="session")
+def trained(made_once, chip_data):
+    """Folder runs/ with the experiment `one`, a small training on all of the made-up chips, evaluated on the test
+    clips. Not for writing."""
+    def make(folder):
+        run_script_in(folder, "train.py", 2, "one", "FaceResNet29_v1.0", "true", 16, "--l1", 16, "--l2", 8,
+                      "--data-dir", chip_data)
+        run_script_in(folder, "evaluate.py", "one", "--data-dir", chip_data)
+    return made_once("trained", make) / "runs"
 
 
 @pytest.fixture

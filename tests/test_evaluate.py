@@ -8,6 +8,7 @@ import pandas
 import pytest
 import scipy.stats
 
+import evaluate
 from labels import TRAITS, speakers_of
 from metrics import compare, measure, scores_of_clips, speaker_interval, warnings_about
 
@@ -82,7 +83,7 @@ def test_warnings():
     assert "only 1 speaker:" in warnings_about(table, labels, made_up()[1], alone)[0]
 
 
-def test_anybodys_predictions(run_script, tmp_path):
+def test_anybodys_predictions(run_script, run, tmp_path):
     labels, predictions, _ = made_up()
     labels.rename_axis("clip").to_csv(tmp_path / "labels.csv")
     foreign = predictions.drop(index=predictions.index[:3])
@@ -100,7 +101,7 @@ def test_anybodys_predictions(run_script, tmp_path):
     assert set(metrics["groups"]) == {"first", "second"} and metrics["comparison"]["mean"]["difference"] == 0
     assert metrics["seen"]["mean"]["clips"] == 117
 
-    nothing = run_script("evaluate.py", "--predictions", "mine.csv", check=False)
-    assert nothing.returncode == 2 and "--labels" in nothing.stderr
+    status, _, errors = run(evaluate, "--predictions", "mine.csv")
+    assert status == 2 and "--labels" in errors
     unknown = run_script("evaluate.py", "no_such_experiment", check=False)
     assert unknown.returncode == 2 and "no_such_experiment" in unknown.stderr and "Traceback" not in unknown.stderr

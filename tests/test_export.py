@@ -6,6 +6,7 @@ import onnxruntime
 import pytest
 import torch
 
+import export
 from checkpoint import Checkpoint
 from labels import TRAITS
 from model_architectures import build_network
@@ -72,6 +73,6 @@ def test_exported_model_gives_the_networks_scores(experiment, run_script, form):
         assert np.abs(scores - expected).max() < 1e-4
 
 
-def test_an_unknown_experiment_is_one_line(run_script):
-    result = run_script("export.py", "missing", check=False)
-    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and "no such experiment" in result.stderr
+def test_an_unknown_experiment_is_one_line(run):
+    status, _, errors = run(export, "missing")
+    assert status == 2 and len(errors.splitlines()) == 1 and "no such experiment" in errors

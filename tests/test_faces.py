@@ -7,7 +7,7 @@ import dlib
 import numpy as np
 import pytest
 
-from find_faces import find_faces, find_predictor, load_models, read_picture
+from find_faces import edges_of, find_faces, find_predictor, finest_faces_from_width, load_models, read_picture
 from make_media import portrait
 
 SCRIPT = "pre-processing/extract_faces_from_frames.py"
@@ -95,19 +95,30 @@ def test_all_faces_and_workers(frames, tmp_path, run_script):
 
 def test_a_folder_of_many_faces(models):
     picture = scene(*[(20 + 210 * column, 10 + 175 * row, 170) for row in range(4) for column in range(6)])
-    rectangles = find_faces(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), models, find_all=True)
-    assert len(rectangles) == 24
-    areas = [rectangle.area() for rectangle in rectangles]
+    faces = find_faces(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), models, find_all=True)
+    assert len(faces) == 24 and all(face.confidence > 0 for face in faces)
+    areas = [face.rectangle.area() for face in faces]
     assert areas == sorted(areas, reverse=True)
 
 
 @pytest.mark.parametrize("size", [600, 300, 120])
 def test_coarse_search_agrees_with_the_detector_alone(models, size):
     picture = cv2.cvtColor(scene((500, 50, size)), cv2.COLOR_BGR2RGB)
-    found = find_faces(picture, models)[0]
+    found = find_faces(picture, models)[0].rectangle
     alone = max(models.detector(picture, 1), key=lambda rectangle: rectangle.area())
     common = found.intersect(alone).area()
     assert common / (found.area() + alone.area() - common) > 0.5
+
+
+@pytest.mark.parametrize("width, height, small", [(1280, 720, (510, 0, 110)),     # with one upsampling
+                                                  (2400, 1351, (1100, 10, 260))])  # without
+def test_faces_from_a_width_are_those_of_the_finest_search(models, width, height, small):
+    picture = cv2.cvtColor(scene((5, 20, 500), (620, 200, 450), small, width=width, height=height), cv2.COLOR_BGR2RGB)
+    boxes, scores, _ = models.detector.run(picture, int(width < 2048), 0.0)
+    expected = sorted((edges_of(box), round(score, 6)) for box, score in zip(boxes, scores) if box.width() > 130)
+    found = finest_faces_from_width(picture, models, 130)
+    assert len(expected) == 2 < len(boxes)
+    assert sorted((edges_of(face.rectangle), round(face.confidence, 6)) for face in found) == expected
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])

@@ -62,7 +62,7 @@ def test_pre_processing_stands_alone():
         assert imported & top <= SHARED, f"{path.name} imports {imported & top - SHARED}"
         assert not imported & pre_processing_scripts(), f"{path.name} imports a script"
     users = {path.stem for path in TOP if imports(TREES[path]) & own}
-    assert users == {"predict"}
+    assert users == {"scoring"}
 
 
 def test_helpers_of_the_tests_import_no_script():

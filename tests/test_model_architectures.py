@@ -134,10 +134,10 @@ def test_scores_are_five_numbers_between_0_and_1():
 
 
 def test_face_network_agrees_with_dlib(chalearn_dir):
-    """100 real face chips: the descriptor of the PyTorch module against dlib's own."""
+    """50 real face chips: the descriptor of the PyTorch module against dlib's own."""
     import dlib
     portraits = zipfile.ZipFile(chalearn_dir / "portraits_train.zip")
-    names = sorted(name for name in portraits.namelist() if name.endswith(".jpg"))[::110][:100]
+    names = sorted(name for name in portraits.namelist() if name.endswith(".jpg"))[::220][:50]
     dlib_network = dlib.face_recognition_model_v1(str(face_weights_path()))
     network = build_network("FaceResNet29_v1.0", SMALL, "dlib").eval()
     chips, expected = [], []
@@ -152,8 +152,8 @@ def test_face_network_agrees_with_dlib(chalearn_dir):
     with torch.inference_mode():
         descriptors = network.features(torch.stack(chips))[:, -128:]
     difference = (descriptors - torch.tensor(expected)).abs().max()
-    print(f"largest difference of 100 x 128 numbers: {difference:.1e}")
-    assert len(chips) == 100 and difference < 1e-5
+    print(f"largest difference of 50 x 128 numbers: {difference:.1e}")
+    assert len(chips) == 50 and difference < 1e-5
 
 
 def test_damaged_face_weights_are_refused(tmp_path):

@@ -158,7 +158,20 @@ def test_the_largest_face_stays_the_largest(picture):
     for index in range(0, 40):
         frame = np.ascontiguousarray(picture(index)[..., ::-1])
         expected = find_faces(frame, models)
-        assert expected and overlap(tracker.find_faces(index, frame)[0], expected[0]) > 0.5, index
+        found = tracker.find_faces(index, frame)
+        assert expected and overlap(found[0].rectangle, expected[0].rectangle) > 0.5, index
+
+
+@pytest.mark.parametrize("ratio", [0.8, 0.9])
+def test_the_largest_of_two_is_that_of_the_detector_alone(ratio):
+    models = load_models()
+    tracker = FaceTracker(models, earlier_frames("clip", range(12), 0))
+    for index in range(12):
+        size = 520 + 6 * index
+        frame = scene(1280, 720, (10, 20 + 3 * index, size), (640 + 2 * index, 90, int(ratio * size)))
+        frame = np.ascontiguousarray(frame[..., ::-1])
+        expected = max(models.detector(frame, 1), key=lambda rectangle: rectangle.area())
+        assert overlap(tracker.find_faces(index, frame)[0].rectangle, expected) > 0.9, index
 
 
 def test_killed_at_any_moment(clips, undisturbed, tmp_path, run_script, long_run):

@@ -72,7 +72,7 @@ def test_pictures_faces_and_broken_files(trained, demo_data, tmp_path):
                            "--annotate", tmp_path / "pictures", "--explain", tmp_path / "maps")
     table = pandas.read_csv(tmp_path / "o.csv")
     two = table[table["clip"].str.endswith("two.png")]
-    assert two["face"].tolist() == [1, 2]
+    assert two["person"].tolist() == [1, 2]
     assert np.abs(np.diff(two[list(TRAITS)].to_numpy(), axis=0)).max() < 0.05  # the same face twice
     assert table.loc[table["clip"].str.endswith("nobody.png"), "problem"].tolist() == ["no face found"]
     assert "broken.mp4" in result.stderr and "Traceback" not in result.stderr and "1 of 3 files scored" in result.stdout

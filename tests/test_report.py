@@ -76,10 +76,8 @@ def test_foreign_predictions_and_hostile_names(browser, foreign_report):
     assert faults == []
 
 
-def test_report_of_an_experiment(browser, chip_data, tmp_path, run_script):
-    run_script("train.py", 2, "one", "FaceResNet29_v1.0", "false", 16, "--data-dir", chip_data)
-    run_script("evaluate.py", "one", "--data-dir", chip_data)
-    folder = tmp_path / "runs" / "one"
+def test_report_of_an_experiment(browser, trained):
+    folder = trained / "one"
     page, faults = open_page(browser, folder / "evaluation_test" / "report.html",
                              viewport={"width": 1280, "height": 900})
     page.wait_for_selector(".plot[data-figure=training] .main-svg")

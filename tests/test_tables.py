@@ -10,6 +10,7 @@ import numpy as np
 import pandas
 import pytest
 
+import evaluate
 from labels import TRAITS, read_groups, read_labels, read_scores, read_speakers
 
 NAMES = ["J4GQm9j0JZ0.003", "José.001", "a b (1).002", "x;y.004", "plain"]
@@ -181,7 +182,7 @@ def test_other_scales_and_mixed_numbers_are_refused(tmp_path, numbers, complaint
     assert complaint in str(caught.value)
 
 
-def test_challenge_submission_and_groups_by_the_real_command(run_script, tmp_path):
+def test_challenge_submission_and_groups_by_the_real_command(run_script, run, tmp_path):
     """A submission as the challenge's winners published it, groups with names that pandas takes for missing values,
     files that are not there."""
     clips = [f"clip{number:02}.{number % 3:03}" for number in range(40)]
@@ -209,6 +210,5 @@ def test_challenge_submission_and_groups_by_the_real_command(run_script, tmp_pat
                                   "missing.csv: no such file"),
                                  (["--predictions", "mine.csv", "--compare", "nobody.csv"],
                                   "nobody.csv: no such file")):
-        refused = run_script("evaluate.py", *arguments, "--labels", "labels.csv", check=False)
-        assert refused.returncode == 2 and complaint in refused.stderr, refused.stderr
-        assert len(refused.stderr.splitlines()) == 1, refused.stderr
+        status, _, errors = run(evaluate, *arguments, "--labels", "labels.csv")
+        assert status == 2 and complaint in errors and len(errors.splitlines()) == 1, errors

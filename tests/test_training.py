@@ -16,9 +16,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import evaluate
 import train
+import train_resnet_raytune_hyperparams
 from checkpoint import load_checkpoint
-from conftest import REPOSITORY, run_script_in, write_chips
+from conftest import REPOSITORY, listen_to_ctrl_c, run_script_in, write_chips
 from dataset import load_split
 from device import Machine
 from features import make_source
@@ -45,7 +47,7 @@ def losses_of(folder):
     return pandas.read_csv(folder / "training.csv")["loss_train"].tolist()
 
 
-def test_train_and_evaluate(run_script, chip_data, tmp_path):
+def test_train_and_evaluate(run_script, run, chip_data, tmp_path):
     run_script("train.py", 25, "first", "FaceResNet29_v1.0", "false", 16, "--data-dir", chip_data, *SMALL_HEAD)
     folder = tmp_path / "runs" / "first"
     assert {"args.json", "training.csv", "checkpoint_best.pt", "checkpoint_last.pt"} <= set(os.listdir(folder))
@@ -63,7 +65,7 @@ def test_train_and_evaluate(run_script, chip_data, tmp_path):
     assert all((folder / "evaluation_test" / f"{trait}.png").stat().st_size > 10_000 for trait in TRAITS)
 
     # A second evaluation takes the place of the first in TensorBoard, and its table has the figure on the test clips.
-    run_script("evaluate.py", "first", "--data-dir", chip_data)
+    assert run(evaluate, "first", "--data-dir", chip_data)[0] == 0
     assert len(list((folder / "evaluation_test").glob("events.out.tfevents.*"))) == 1
     log = EventAccumulator(str(folder)).Reload()
     assert [event.value for event in log.Scalars("hparam/accuracy_test")] == [
@@ -72,15 +74,15 @@ def test_train_and_evaluate(run_script, chip_data, tmp_path):
     assert tags <= set(log.Tags()["scalars"])
 
     # Nothing is overwritten silently.
-    again = run_script("train.py", 25, "first", "FaceResNet29_v1.0", "false", 16, "--data-dir", chip_data, check=False)
-    assert again.returncode == 2 and "--resume" in again.stderr and "Traceback" not in again.stderr
+    status, _, errors = run(train, 25, "first", "FaceResNet29_v1.0", "false", 16, "--data-dir", chip_data)
+    assert status == 2 and "--resume" in errors
     assert len(pandas.read_csv(folder / "training.csv")) == 25
 
 
 def test_scrambled_pictures_teach_nothing(tmp_path):
     """What the original did to every picture: H x W x 3 read as 3 x H x W. A network must notice the difference."""
     import cv2
-    data = write_chips(tmp_path / "data", {"train": 64, "valid": 32})
+    data = write_chips(tmp_path / "data", {"train": 64, "valid": 32}, faces_a_clip=1)
     settings = Settings(l1=32, l2=16, dropout=0.1, memory="exact", memory_weight=0.7)
     plan, machine = Plan(settings, num_epochs=25, batch_size=16), Machine(torch.device("cpu"))
 
@@ -103,16 +105,18 @@ def test_scrambled_pictures_teach_nothing(tmp_path):
     assert straight > 0.6 and scrambled < straight - 0.2
 
 
-def test_cached_and_uncached_training_have_the_same_losses(run_script, chip_data, tmp_path):
+def test_cached_and_uncached_training_have_the_same_losses(run, tmp_path):
+    data = write_chips(tmp_path / "data", {"train": 24, "valid": 6})
     for cache in ("float32", "off"):
-        run_script("train.py", 3, f"cache_{cache}", "FaceResNet29_v1.0", "false", 32, "--data-dir", chip_data,
-                   "--cache", cache, "--precision", "float32", "--mixup", 0, *SMALL_HEAD)
+        status, _, errors = run(train, 3, f"cache_{cache}", "FaceResNet29_v1.0", "false", 16, "--data-dir", data,
+                                "--cache", cache, "--precision", "float32", "--mixup", 0, *SMALL_HEAD)
+        assert status == 0, errors
     first, second = losses_of(tmp_path / "runs" / "cache_float32"), losses_of(tmp_path / "runs" / "cache_off")
     print(f"largest difference of losses: {np.abs(np.subtract(first, second)).max():.1e}")
     assert np.abs(np.subtract(first, second)).max() < 1e-4
 
 
-RESUMED = ["train.py", 4, "EXPERIMENT", "FaceResNet29_v2.0", "false", 16, *SMALL_HEAD, "--ema-decay", 0.9,
+RESUMED = ["train.py", 3, "EXPERIMENT", "FaceResNet29_v2.0", "false", 8, *SMALL_HEAD, "--ema-decay", 0.9,
            "--mixup", 0.2, "--augment", 0.5, "--precision", "float32"]
 SAVE_ALWAYS = {"SECONDS_BETWEEN_CHECKPOINTS": "0"}
 
@@ -121,7 +125,7 @@ SAVE_ALWAYS = {"SECONDS_BETWEEN_CHECKPOINTS": "0"}
 def uninterrupted(tmp_path_factory):
     """(data folder, experiment folder) of a training that nothing interrupted."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    data = write_chips(folder / "data", {"train": 20, "valid": 6})
+    data = write_chips(folder / "data", {"train": 10, "valid": 4})
     run_script_in(folder, *[word if word != "EXPERIMENT" else "whole" for word in RESUMED], "--data-dir", data,
                   env=SAVE_ALWAYS)
     return data, folder / "runs" / "whole"
@@ -134,7 +138,7 @@ def test_interrupted_and_resumed_training_is_the_same(run_script, uninterrupted,
     folder = tmp_path / "runs" / "broken"
     process = subprocess.Popen([sys.executable, REPOSITORY / broken[0], *broken[1:]], cwd=tmp_path, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **SAVE_ALWAYS},
-                               start_new_session=True)
+                               start_new_session=True, preexec_fn=listen_to_ctrl_c)
     deadline = time.monotonic() + 60
     while not (folder / "checkpoint_previous.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -154,17 +158,17 @@ def test_interrupted_and_resumed_training_is_the_same(run_script, uninterrupted,
     assert losses_of(whole) == losses_of(folder)
 
 
-def test_resuming_with_other_settings_is_refused(run_script, uninterrupted):
+def test_resuming_with_other_settings_is_refused(run, uninterrupted):
     data, whole = uninterrupted
-    command = [word if word != "EXPERIMENT" else "whole" for word in (*RESUMED, "--data-dir", data)]
-    other = run_script(*command, "--resume", "--lr", 0.1, cwd=whole.parents[1], check=False)
-    assert other.returncode == 2 and "lr" in other.stderr and "Traceback" not in other.stderr
+    command = [word if word != "EXPERIMENT" else "whole" for word in RESUMED[1:]]
+    status, _, errors = run(train, *command, "--data-dir", data, "--runs-dir", whole.parent, "--resume", "--lr", 0.1)
+    assert status == 2 and "lr" in errors
 
 
-def test_two_processes_under_torchrun(chip_data, tmp_path):
+def test_two_processes_under_torchrun(uninterrupted, tmp_path):
     """Two gloo processes on the CPU see halves of each epoch and end with the same weights."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-               REPOSITORY / "train.py", "2", "pair", "FaceResNet29_v2.0", "false", "24", "--data-dir", chip_data,
+               REPOSITORY / "train.py", "2", "pair", "FaceResNet29_v2.0", "false", "8", "--data-dir", uninterrupted[0],
                *map(str, SMALL_HEAD)]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=180)
     assert result.returncode == 0, result.stderr
@@ -200,20 +204,28 @@ def test_full_disk(run_script, chip_data, small_disk, monkeypatch):
     assert load_checkpoint(disk / "full" / "checkpoint_last.pt")
 
 
-def open_ports():
-    """The TCP ports of this machine that listen on another address than loopback's, as Linux lists them."""
+def open_ports(mark):
+    """The TCP ports, of the processes that have a variable in their environment, which listen on another address than
+    loopback's, as Linux lists them. mark: bytes, NAME=value."""
+    sockets = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (process / "environ").read_bytes().split(b"\0"):
+                sockets |= {os.readlink(path) for path in (process / "fd").iterdir()}
+        except OSError:  # it has ended
+            continue
     ports = set()
     for path in Path("/proc/net").glob("tcp*"):
         for line in path.read_text().splitlines()[1:]:
-            _, local, _, state, *_ = line.split()
+            _, local, _, state, *_, inode = line.split()[:10]
             address, port = local.split(":")
             # Words of 32 bits in the machine's byte order: 127.0.0.1 is 0100007F, and ::1 ends in 01000000.
-            if state == "0A" and not address.endswith(("7F", "01000000")):
+            if state == "0A" and not address.endswith(("7F", "01000000")) and f"socket:[{inode}]" in sockets:
                 ports.add(int(port, 16))
     return ports
 
 
-def test_search_killed_resumed_and_used(run_script, chip_data, tmp_path):
+def test_search_killed_resumed_and_used(run_script, run, chip_data, tmp_path):
     """The driver is killed in the middle and one kind of trial always fails: the rest is finished, the best used."""
     # The script as a user would have edited it: with this learning rate the loss is not finite.
     text = (REPOSITORY / "train_resnet_raytune_hyperparams.py").read_text()
@@ -221,24 +233,23 @@ def test_search_killed_resumed_and_used(run_script, chip_data, tmp_path):
     edited.write_text(text.replace('"lr": tune.loguniform(2e-4, 3e-3)', '"lr": tune.grid_search([1e-3, 1e30])'))
     search = [sys.executable, edited, "2", "4", "search", "FaceResNet29_v1.0", "--data-dir", chip_data]
     search = list(map(str, search))
-    variables = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), "STARTED_BY": str(tmp_path)}
     folder = tmp_path / "runs" / "search"
-    ports_before = open_ports()
     process = subprocess.Popen(search, cwd=tmp_path, env=variables, stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 120
     while not list(folder.glob("search/*/training.csv")) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert process.poll() is None
-    assert open_ports() <= ports_before
+    assert not open_ports(f"STARTED_BY={tmp_path}".encode())
     process.kill()
     process.wait()
 
-    refused = subprocess.run(search, cwd=tmp_path, env=variables, capture_output=True, text=True)
-    assert refused.returncode == 2 and "--resume" in refused.stderr
-    other = [word if word != "FaceResNet29_v1.0" else "FaceResNet29_v2.0" for word in search]
-    refused = subprocess.run([*other, "--resume"], cwd=tmp_path, env=variables, capture_output=True, text=True)
-    assert refused.returncode == 2 and "FaceResNet29_v1.0" in refused.stderr and "Traceback" not in refused.stderr
+    status, _, errors = run(train_resnet_raytune_hyperparams, *search[2:])
+    assert status == 2 and "--resume" in errors
+    other = [word if word != "FaceResNet29_v1.0" else "FaceResNet29_v2.0" for word in search[2:]]
+    status, _, errors = run(train_resnet_raytune_hyperparams, *other, "--resume")
+    assert status == 2 and "FaceResNet29_v1.0" in errors
 
     result = subprocess.run([*search, "--resume"], cwd=tmp_path, env=variables, capture_output=True, text=True,
                             timeout=240)
@@ -256,8 +267,9 @@ def test_search_killed_resumed_and_used(run_script, chip_data, tmp_path):
     best = json.loads((folder / "best_config.json").read_text())
     assert best["l1"] == trials["l1"][0] and best["model"] == "FaceResNet29_v1.0"
 
-    run_script("train.py", 2, "final", "FaceResNet29_v1.0", "true", 16, "--data-dir", chip_data, "--config",
-               folder / "best_config.json")
+    status, _, errors = run(train, 2, "final", "FaceResNet29_v1.0", "true", 16, "--data-dir", chip_data, "--config",
+                            folder / "best_config.json")
+    assert status == 0, errors
     content = load_checkpoint(tmp_path / "runs" / "final" / "checkpoint_last.pt")
     assert content.config["l1"] == best["l1"] and len(content.clips) == 64 and content.trained_on == "train+valid"
     assert not (tmp_path / "runs" / "final" / "checkpoint_best.pt").exists()

@@ -1,0 +1,317 @@
+"""Open a page on this computer to drop clips and pictures on: their scores by a trained experiment, as predict.py's.
+
+    python app.py                          the model that comes with the suite
+    python app.py EXPERIMENT --port 8000
+
+The page answers on 127.0.0.1 alone and asks no other machine for anything. It shows the face, the five scores with
+intervals and percentiles, heat maps, the course over a clip, and gives the tables as CSV. Several people may use it at
+once; nobody sees another's files or results. Nothing is kept: files are deleted when their page closes, after an hour,
+and when the program ends (Ctrl-C). Results are never written to disk.
+"""
+import contextlib
+import copy
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from command_line import UserError, counted, folder_lock, make_parser, positive_int, run_script
+
+from app_gate import Gate, Visitors, delete_older
+from app_page import (
+    CAUTION,
+    CSS,
+    INTRODUCTION,
+    TITLE,
+    show_file,
+    show_people,
+    show_picture,
+    show_problem,
+    show_progress,
+    side_by_side,
+    table_link,
+)
+from experiment import PRETRAINED
+
+HOST = "127.0.0.1"
+FOLDER_PREFIX = "apparent-personality-"
+KEPT_SECONDS, SWEEP_SECONDS = 3600, 60
+CONCURRENT_SCORINGS = 2
+# Gradio refuses a whole drop for one file over its limit, so its limit is higher than the one with a sentence a file.
+HARD_LIMIT_FACTOR = 5
+# Prints how long a clip is. In a process of its own: a damaged file may end it.
+LENGTH_COMMAND = """import sys
+sys.path[:0] = sys.argv[2:]
+from clip_packets import demux, open_clip
+with open_clip(sys.argv[1]) as (container, stream):
+    times = [packet.pts for packet in demux(container, stream) if packet.pts is not None]
+    print(float((max(times) - min(times)) * stream.time_base))"""
+
+
+# ---------------------------------------------------------------- environment
+
+def prepare_environment() -> None:
+    """Set what Gradio reads when it is imported: no telemetry, no settings from outside, no proxy for this machine."""
+    for name in [name for name in os.environ if name.startswith("GRADIO_")]:
+        del os.environ[name]  # such as GRADIO_SHARE or GRADIO_ALLOWED_PATHS
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_OFFLINE="1",
+                      NO_PROXY=f"{HOST},localhost", no_proxy=f"{HOST},localhost")
+
+
+@contextlib.contextmanager
+def private_folder() -> Iterator[Path]:
+    """Yield a new folder that only this user can read and make it the place of all temporary files; delete it in the
+    end, and also those that a killed app has left."""
+    for left in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
+        with contextlib.suppress(UserError, OSError), folder_lock(left, seconds=0):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX)).resolve()
+    try:
+        with folder_lock(folder):
+            tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
+            os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
+            (folder / "uploads").mkdir()
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# ---------------------------------------------------------------- scoring
+
+@dataclass
+class App:
+    """What all visitors share: the network and the limits. Nothing of a visitor is in here but in `visitors`."""
+    scorer: object
+    frames: int
+    workers: int
+    most_bytes: int
+    most_seconds: int
+    most_files: int
+    visitors: Visitors = field(default_factory=Visitors)
+    explaining: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self):
+        # Captum hooks into the network that it explains, which must not run for somebody else meanwhile.
+        self.explained = copy.deepcopy(self.scorer.network)
+
+    def score(self, paths: list[str], every_face: bool, page: str) -> Iterator[tuple[str, str]]:
+        """Yield (progress, results) as HTML, first empty and then after each file; end when the page has closed."""
+        from scoring import FRAME_COLUMNS, PEOPLE_COLUMNS, score_files
+
+        entries, people, frames = [], [], []
+        yield show_progress(0, len(paths)), ""
+        settings = self.scorer.face_settings(number_of_frames=self.frames, find_all=every_face, keep_picture=True)
+        items = ((path, (None, problem) if problem else None)
+                 for path, problem in ((path, self.refusal(path)) for path in paths))
+        with contextlib.closing(score_files(self.scorer, items, settings, min(self.workers, len(paths)))) as answers:
+            for scores in answers:
+                if not self.visitors.is_open(page):
+                    return
+                entries.append(self.show(scores))
+                people += scores.people or [{"clip": scores.clip, "problem": scores.problem}]
+                frames += [] if scores.problem else scores.frame_rows()
+                yield show_progress(len(entries), len(paths)), "".join(entries)
+        links = table_link(people, PEOPLE_COLUMNS, "scores.csv", "Download the scores (CSV)")
+        if frames:
+            links += table_link(frames, FRAME_COLUMNS, "scores_per_frame.csv", "Scores of each frame (CSV)")
+        yield show_progress(len(entries), len(paths)), links + "".join(entries)
+
+    def refusal(self, path: str) -> str:
+        """Return why a file is not scored at all, or an empty text."""
+        from labels import CLIP_SUFFIXES, PICTURE_SUFFIXES
+        if path not in self.visitors.owners or not os.path.isfile(path):
+            return "is deleted by now; choose it again"
+        size = os.path.getsize(path)
+        suffix = os.path.splitext(path)[1].lower()
+        if suffix not in CLIP_SUFFIXES | PICTURE_SUFFIXES:
+            return "is neither a clip nor a picture by its name's ending"
+        if size > self.most_bytes:
+            return f"has {size / 1e6:.0f} MB; at most {self.most_bytes / 1e6:.0f} MB are taken (option --max-megabytes)"
+        seconds = clip_seconds(path) if suffix in CLIP_SUFFIXES else 0
+        if seconds > self.most_seconds:
+            return (f"lasts {seconds / 60:.1f} minutes; at most {self.most_seconds / 60:g} are taken "
+                    "(option --max-minutes)")
+        return ""
+
+    def show(self, scores) -> str:
+        """Return the entry of a FileScores on the page."""
+        if scores.problem:
+            return show_problem(scores.clip, scores.problem)
+        import cv2
+        import numpy as np
+        from drawings import annotate, plot_course
+
+        # Without the bars that stand at its right: the page draws them.
+        height, width = cv2.imdecode(np.frombuffer(scores.picture.jpeg, np.uint8), cv2.IMREAD_COLOR).shape[:2]
+        photo = annotate(scores.picture, scores.people)[:height, :width]
+        caption = "The face that is scored" if len(scores.people) == 1 else "The people that are scored"
+        parts = [side_by_side(show_picture(photo, caption), show_people(scores.people)),
+                 show_picture(self.explain(scores.chip, scores.chip_scores),
+                              "Where the face raises each score", strip=True)]
+        if scores.frames > 1:
+            parts.append(show_picture(plot_course(scores), "The course over the clip"))
+        with_face = len(set(scores.faces.frame.tolist()))
+        return show_file(scores.clip, f"{counted(scores.frames, 'frame')}, {with_face} with a face", parts)
+
+    def explain(self, chip, chip_scores):
+        """Return heat maps as uint8 BGR picture of a chip (uint8 RGB H x W x 3)."""
+        import numpy as np
+        import torch
+
+        from explain import explain_chips, overlay
+
+        chips = torch.from_numpy(np.ascontiguousarray(chip.transpose(2, 0, 1)))[None].to(self.explained.mean.device)
+        with self.explaining:
+            maps = explain_chips(self.explained, chips)[0]
+        return overlay(chips[0].cpu().numpy(), maps, chip_scores)[:, :, ::-1]
+
+
+def clip_seconds(path: str) -> float:
+    """Return how long a clip is, from its packets; 0 where that cannot be told."""
+    modules = [str(Path(__file__).resolve().parent / "pre-processing"), str(Path(__file__).resolve().parent)]
+    try:
+        answer = subprocess.run([sys.executable, "-c", LENGTH_COMMAND, path, *modules], capture_output=True, text=True,
+                                timeout=60, stdin=subprocess.DEVNULL)
+        return float(answer.stdout)
+    except (ValueError, subprocess.TimeoutExpired):
+        return 0.0  # the scorer then says what is wrong
+
+
+# ---------------------------------------------------------------- page
+
+def build_page(app: App):
+    """Return the gradio.Blocks of the page."""
+    import gradio
+
+    def score(files, recording, every_face, request: gradio.Request):
+        # As Gradio sends them (preprocess=False): its own reading would leave an empty file for each one.
+        paths = [file["path"] for file in [*(files or []), *([recording] if recording else [])]]
+        if not paths:
+            yield "<p role=status>Choose or record a clip or a picture first.</p>", ""
+        elif len(paths) > app.most_files:
+            yield f"<p role=status>{len(paths)} files; at most {app.most_files} are taken at once.</p>", ""
+        else:
+            yield from app.score(paths, every_face, request.session_hash)
+
+    with gradio.Blocks(title=TITLE, analytics_enabled=False) as blocks:
+        gradio.Markdown(INTRODUCTION)
+        with gradio.Tab("Files"):
+            files = gradio.File(label="Clips and pictures", file_count="multiple", type="filepath", elem_id="files")
+        with gradio.Tab("Camera"):
+            recording = gradio.Video(label="Recording", sources=["webcam"], include_audio=False, buttons=[], height=320,
+                                     webcam_options=gradio.WebcamOptions(mirror=False), elem_id="recording")
+        every_face = gradio.Checkbox(label="Score all people, not only the largest face of each frame")
+        with gradio.Row():
+            start = gradio.Button("Score", variant="primary", elem_id="score", scale=4, min_width=120)
+            stop = gradio.Button("Stop", elem_id="stop", min_width=80)
+        progress = gradio.HTML(elem_id="progress")
+        results = gradio.HTML(elem_id="results")
+        gradio.Markdown(CAUTION, elem_id="caution")
+        event = start.click(score, [files, recording, every_face], [progress, results], show_progress="minimal",
+                            concurrency_limit=CONCURRENT_SCORINGS, preprocess=False)
+        stop.click(lambda: "<p role=status>Stopped.</p>", None, progress, cancels=[event], show_progress="hidden")
+        blocks.unload(lambda: None)  # makes pages report that they are open
+    return blocks
+
+
+def launch(app: App, port: int, folder: Path):
+    """Start the server in threads of its own and return its gradio.Blocks."""
+    import gradio
+    from starlette.middleware import Middleware
+
+    blocks = build_page(app)
+    hosts = [f"{HOST}:{port}", f"localhost:{port}"]
+    font = ["system-ui", "sans-serif"]
+    blocks.launch(prevent_thread_lock=True, quiet=True, inline=False, share=False, server_name=HOST, server_port=port,
+                  footer_links=[], run_history=False, allowed_paths=[], root_path="", ssr_mode=False, pwa=False,
+                  mcp_server=False, enable_monitoring=False, max_file_size=HARD_LIMIT_FACTOR * app.most_bytes,
+                  theme=gradio.themes.Default(font=font, font_mono=["ui-monospace", "monospace"]), css=CSS,
+                  app_kwargs={"middleware": [Middleware(Gate, visitors=app.visitors, hosts=hosts)], "docs_url": None,
+                              "redoc_url": None, "openapi_url": None})
+
+    def forget(page):
+        """Drop what Gradio holds of a page in memory: the values of its components and messages not yet sent."""
+        blocks.app.state_holder.session_data.pop(page, None)
+        blocks.app.state_holder.time_last_used.pop(page, None)
+        blocks._queue.pending_messages_per_session.pop(page, None)
+
+    def sweep():
+        while not stopping.wait(SWEEP_SECONDS):
+            delete_older(folder / "uploads", KEPT_SECONDS)
+            limit = datetime.now() - timedelta(seconds=KEPT_SECONDS)
+            for page, last_used in list(blocks.app.state_holder.time_last_used.items()):
+                if last_used < limit:
+                    forget(page)
+
+    stopping = threading.Event()
+    app.visitors.forget_page = forget
+    threading.Thread(target=sweep, daemon=True).start()
+    return blocks
+
+
+# ---------------------------------------------------------------- command line
+
+def parse_args(argv=None):
+    parser = make_parser(__doc__)
+    parser.add_argument("experiment", metavar="EXPERIMENT", nargs="?", default=PRETRAINED,
+                        help="name of a folder in --runs-dir")
+    parser.add_argument("--runs-dir", default="runs", help="folder of the experiments")
+    parser.add_argument("--port", type=positive_int, default=7860, help="of the page")
+    parser.add_argument("--frames", type=positive_int, default=10, help="frames drawn from a clip")
+    parser.add_argument("--max-megabytes", type=positive_int, default=200, help="largest file that is scored")
+    parser.add_argument("--max-minutes", type=positive_int, default=15, help="longest clip that is scored")
+    parser.add_argument("--max-files", type=positive_int, default=50, help="most files that are scored at once")
+    parser.add_argument("--workers", type=positive_int, default=os.cpu_count(), help="processes that find faces")
+    return parser.parse_args(argv)
+
+
+def check_port(port: int) -> None:
+    """Raise UserError where nothing can listen on the port."""
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            server.bind((HOST, port))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or "no such port"
+            raise UserError(f"--port {port}: cannot be used ({reason}); give another one from 1024 to 65535") from None
+
+
+def _end(number, frame):
+    raise SystemExit(128 + number)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    check_port(args.port)
+    prepare_environment()
+    signal.signal(signal.SIGTERM, _end)
+    with private_folder() as folder:
+        try:
+            import gradio  # noqa: F401  after the environment is prepared
+        except ImportError as error:
+            if error.name != "gradio":
+                raise
+            raise UserError("the page needs the package gradio: run make app, or pip install -r requirements-app.txt"
+                            ) from None
+        from scoring import load_scorer
+
+        app = App(load_scorer(args.experiment, args.runs_dir), args.frames, args.workers, args.max_megabytes * 10**6,
+                  args.max_minutes * 60, args.max_files)
+        blocks = launch(app, args.port, folder)
+        print(f"Open http://{HOST}:{args.port} in a browser. Ctrl-C ends the page and deletes all files.", flush=True)
+        try:
+            threading.Event().wait()
+        finally:
+            blocks.close(verbose=False)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,166 @@
+"""Scores of clips and pictures that nobody has made faces of before: what predict.py and app.py share.
+
+Faces are found by the modules of pre-processing/, in worker processes and in memory.
+"""
+import contextlib
+import functools
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from command_line import printable
+
+import cv2
+import numpy as np
+import torch
+
+from checkpoint import load_experiment
+from device import Machine, pick_device
+from features import score_clip
+from intervals import Intervals
+from labels import CLIP_SUFFIXES, NO_FACE, PICTURE_SUFFIXES, TRAITS
+from model_architectures import PersonalityNetwork
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "pre-processing"))
+from clip_faces import Face, FaceSettings, KeptPicture, faces_of_file
+from find_faces import OTHER_PICTURE_SUFFIXES, find_predictor, unreadable_kind
+from target_folder import find_files
+from worker_pool import map_files
+
+SUFFIXES = CLIP_SUFFIXES | PICTURE_SUFFIXES
+BATCH_SIZE = 64     # chips that are scored at once
+
+
+def _columns(prefix):
+    return tuple(f"{prefix}_{trait}" for trait in TRAITS)
+
+
+SPREADS, LOWS, HIGHS, HALF_WIDTHS, PERCENTILES = map(_columns, ("spread", "low", "high", "half_width", "percentile"))
+PEOPLE_COLUMNS = ("clip", "person", *TRAITS, "frames", "faces", "confidence", *SPREADS, *LOWS, *HIGHS, *HALF_WIDTHS,
+                  *PERCENTILES, "problem")
+FRAME_COLUMNS = ("clip", "frame", "seconds", "person", "left", "top", "right", "bottom", "confidence", *TRAITS)
+
+
+class FaceScores(NamedTuple):
+    """The faces of a file: frame int64 N, seconds float64 N, person int64 N from 1, box int32 N x 4 (left, top, right,
+    bottom in pixels of the frame), the detector's score float32 N, scores float32 N x 5."""
+    frame: np.ndarray
+    seconds: np.ndarray
+    person: np.ndarray
+    box: np.ndarray
+    confidence: np.ndarray
+    scores: np.ndarray
+
+
+@dataclass
+class FileScores:
+    """What is known of a file. people: rows of the table of people (PEOPLE_COLUMNS); chip: uint8 RGB H x W x 3, the
+    face of the middle frame, and its scores. Where there is a problem, all else is empty."""
+    clip: str
+    problem: str = ""
+    frames: int = 0
+    people: list[dict] = field(default_factory=list)
+    faces: FaceScores | None = None
+    picture: KeptPicture | None = None
+    chip: np.ndarray | None = None
+    chip_scores: np.ndarray | None = None
+
+    def frame_rows(self) -> Iterator[dict]:
+        """Yield a row of FRAME_COLUMNS for each face; seconds are None where the clip does not tell."""
+        if self.faces is None:
+            return
+        for frame, seconds, person, box, confidence, scores in zip(*(values.tolist() for values in self.faces)):
+            yield {"clip": printable(self.clip), "frame": frame, "seconds": None if math.isnan(seconds) else seconds,
+                   "person": person, **dict(zip(("left", "top", "right", "bottom"), box)), "confidence": confidence,
+                   **dict(zip(TRAITS, scores))}
+
+
+@dataclass
+class Scorer:
+    """A trained network and what is known of its scores. label_quantiles: of the training labels, see Checkpoint."""
+    network: PersonalityNetwork
+    intervals: Intervals | None
+    label_quantiles: dict[str, list[float]] | None
+    preprocessing: dict
+
+    def face_settings(self, number_of_frames: int = 10, seed: int = 0, predictor: str | None = None,
+                      **options) -> FaceSettings:
+        """Return the settings of the faces that the network was trained on. options: further fields of FaceSettings."""
+        return FaceSettings(number_of_frames, seed, self.preprocessing["size"], self.preprocessing["padding"],
+                            predictor=find_predictor(predictor), **options)
+
+    def score_faces(self, path: str, count: int, faces: list[Face], picture: KeptPicture | None) -> FileScores:
+        """Return the scores of the faces of a file, of which there is at least one; count: its frames."""
+        people, frame, seconds, box, confidence = (np.array([getattr(face, name) for face in faces]) for name in
+                                                   ("person", "frame", "seconds", "box", "confidence"))
+        scores, rows = np.empty((len(faces), len(TRAITS)), dtype=np.float32), []
+        for person in np.unique(people):
+            places = np.flatnonzero(people == person)
+            of_person, scores[places] = score_clip(self.network, self._batches(faces, places))
+            rows.append({"clip": printable(path), "person": int(person), **dict(zip(TRAITS, of_person.tolist())),
+                         "frames": count, "faces": len(places), "confidence": float(confidence[places].mean()),
+                         **dict(zip(SPREADS, scores[places].std(0).tolist())), **self.meaning(of_person, len(places)),
+                         "problem": ""})
+        middle = len(faces) // 2
+        return FileScores(path, "", count, rows, FaceScores(frame, seconds, people, box, confidence, scores), picture,
+                          _decoded(faces[middle].chip), scores[middle])
+
+    def _batches(self, faces, places):
+        for start in range(0, len(places), BATCH_SIZE):
+            chips = np.stack([_decoded(faces[place].chip) for place in places[start:start + BATCH_SIZE]])
+            yield torch.from_numpy(chips).permute(0, 3, 1, 2).to(self.network.mean.device)
+
+    def meaning(self, scores: np.ndarray, faces: int) -> dict:
+        """Return half widths, low and high ends of the intervals, and percentiles among the training labels, of five
+        scores from so many faces; None where the checkpoint does not know."""
+        row = dict.fromkeys((*LOWS, *HIGHS, *HALF_WIDTHS, *PERCENTILES))
+        if self.intervals:
+            widths = self.intervals.half_widths(np.array([faces]))[0]
+            row.update(zip(HALF_WIDTHS, widths.tolist()))
+            row.update(zip(LOWS, (scores - widths).clip(0, 1).tolist()))
+            row.update(zip(HIGHS, (scores + widths).clip(0, 1).tolist()))
+        if self.label_quantiles:
+            for name, trait, score in zip(PERCENTILES, TRAITS, scores):
+                row[name] = float(np.interp(score, self.label_quantiles[trait], np.arange(101)))
+        return row
+
+
+def _decoded(jpeg):
+    return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+
+
+def load_scorer(experiment: str, runs_dir: str | os.PathLike, precision: str = "auto") -> Scorer:
+    """Return the Scorer of an experiment, on the best device. Raises UserError where there is none."""
+    network, checkpoint = load_experiment(experiment, runs_dir, Machine(pick_device(), precision))
+    intervals = Intervals(**checkpoint.intervals) if checkpoint.intervals else None
+    return Scorer(network, intervals, checkpoint.label_quantiles, checkpoint.preprocessing)
+
+
+def files_below(paths: Iterable[str]) -> Iterator[tuple[str, tuple | None]]:
+    """Yield (path, known) as score_files takes them, for files and for all clips and pictures in folders."""
+    for path in paths:
+        if os.path.isdir(path):
+            for found, problem in sorted(find_files(path, SUFFIXES | OTHER_PICTURE_SUFFIXES),
+                                         key=lambda entry: entry[0]):
+                problem = problem or unreadable_kind(found)
+                yield found, (None, problem) if problem else None
+        elif os.path.splitext(path)[1].lower() not in SUFFIXES:
+            yield path, (None, "neither a clip nor a picture by its name's ending")
+        else:
+            yield path, None
+
+
+def score_files(scorer: Scorer, files: Iterable[tuple[str, tuple | None]], settings: FaceSettings,
+                workers: int) -> Iterator[FileScores]:
+    """Yield the FileScores of each file, in their order. files: (path, None), or (path, (None, problem)) for one that
+    is not to be read. Take it in contextlib.closing, so that the worker processes end with the loop."""
+    function = functools.partial(faces_of_file, settings=settings)
+    with contextlib.closing(map_files(function, files, workers)) as answers:
+        for path, answer, problem in answers:
+            if problem is None and not answer[1]:
+                problem = NO_FACE
+            yield FileScores(path, problem) if problem else scorer.score_faces(path, *answer)

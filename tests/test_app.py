@@ -1,0 +1,260 @@
+"""app.py in a real browser: what it shows; that it keeps nothing, asks no other machine, shows nobody others' files."""
+import base64
+import contextlib
+import csv
+import http.client
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pytest
+
+from conftest import REPOSITORY, run_script_in
+from labels import TRAITS
+from make_media import portrait, write_clip
+
+pytest.importorskip("gradio", reason="pip install -r requirements-app.txt")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+BROWSER = next((path for path in map(shutil.which, BROWSERS) if path), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]
+EVIL = "<img src=x onerror=alert(1)>&{{7*7}}${8*8}.mp4"  # a file's name
+
+
+class Server(NamedTuple):
+    process: subprocess.Popen
+    port: int
+    folder: Path            # its TMPDIR
+    proxy: socket.socket    # where an HTTP client would turn to reach another machine
+
+
+@pytest.fixture(scope="module")
+def trained(chip_data, tmp_path_factory):
+    """Folder with runs/tiny."""
+    folder = tmp_path_factory.mktemp("trained")
+    run_script_in(folder, "train.py", 2, "tiny", "FaceResNet29_v1.0", "true", 16, "--data-dir", chip_data, "--l1", 16,
+                  "--l2", 8, "--heads", 1)
+    return folder
+
+
+@contextlib.contextmanager
+def running(trained, folder, *options):
+    """Start the page and yield its Server; kill it in the end where the test has not ended it."""
+    with socket.create_server(("127.0.0.1", 0)) as proxy, socket.create_server(("127.0.0.1", 0)) as probe:
+        address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        proxies = {name: address for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy")}
+        port = probe.getsockname()[1]
+        probe.close()
+        process = subprocess.Popen(
+            [sys.executable, str(REPOSITORY / "app.py"), "tiny", "--port", str(port), "--frames", "3", *options],
+            cwd=trained, env={**os.environ, **proxies, "TMPDIR": str(folder)}, stdout=subprocess.PIPE, text=True)
+        try:
+            assert f"http://127.0.0.1:{port}" in process.stdout.readline()
+            yield Server(process, port, folder, proxy)
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(trained, tmp_path_factory):
+    """The page for small files. Ctrl-C ends it in the end, and nothing is left."""
+    folder = tmp_path_factory.mktemp("temporary")
+    with running(trained, folder, "--max-megabytes", "1", "--max-minutes", "1") as server:
+        yield server
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(30) == 130
+        assert list(folder.iterdir()) == []
+        server.proxy.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nothing ever tried to reach another machine
+            server.proxy.accept()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium; the test skips where there is none."""
+    if BROWSER is None:
+        pytest.skip("no Chromium or Chrome on this machine (Debian: apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as playwright:
+        instance = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        yield instance
+        instance.close()
+
+
+def open_page(context, server):
+    """Return (page, list that collects errors and requests to anything but the server)."""
+    page, faults = context.new_page(), []
+    page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("dialog", lambda dialog: (faults.append(dialog.message), dialog.dismiss()))
+    own = (f"http://127.0.0.1:{server.port}/", "data:", "blob:")
+    page.on("request", lambda request: None if request.url.startswith(own) else faults.append(request.url))
+    page.goto(own[0])
+    page.wait_for_selector("#score")
+    return page, faults
+
+
+def bring(page, paths):
+    page.locator("#files input[type=file]").set_input_files([str(path) for path in paths])
+    page.wait_for_function("n => document.querySelectorAll('#files tr.file').length == n", arg=len(paths))
+
+
+def uploads(server):
+    """Return the names of all files that the server has on disk, but its lock."""
+    return sorted(path.name for path in server.folder.rglob("*") if path.is_file() and path.name != ".lock")
+
+
+def wait_until(condition):
+    for _ in range(200):
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def far_ends(process):
+    """Return the addresses, as hexadecimal text, that a process' TCP sockets listen on or are connected with."""
+    inodes = set()
+    for link in Path(f"/proc/{process.pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            inodes.add(os.readlink(link).removeprefix("socket:[").rstrip("]"))
+    rows = [line.split() for name in ("tcp", "tcp6")
+            for line in Path(f"/proc/{process.pid}/net/{name}").read_text().splitlines()[1:]]
+    return {row[1 if row[3] == "0A" else 2].split(":")[0] for row in rows if row[9] in inodes}
+
+
+def table_behind(page, name):
+    href = page.locator(f"#results a[download='{name}']").get_attribute("href")
+    return list(csv.DictReader(io.StringIO(base64.b64decode(href.partition(",")[2]).decode())))
+
+
+def test_drop_of_good_and_bad_files(browser, server, tmp_path):
+    face = portrait()
+    write_clip(tmp_path / "face.mp4", 20, (512, 512), lambda index, width, height: face)
+    shutil.copy(tmp_path / "face.mp4", tmp_path / EVIL)
+    write_clip(tmp_path / "long.mp4", 75, times=[1000 * index for index in range(75)])
+    cv2.imwrite(str(tmp_path / "nobody.png"), np.full((200, 300, 3), 127, np.uint8))
+    (tmp_path / "broken.mp4").write_text("no clip")
+    (tmp_path / "notes.txt").write_text("not mine")
+    (tmp_path / "big.png").write_bytes(bytes(1_500_000))
+    names = ["face.mp4", EVIL, "long.mp4", "nobody.png", "broken.mp4", "notes.txt", "big.png"]
+    context = browser.new_context(viewport={"width": 390, "height": 844})
+    page, faults = open_page(context, server)
+    bring(page, [tmp_path / name for name in names])
+    page.click("#score")
+    page.wait_for_selector("#results a.download", timeout=60000)
+
+    assert page.locator("#results article").count() == len(names)
+    first = page.locator("#results article").first
+    assert first.locator(".row").count() == 5 and "Neuroticism" in first.inner_text()
+    assert page.evaluate("[...document.querySelectorAll('#results img')].map(i => i.naturalWidth > 100)") == [True] * 6
+    problems = [text.replace("\n", " ") for text in page.locator("#results .problem").all_inner_texts()]
+    for text, name, reason in zip(problems, names[2:], ("1.2 minutes", "No face", "FFmpeg", "neither", "2 MB")):
+        assert name in text and reason in text and "Traceback" not in text
+    table = table_behind(page, "scores.csv")
+    assert [row["clip"] for row in table][0] == "face.mp4" and [bool(row["problem"]) for row in table] == [
+        False, False, True, True, True, True, True]
+    assert all(0 <= float(table[0][trait]) <= 1 for trait in TRAITS)
+    assert len(table_behind(page, "scores_per_frame.csv")) == 6
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "scrolls sideways on a phone"
+    assert page.evaluate("document.fonts.size") == 0 and faults == []
+
+    assert far_ends(server.process) == {"0100007F"}, "listens on, or is connected with, more than 127.0.0.1"
+    assert len(uploads(server)) == len(names), "something but the uploads was written"
+    page.close()
+    assert wait_until(lambda: uploads(server) == []), "files outlive their page"
+    context.close()
+
+
+def test_visitors_do_not_see_each_other(browser, server, tmp_path):
+    cv2.imwrite(str(tmp_path / "mine.png"), portrait(256))
+    mine, other = browser.new_context(), browser.new_context()
+    page, _ = open_page(mine, server)
+    other_page, _ = open_page(other, server)
+    bring(page, [tmp_path / "mine.png"])
+    address = page.locator("#files a[href*='file=']").get_attribute("href")
+    assert mine.request.get(address).status == 200
+    assert other.request.get(address).status == 403
+    path = address.partition("file=")[2]
+    assert http_status(server, "GET", f"/gradio_api/file={path}") == 403
+    for stolen in (path, "/etc/passwd", "https://example.com/face.png"):
+        files = [{"path": stolen, "meta": {"_type": "gradio.FileData"}}]
+        body = {"data": [files, None, False], "fn_index": 0, "session_hash": "abc"}
+        assert other.request.post(f"http://127.0.0.1:{server.port}/gradio_api/queue/join", data=body).status == 403
+    page.click("#score")
+    page.wait_for_selector("#results a.download", timeout=60000)
+    assert other_page.locator("#results article").count() == 0
+    other_page.close()
+    assert uploads(server) == ["mine.png"]
+    other.close()
+    mine.close()
+
+
+def http_status(server, method, path, host=None, **options):
+    """Return the status of a request without a browser's cookie."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection.request(method, path, headers={"Host": host or f"127.0.0.1:{server.port}"}, **options)
+    return connection.getresponse().status
+
+
+def test_only_the_page_is_answered(server):
+    assert http_status(server, "GET", "/") == 200
+    assert http_status(server, "GET", "/", host="evil.example") == 421
+    for path in ("/monitoring", "/gradio_api/runs", "/gradio_api/vibe-code", "/gradio_api/proxy=https://example.com/"):
+        assert http_status(server, "GET", path) == 404
+    for path in ("file=/etc/passwd", "file=https://example.com/", "queue/data?session_hash=abc"):
+        assert http_status(server, "GET", f"/gradio_api/{path}") == 403
+    assert http_status(server, "POST", "/gradio_api/upload", body=b"x") == 403
+
+
+def upload_without_browser(server):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection.request("GET", "/")
+    answer = connection.getresponse()
+    answer.read()
+    cookie = answer.getheader("Set-Cookie").partition(";")[0]
+    body = '--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nabc\r\n--x--\r\n'
+    connection.request("POST", "/gradio_api/upload", body,
+                       {"Cookie": cookie, "Content-Type": "multipart/form-data; boundary=x"})
+    [path] = json.loads(connection.getresponse().read())
+    assert Path(path).read_text() == "abc" and server.folder in Path(path).parents
+
+
+def test_nothing_is_left_after_kills(trained, tmp_path):
+    with running(trained, tmp_path) as server:
+        upload_without_browser(server)
+        server.process.kill()
+        server.process.wait()
+        assert uploads(server) == ["a.png"]
+    with running(trained, tmp_path) as server:
+        assert uploads(server) == []
+        upload_without_browser(server)
+        server.process.terminate()
+        assert server.process.wait(30) == 143
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_arguments(trained, tmp_path):
+    (tmp_path / "gradio.py").write_text("raise ImportError('no gradio', name='gradio')")
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+        probe.close()
+        for arguments, complaint, env in (
+                (["nobody", "--port", port], "nobody", {}),
+                (["tiny", "--port", taken.getsockname()[1]], "--port", {}),
+                (["tiny", "--port", 70000], "--port", {}),
+                (["tiny", "--port", port], "make app", {"PYTHONPATH": tmp_path})):
+            result = run_script_in(trained, "app.py", *arguments, check=False, env={**env, "TMPDIR": tmp_path})
+            assert result.returncode == 2 and complaint in result.stderr and result.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["gradio.py"]
