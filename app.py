@@ -99,7 +99,7 @@ class App:
     explaining: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self):
-        # Captum hooks into the network that it explains, which must not run for somebody else meanwhile.
+        # explain.py hooks into the network that it explains, which must not run for somebody else meanwhile.
         self.explained = copy.deepcopy(self.scorer.network)
 
     def score(self, paths: list[str], every_face: bool, page: str) -> Iterator[tuple[str, str]]:

@@ -43,6 +43,7 @@ import torch
 from checkpoint import find_checkpoint
 from drawings import annotate, plot_course
 from experiment import experiment_folder
+from explain import explain_chips, overlay
 from labels import TRAITS
 from scoring import (
     FRAME_COLUMNS,
@@ -82,7 +83,6 @@ class Results:
         if self.plot_dir:
             write_picture(self.plot_dir / f"{name}_course.png", plot_course(scores))
         if self.explain_dir:
-            from explain import explain_chips, overlay  # here, since its library takes seconds to import
             network = self.scorer.network
             chips = torch.from_numpy(scores.chip).permute(2, 0, 1)[None].to(network.mean.device)
             heat = overlay(chips[0].cpu().numpy(), explain_chips(network, chips)[0], scores.chip_scores)

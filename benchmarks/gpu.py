@@ -4,7 +4,8 @@
     python benchmarks/gpu.py CHIP_DIR --num-workers 16 --out gpu.csv
     python benchmarks/gpu.py CHIP_DIR --quick
 
-On the first GPU, or on the CPU where there is none. A row for each job, precision, and without and with torch.compile:
+On the first GPU, or on the CPU where there is none. A row for each job, precision (bfloat16 where the device
+computes in it), and without and with torch.compile:
 faces a second of one batch that stays on the device (the limit), from the files in CHIP_DIR, the ratio of both, and the
 peak memory of the device. The batch size is doubled until that gains less than 5 %. Times are wall times, so the
 machine must be quiet. Features are of a face and its mirror image. Weights are random numbers, but for dlib's network.
@@ -29,7 +30,7 @@ import pandas
 import torch
 
 from dataset import Split, chip_loader, list_faces
-from device import Machine, pick_device, seed_everything
+from device import Machine, autocast_dtype, pick_device, seed_everything
 from features import FaceChips, Inputs, features_of_chips, make_source
 from labels import DEFAULT_PREPROCESSING, TRAITS, speakers_of
 from model_architectures import BACKBONES, PersonalityNetwork, build_network, make_head
@@ -293,9 +294,13 @@ def main(argv=None):
     print(f"device: {name_of(device)}; {len(split.faces)} faces, {args.num_workers} processes read them; "
           f"torch {torch.__version__}")
     print(f"reading alone: {reading_speed(split, machine):.0f} chips a second", flush=True)
+    precisions = ["float32", "bfloat16"]
+    if autocast_dtype("auto", device) is None:
+        precisions.remove("bfloat16")
+        print("bfloat16 is left out: this device does not compute in it")
     rows = []
     for job in JOBS:
-        for precision in ("float32", "bfloat16"):
+        for precision in precisions:
             for is_compiled in (False,) if args.quick else (False, True):
                 rows.append(measure(job, split, replace(machine, precision=precision), is_compiled, args.quick))
                 print(f"done: {job.name}, {precision}{', compiled' if is_compiled else ''}", file=sys.stderr)

@@ -10,6 +10,8 @@ run() {
 }
 
 run python demo/make_demo_data.py demo/data
+# The model that comes with the suite scores a picture: the portrait that the made-up clips are drawn on.
+run python predict.py pretrained "$(ls demo/data/test/videos/*.mp4 | head -n 1)" --annotate demo/runs/annotated
 for split in train valid test; do
     run python pre-processing/extract_faces_from_videos.py demo/data/$split/videos demo/data/$split/faces 5
 done

@@ -1,16 +1,19 @@
 """The benchmark of GPUs runs on the CPU, too, and its figures are of all jobs."""
 import csv
 
+from device import autocast_dtype, pick_device
+
 SCRIPT = "benchmarks/gpu.py"
 
 
 def test_quick_run(chip_data, tmp_path, run_script):
     result = run_script(SCRIPT, chip_data / "train" / "faces", "--quick", "--num-workers", 0, "--out", "gpu.csv",
                         timeout=600)
+    precisions = ["float32"] + ["bfloat16"] * (autocast_dtype("auto", pick_device()) is not None)
     rows = list(csv.DictReader((tmp_path / "gpu.csv").open()))
     assert [(row["job"].split(",")[0], row["precision"]) for row in rows] == [
         (job, precision) for job in ("FaceResNet29_v1.0", "ResNet18_v1.0", "ResNet50")
-        for precision in ("float32", "bfloat16")]
+        for precision in precisions]
     for row in rows:
         limit, from_files = float(row["limit"]), float(row["from_files"])
         assert limit > 0 and from_files > 0 and abs(float(row["ratio"]) - from_files / limit) < 1e-6
