@@ -147,6 +147,7 @@ class App:
             return show_problem(scores.clip, scores.problem)
         import cv2
         import numpy as np
+
         from drawings import annotate, plot_course
 
         # Without the bars that stand at its right: the page draws them.
