@@ -21,6 +21,10 @@ import pytest
 from filelock import FileLock
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+BROWSER = next((path for path in map(shutil.which, BROWSERS) if path), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]
 
 # Before anything imports torch: the tests start several processes at once, which share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -196,6 +200,18 @@ def trained(made_once, chip_data):
                       "--data-dir", chip_data)
         run_script_in(folder, "evaluate.py", "one", "--data-dir", chip_data)
     return made_once("trained", make) / "runs"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium; the test skips where there is none."""
+    if BROWSER is None:
+        pytest.skip("no Chromium or Chrome on this machine (Debian: apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as playwright:
+        instance = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        yield instance
+        instance.close()
 
 
 @pytest.fixture

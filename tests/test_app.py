@@ -19,15 +19,11 @@ import cv2
 import numpy as np
 import pytest
 
-from conftest import REPOSITORY, run_script_in
+from conftest import REPOSITORY, listen_to_ctrl_c, run_script_in
 from labels import TRAITS
 from make_media import portrait, write_clip
 
 pytest.importorskip("gradio", reason="pip install -r requirements-app.txt")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-BROWSER = next((path for path in map(shutil.which, BROWSERS) if path), None)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
 EVIL = "<img src=x onerror=alert(1)>&{{7*7}}${8*8}.mp4"  # a file's name
 
 
@@ -36,15 +32,6 @@ class Server(NamedTuple):
     port: int
     folder: Path            # its TMPDIR
     proxy: socket.socket    # where an HTTP client would turn to reach another machine
-
-
-@pytest.fixture(scope="module")
-def trained(chip_data, tmp_path_factory):
-    """Folder with runs/tiny."""
-    folder = tmp_path_factory.mktemp("trained")
-    run_script_in(folder, "train.py", 2, "tiny", "FaceResNet29_v1.0", "true", 16, "--data-dir", chip_data, "--l1", 16,
-                  "--l2", 8, "--heads", 1)
-    return folder
 
 
 @contextlib.contextmanager
@@ -56,8 +43,9 @@ def running(trained, folder, *options):
         port = probe.getsockname()[1]
         probe.close()
         process = subprocess.Popen(
-            [sys.executable, str(REPOSITORY / "app.py"), "tiny", "--port", str(port), "--frames", "3", *options],
-            cwd=trained, env={**os.environ, **proxies, "TMPDIR": str(folder)}, stdout=subprocess.PIPE, text=True)
+            [sys.executable, str(REPOSITORY / "app.py"), "one", "--port", str(port), "--frames", "3", *options],
+            cwd=trained.parent, env={**os.environ, **proxies, "TMPDIR": str(folder)}, stdout=subprocess.PIPE, text=True,
+            preexec_fn=listen_to_ctrl_c)
         try:
             assert f"http://127.0.0.1:{port}" in process.stdout.readline()
             yield Server(process, port, folder, proxy)
@@ -78,18 +66,6 @@ def server(trained, tmp_path_factory):
         server.proxy.setblocking(False)
         with pytest.raises(BlockingIOError):  # nothing ever tried to reach another machine
             server.proxy.accept()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium; the test skips where there is none."""
-    if BROWSER is None:
-        pytest.skip("no Chromium or Chrome on this machine (Debian: apt-get install chromium)")
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as playwright:
-        instance = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        yield instance
-        instance.close()
 
 
 def open_page(context, server):
@@ -252,9 +228,9 @@ def test_wrong_arguments(trained, tmp_path):
         probe.close()
         for arguments, complaint, env in (
                 (["nobody", "--port", port], "nobody", {}),
-                (["tiny", "--port", taken.getsockname()[1]], "--port", {}),
-                (["tiny", "--port", 70000], "--port", {}),
-                (["tiny", "--port", port], "make app", {"PYTHONPATH": tmp_path})):
-            result = run_script_in(trained, "app.py", *arguments, check=False, env={**env, "TMPDIR": tmp_path})
+                (["one", "--port", taken.getsockname()[1]], "--port", {}),
+                (["one", "--port", 70000], "--port", {}),
+                (["one", "--port", port], "make app", {"PYTHONPATH": tmp_path})):
+            result = run_script_in(trained.parent, "app.py", *arguments, check=False, env={**env, "TMPDIR": tmp_path})
             assert result.returncode == 2 and complaint in result.stderr and result.stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["gradio.py"]

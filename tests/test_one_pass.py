@@ -16,7 +16,7 @@ from clip_faces import ClipJob, extract_clip_faces
 from conftest import REPOSITORY, run_script_in
 from face_tracker import FaceTracker
 from failures import KnownFailures
-from find_faces import CropSettings, find_faces, load_models, overlap
+from find_faces import CropSettings, load_models, overlap
 from make_media import portrait, write_clip
 from read_clips import FrameSettings, choose_frames, earlier_frames
 from target_folder import open_target
@@ -157,12 +157,11 @@ def test_the_largest_face_stays_the_largest(picture):
     tracker = FaceTracker(models, earlier_frames("clip", range(40), 0))
     for index in range(0, 40):
         frame = np.ascontiguousarray(picture(index)[..., ::-1])
-        expected = find_faces(frame, models)
         found = tracker.find_faces(index, frame)
-        # Boxes of a coarse search do not tell faces of nearly one size apart.
-        largest = [face.rectangle for face in expected
-                   if face.rectangle.area() >= 0.8 * expected[0].rectangle.area()]
-        assert any(overlap(found[0].rectangle, rectangle) > 0.5 for rectangle in largest), index
+        assert found, index
+        if index % 3 == 0:  # the detector alone takes its time
+            expected = max(models.detector(frame, 1), key=lambda rectangle: rectangle.area())
+            assert overlap(found[0].rectangle, expected) > 0.5, index
 
 
 @pytest.mark.parametrize("ratio", [0.8, 0.9])
