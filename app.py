@@ -25,6 +25,10 @@ from pathlib import Path
 
 from command_line import UserError, counted, folder_lock, make_parser, positive_int, run_script
 
+import cv2
+import numpy as np
+import torch
+
 from app_gate import Gate, Visitors, delete_older
 from app_page import (
     CAUTION,
@@ -39,7 +43,11 @@ from app_page import (
     side_by_side,
     table_link,
 )
+from drawings import annotate, plot_course
 from experiment import PRETRAINED
+from explain import explain_chips, overlay
+from labels import CLIP_SUFFIXES, PICTURE_SUFFIXES
+from scoring import FRAME_COLUMNS, PEOPLE_COLUMNS, Scorer, load_scorer, score_files
 
 HOST = "127.0.0.1"
 FOLDER_PREFIX = "apparent-personality-"
@@ -89,7 +97,7 @@ def private_folder() -> Iterator[Path]:
 @dataclass
 class App:
     """What all visitors share: the network and the limits. Nothing of a visitor is in here but in `visitors`."""
-    scorer: object
+    scorer: Scorer
     frames: int
     workers: int
     most_bytes: int
@@ -104,8 +112,6 @@ class App:
 
     def score(self, paths: list[str], every_face: bool, page: str) -> Iterator[tuple[str, str]]:
         """Yield (progress, results) as HTML, first empty and then after each file; end when the page has closed."""
-        from scoring import FRAME_COLUMNS, PEOPLE_COLUMNS, score_files
-
         entries, people, frames = [], [], []
         yield show_progress(0, len(paths)), ""
         settings = self.scorer.face_settings(number_of_frames=self.frames, find_all=every_face, keep_picture=True)
@@ -126,7 +132,6 @@ class App:
 
     def refusal(self, path: str) -> str:
         """Return why a file is not scored at all, or an empty text."""
-        from labels import CLIP_SUFFIXES, PICTURE_SUFFIXES
         if path not in self.visitors.owners or not os.path.isfile(path):
             return "is deleted by now; choose it again"
         size = os.path.getsize(path)
@@ -145,11 +150,6 @@ class App:
         """Return the entry of a FileScores on the page."""
         if scores.problem:
             return show_problem(scores.clip, scores.problem)
-        import cv2
-        import numpy as np
-
-        from drawings import annotate, plot_course
-
         # Without the bars that stand at its right: the page draws them.
         height, width = cv2.imdecode(np.frombuffer(scores.picture.jpeg, np.uint8), cv2.IMREAD_COLOR).shape[:2]
         photo = annotate(scores.picture, scores.people)[:height, :width]
@@ -164,11 +164,6 @@ class App:
 
     def explain(self, chip, chip_scores):
         """Return heat maps as uint8 BGR picture of a chip (uint8 RGB H x W x 3)."""
-        import numpy as np
-        import torch
-
-        from explain import explain_chips, overlay
-
         chips = torch.from_numpy(np.ascontiguousarray(chip.transpose(2, 0, 1)))[None].to(self.explained.mean.device)
         with self.explaining:
             maps = explain_chips(self.explained, chips)[0]
@@ -302,8 +297,6 @@ def main(argv=None):
                 raise
             raise UserError("the page needs the package gradio: run make app, or pip install -r requirements-app.txt"
                             ) from None
-        from scoring import load_scorer
-
         app = App(load_scorer(args.experiment, args.runs_dir), args.frames, args.workers, args.max_megabytes * 10**6,
                   args.max_minutes * 60, args.max_files)
         blocks = launch(app, args.port, folder)

@@ -3,7 +3,6 @@
 Nothing here becomes a file on the server, so no result can be left over or be fetched by somebody else.
 """
 import base64
-import csv
 import html
 import io
 import os
@@ -14,7 +13,9 @@ from command_line import counted
 import cv2
 import numpy as np
 
+from drawings import COLOURS
 from labels import TRAITS
+from scoring import write_csv
 
 LONGEST_PROBLEM = 300  # characters; messages of libraries may hold whole arrays
 TITLE = "Apparent personality"
@@ -53,7 +54,6 @@ CSS = """
 #recording [aria-label^="Trim video"] { display: none; }  /* needs a library from elsewhere */
 @media (max-width: 640px) { #results .pair { grid-template-columns: minmax(0, 1fr); gap: 0; } }
 """
-COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd")   # as in the annotated pictures
 
 
 def file_name(path: str) -> str:
@@ -101,7 +101,7 @@ def _bar(row, trait, colour):
         parts.append(f"higher than {percentile:.0f} % of the training clips")
     whisker = "" if low is None else f'<i style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"></i>'
     return (f'<div class="row"><span>{name}</span><span class="number">{score:.2f}</span>'
-            f'<span class="bar" aria-hidden="true"><b style="width:{100 * score:.1f}%;background:{colour}"></b>'
+            f'<span class="bar" aria-hidden="true"><b style="width:{100 * score:.1f}%;background:rgb{colour}"></b>'
             f'{whisker}</span><span class="range meta">{", ".join(parts)}</span></div>')
 
 
@@ -126,10 +126,6 @@ def show_file(path: str, meta: str, parts: Iterable[str]) -> str:
 def table_link(rows: list[dict], columns: Iterable[str], name: str, text: str) -> str:
     """Return a link that holds a table as CSV and saves it under the name."""
     file = io.StringIO()
-    writer = csv.DictWriter(file, list(columns), extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        shown = {key: f"{value:.6f}" if isinstance(value, float) else value for key, value in row.items()}
-        writer.writerow({**shown, "clip": os.path.basename(row["clip"])})
+    write_csv(file, columns, ({**row, "clip": os.path.basename(row["clip"])} for row in rows))
     data = base64.b64encode(file.getvalue().encode("utf-8", "backslashreplace")).decode()
     return f'<a class="download" download="{name}" href="data:text/csv;charset=utf-8;base64,{data}">{text}</a>'

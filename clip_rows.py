@@ -199,11 +199,11 @@ def _write_row(values, code, clip):
 
 # ---------------------------------------------------------------- on a Ray cluster
 
-def _rows_in_task(split, faces, backbone, machine):
+def _rows_in_task(split, backbone, machine):
     """Return the rows of some clips, computed by the machine that this Ray task runs on."""
     torch.set_num_threads(1)
     machine = replace(machine, device=pick_device(), num_workers=0)
-    return np.concatenate([rows for rows, _ in _blocks(_Job(split, faces, backbone, machine))])
+    return np.concatenate([rows for rows, _ in _blocks(_Job(split, split.faces, backbone, machine))])
 
 
 def _blocks_by_ray(job, first):
@@ -218,10 +218,12 @@ def _blocks_by_ray(job, first):
         task = ray.remote(num_cpus=1, num_gpus=int(resources.get("GPU", 0) > 0), max_retries=3)(_rows_in_task)
         backbone, waiting = ray.put(job.backbone), deque()
         for start, end in _tasks(job, first):
-            part = job.of_clips(start, end)
-            faces = part.faces.assign(path=part.faces["path"].map(os.path.abspath))
-            waiting.append((start, end, task.remote(part.split.only(part.clips, job.split.name), faces, backbone,
-                                                    job.machine)))
+            faces = job.of_clips(start, end).faces
+            faces = faces.assign(path=faces["path"].map(os.path.abspath))
+            # Without the labels and speakers, which the features do not need.
+            part = replace(job.split, faces=faces, labels=job.split.labels.iloc[:0],
+                           speakers=job.split.speakers.iloc[:0])
+            waiting.append((start, end, task.remote(part, backbone, job.machine)))
             if len(waiting) > 2 * resources.get("CPU", 1):
                 yield _finished(job, *waiting.popleft(), ray)
         while waiting:

@@ -105,7 +105,7 @@ def evaluate_experiment(args: argparse.Namespace, metrics: dict) -> tuple[Evalua
     predictions, of_faces, checkpoint = score_split(args.experiment, args, split)
     seen = set(speakers_of(checkpoint.clips, args.speaker_regex)) | set(checkpoint.speakers)
     if args.train_labels:
-        seen = speakers_in(args.train_labels, args.speaker_regex)
+        _, seen = read_training_labels(args)
     elif not seen:
         print(f"note: {args.experiment} keeps no names of its training clips; with --train-labels FILE the speakers "
               "among them are told from others", file=sys.stderr)
@@ -118,9 +118,10 @@ def evaluate_experiment(args: argparse.Namespace, metrics: dict) -> tuple[Evalua
                       run_dir / f"evaluation_{args.split}", metrics, seen or None, run_dir, split, args.seed), of_faces
 
 
-def speakers_in(labels_path: str, speaker_regex: str) -> set[str]:
-    """Return the speakers of the clips in a file of labels."""
-    return set(read_speakers(labels_path, read_labels(labels_path).index, speaker_regex))
+def read_training_labels(args: argparse.Namespace) -> tuple[pandas.DataFrame, set[str]]:
+    """Return (the labels in the file of --train-labels, the speakers of their clips)."""
+    labels = read_labels(args.train_labels)
+    return labels, set(read_speakers(args.train_labels, labels.index, args.speaker_regex))
 
 
 def evaluate_file(args: argparse.Namespace, metrics: dict) -> Evaluation:
@@ -133,8 +134,8 @@ def evaluate_file(args: argparse.Namespace, metrics: dict) -> Evaluation:
                         f"{labels.index[0]}")
     constant, seen = labels.mean(), None
     if args.train_labels:
-        constant = read_labels(args.train_labels).mean()
-        seen = speakers_in(args.train_labels, args.speaker_regex)
+        training_labels, seen = read_training_labels(args)
+        constant = training_labels.mean()
     folder = Path(args.predictions).with_name(Path(args.predictions).stem + "_evaluation")
     return Evaluation(labels, predictions.loc[predictions.index.isin(labels.index)], speakers, constant, folder,
                       {**metrics, "split": "given"}, seen, seed=args.seed)

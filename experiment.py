@@ -17,9 +17,10 @@ SUITE = Path(__file__).resolve().parent
 PRETRAINED = "pretrained"   # the experiment that comes with the suite, in SUITE / PRETRAINED
 TRAINING_RECORD, SEARCH_RECORD = "args.json", "search_args.json"
 TRAINING_TABLE = "training.csv"     # one row an epoch
+MODEL_CARD = "MODEL_CARD.md"
 # What train.py, evaluate.py and export.py write into the folder.
 TRAINING_FILES = (TRAINING_RECORD, TRAINING_TABLE, "checkpoint_*.pt", "events.out.tfevents.*", "evaluation_*",
-                  "model.onnx", "model.pt2", "model.pt", "MODEL_CARD.md")
+                  "model.onnx", "model.pt2", "model.pt", MODEL_CARD)
 NEW, REPLACING, MOVING = ".new", ".replacing", ".moving"
 LONGEST_NAME = 200  # bytes; a name in a folder has at most 255, and files of this name get endings
 

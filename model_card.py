@@ -9,10 +9,9 @@ from command_line import VERSION, UserError, atomic_write
 
 import jinja2
 
-from experiment import SUITE, TRAINING_RECORD
+from experiment import MODEL_CARD, SUITE, TRAINING_RECORD
 from labels import ANNOTATION_FILES, TRAITS
 
-MODEL_CARD = "MODEL_CARD.md"
 KEEPS = {
     "exact": "A row of every training clip, with dlib's descriptor of the face, **by which people can be recognised**. "
              "Do not publish it without the consent of these people.",

@@ -15,7 +15,6 @@ neuroticism is emotional stability in truth: high means calm. A file that cannot
 with --out, a row with its problem.
 """
 import contextlib
-import csv
 import json
 import math
 import os
@@ -55,6 +54,7 @@ from scoring import (
     files_below,
     load_scorer,
     score_files,
+    write_csv,
 )
 
 LONGEST_STEM = 200  # bytes of a picture's name before its ending; a file's name has at most 255
@@ -106,16 +106,12 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
 
 def write_table(path: Path, columns: Iterable[str], rows: list[dict]) -> None:
     """Write rows as .csv or .json; what a row lacks is empty, in JSON null."""
-    rows = [{column: row.get(column) for column in columns} for row in rows]
     with atomic_write(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
         if path.suffix.lower() == ".json":
-            json.dump([{key: _rounded(value) for key, value in row.items()} for row in rows], file, indent=2)
+            json.dump([{column: _rounded(row.get(column)) for column in columns} for row in rows], file, indent=2)
             file.write("\n")
         else:
-            writer = csv.DictWriter(file, list(columns), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({key: f"{value:.6f}" if isinstance(value, float) else value for key, value in row.items()}
-                             for row in rows)
+            write_csv(file, columns, rows)
 
 
 def _rounded(value):

@@ -3,6 +3,7 @@
 Faces are found by the modules of pre-processing/, in worker processes and in memory.
 """
 import contextlib
+import csv
 import functools
 import math
 import os
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from command_line import printable
 
@@ -54,6 +55,14 @@ class FaceScores(NamedTuple):
     box: np.ndarray
     confidence: np.ndarray
     scores: np.ndarray
+
+
+def write_csv(file: TextIO, columns: Iterable[str], rows: Iterable[dict]) -> None:
+    """Write rows as CSV with a header; what a row lacks is empty, other keys are left out."""
+    writer = csv.DictWriter(file, list(columns), extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: f"{value:.6f}" if isinstance(value, float) else value for key, value in row.items()}
+                     for row in rows)
 
 
 @dataclass

@@ -5,10 +5,10 @@
     python benchmarks/gpu.py CHIP_DIR --quick
 
 On the first GPU, or on the CPU where there is none. A row for each job, precision (bfloat16 where the device
-computes in it), and without and with torch.compile:
-faces a second of one batch that stays on the device (the limit), from the files in CHIP_DIR, the ratio of both, and the
-peak memory of the device. The batch size is doubled until that gains less than 5 %. Times are wall times, so the
-machine must be quiet. Features are of a face and its mirror image. Weights are random numbers, but for dlib's network.
+computes in it), and without and with torch.compile: faces a second of one batch that stays on the device (the limit),
+from the files in CHIP_DIR, the ratio of both, and the peak memory of the device. The batch size is doubled until that
+gains less than 5 %. Times are wall times, so the machine must be quiet. Features are of a face and its mirror image.
+Weights are random numbers, but for dlib's network.
 
 Then torch.profiler looks at some steps of the training for what makes the processor wait for the device. --quick: few
 faces, one batch size, no torch.compile; to see that all works, not to measure.

@@ -34,10 +34,11 @@ from scipy.stats import mannwhitneyu
 
 from checkpoint import load_experiment
 from dataset import describe
+from experiment import MODEL_CARD
 from features import score_rows
 from labels import TRAITS, clip_name
 from metrics import scores_of_clips
-from model_card import KEEPS, MODEL_CARD, render_model_card
+from model_card import KEEPS, render_model_card
 
 SETTINGS = {"memory": "centres", "components": 256}     # 256: with 512 the file is over 6 MB
 TARGET = REPOSITORY / "pretrained"

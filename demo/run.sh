@@ -10,8 +10,9 @@ run() {
 }
 
 run python demo/make_demo_data.py demo/data
-# The model that comes with the suite scores a picture: the portrait that the made-up clips are drawn on.
-run python predict.py pretrained "$(ls demo/data/test/videos/*.mp4 | head -n 1)" --annotate demo/runs/annotated
+clip=$(ls demo/data/test/videos/*.mp4 | head -n 1)
+# By the model that comes with the suite, which knows nothing of the demo's spots.
+run python predict.py pretrained "$clip"
 for split in train valid test; do
     run python pre-processing/extract_faces_from_videos.py demo/data/$split/videos demo/data/$split/faces 5
 done
@@ -19,7 +20,6 @@ run python train_resnet_raytune_hyperparams.py 4 30 search FaceResNet29_v1.0 --d
 run python train.py 60 final FaceResNet29_v1.0 true 32 --config demo/runs/search/best_config.json --data-dir demo/data \
     --runs-dir demo/runs --overwrite
 run python evaluate.py final --data-dir demo/data --runs-dir demo/runs
-clip=$(ls demo/data/test/videos/*.mp4 | head -n 1)
 run python predict.py final "$clip" --runs-dir demo/runs --annotate demo/runs/annotated --out demo/runs/scores.csv
 
 printf '\nDone. The clips are made up: the figures show that the suite learns, not how well it reads people.\n'

@@ -181,7 +181,7 @@ def faces_of_file(path: str, settings: FaceSettings) -> tuple[int, list[Face], K
             chip = encode_jpeg(align_face(frame.picture, face.rectangle, models, crop.size, crop.padding)).tobytes()
             faces.append(Face(frame.index, seconds, 1, edges_of(face.rectangle), float(face.confidence), chip))
             if crop.find_all:
-                descriptors.append(describe_face(frame.picture, face.rectangle, models.predictor))
+                descriptors.append(describe_face(frame.picture, face.rectangle, models))
         if found and settings.keep_picture:
             # Of a long clip some are enough: one of these is in the middle, or next to it.
             kept.append((frame.index, *_scaled_down(frame.picture)))

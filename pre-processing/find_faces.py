@@ -102,14 +102,23 @@ class CropSettings:
 
 # ---------------------------------------------------------------- models
 
+def packaged_model(name: str, otherwise: str = "") -> Path:
+    """Return the path of a model file of dlib in the package face_recognition_models, which is not imported.
+
+    Raises UserError where the package is not installed. otherwise: what that line names as another way out.
+    """
+    package = importlib.util.find_spec("face_recognition_models")
+    if package is None:
+        raise UserError("the package face_recognition_models is not installed: pip install -r requirements.txt"
+                        + otherwise)
+    return Path(package.origin).with_name("models") / name
+
+
 def find_predictor(predictor_path: str | os.PathLike | None = None) -> str:
     """Return the path of the landmark model. Raises UserError where there is none."""
     if predictor_path is None:
-        package = importlib.util.find_spec("face_recognition_models")
-        if package is None:
-            raise UserError("the package face_recognition_models is not installed: pip install -r requirements.txt, "
-                            "or name a landmark model of dlib as third argument")
-        predictor_path = Path(package.origin).with_name("models") / "shape_predictor_5_face_landmarks.dat"
+        predictor_path = packaged_model("shape_predictor_5_face_landmarks.dat",
+                                        ", or name a landmark model of dlib as third argument")
     if not os.path.isfile(predictor_path):
         reason = "is no file" if os.path.exists(predictor_path) else "no such file"
         raise UserError(f"{predictor_path}: {reason}; name a landmark model of dlib (5 or 68 points)")

@@ -1,12 +1,10 @@
 """Who is who in a clip: the same person over all frames, by dlib's face recognition."""
 import functools
-import importlib.util
-from pathlib import Path
-
-from command_line import UserError
 
 import dlib
 import numpy as np
+
+from find_faces import Models, align_face, packaged_model
 
 # dlib's descriptors of one person's faces are nearer than this, those of two people are farther apart (King 2017,
 # http://blog.dlib.net/2017/02/high-quality-face-recognition-with-deep.html).
@@ -18,16 +16,12 @@ BLOCK = 500     # faces that are told apart at once: the time grows with their s
 @functools.lru_cache(maxsize=1)
 def load_recognition() -> dlib.face_recognition_model_v1:
     """Return dlib's face recognition network; loaded once in a process. Raises UserError where it is not installed."""
-    package = importlib.util.find_spec("face_recognition_models")
-    if package is None:
-        raise UserError("the package face_recognition_models is not installed: pip install -r requirements.txt")
-    path = Path(package.origin).with_name("models") / "dlib_face_recognition_resnet_model_v1.dat"
-    return dlib.face_recognition_model_v1(str(path))
+    return dlib.face_recognition_model_v1(str(packaged_model("dlib_face_recognition_resnet_model_v1.dat")))
 
 
-def describe_face(picture: np.ndarray, rectangle: dlib.rectangle, predictor: dlib.shape_predictor) -> np.ndarray:
+def describe_face(picture: np.ndarray, rectangle: dlib.rectangle, models: Models) -> np.ndarray:
     """Return dlib's descriptor, float64 128, of the face in a rectangle of a picture, uint8 RGB H x W x 3."""
-    chip = dlib.get_face_chip(picture, predictor(picture, rectangle), size=CHIP_SIZE, padding=CHIP_PADDING)
+    chip = align_face(picture, rectangle, models, CHIP_SIZE, CHIP_PADDING)
     return np.array(load_recognition().compute_face_descriptor(chip))
 
 
