@@ -93,10 +93,12 @@ class Visitors:
 
 def delete_older(folder: Path, seconds: float) -> None:
     """Delete all files below the folder that are older, finished or not."""
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            if path.is_file() and time.time() - path.stat().st_mtime > seconds:
-                _delete(path)
+    # Not Path.rglob, which fails where a folder is deleted meanwhile.
+    for parent, _, names in os.walk(folder):
+        for path in (Path(parent, name) for name in names):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > seconds:
+                    _delete(path)
 
 
 def _delete(path):

@@ -88,7 +88,8 @@ def bring(page, paths):
 
 def uploads(server):
     """Return the names of all files that the server has on disk, but its lock."""
-    return sorted(path.name for path in server.folder.rglob("*") if path.is_file() and path.name != ".lock")
+    # Not Path.rglob, which fails where the server deletes a folder meanwhile.
+    return sorted(name for _, _, names in os.walk(server.folder) for name in names if name != ".lock")
 
 
 def wait_until(condition):
