@@ -14,8 +14,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -55,13 +53,6 @@ KEPT_SECONDS, SWEEP_SECONDS = 3600, 60
 CONCURRENT_SCORINGS = 2
 # Gradio refuses a whole drop for one file over its limit, so its limit is higher than the one with a sentence a file.
 HARD_LIMIT_FACTOR = 5
-# Prints how long a clip is. In a process of its own: a damaged file may end it.
-LENGTH_COMMAND = """import sys
-sys.path[:0] = sys.argv[2:]
-from clip_packets import demux, open_clip
-with open_clip(sys.argv[1]) as (container, stream):
-    times = [packet.pts for packet in demux(container, stream) if packet.pts is not None]
-    print(float((max(times) - min(times)) * stream.time_base))"""
 
 
 # ---------------------------------------------------------------- environment
@@ -114,7 +105,8 @@ class App:
         """Yield (progress, results) as HTML, first empty and then after each file; end when the page has closed."""
         entries, people, frames = [], [], []
         yield show_progress(0, len(paths)), ""
-        settings = self.scorer.face_settings(number_of_frames=self.frames, find_all=every_face, keep_picture=True)
+        settings = self.scorer.face_settings(number_of_frames=self.frames, find_all=every_face, keep_picture=True,
+                                             most_seconds=self.most_seconds)
         items = ((path, (None, problem) if problem else None)
                  for path, problem in ((path, self.refusal(path)) for path in paths))
         with contextlib.closing(score_files(self.scorer, items, settings, min(self.workers, len(paths)))) as answers:
@@ -140,10 +132,6 @@ class App:
             return "is neither a clip nor a picture by its name's ending"
         if size > self.most_bytes:
             return f"has {size / 1e6:.0f} MB; at most {self.most_bytes / 1e6:.0f} MB are taken (option --max-megabytes)"
-        seconds = clip_seconds(path) if suffix in CLIP_SUFFIXES else 0
-        if seconds > self.most_seconds:
-            return (f"lasts {seconds / 60:.1f} minutes; at most {self.most_seconds / 60:g} are taken "
-                    "(option --max-minutes)")
         return ""
 
     def show(self, scores) -> str:
@@ -156,7 +144,7 @@ class App:
         caption = "The face that is scored" if len(scores.people) == 1 else "The people that are scored"
         parts = [side_by_side(show_picture(photo, caption), show_people(scores.people)),
                  show_picture(self.explain(scores.chip, scores.chip_scores),
-                              "Where the face raises each score", strip=True)]
+                              "Where the face raises each score more than the others", strip=True)]
         if scores.frames > 1:
             parts.append(show_picture(plot_course(scores), "The course over the clip"))
         with_face = len(set(scores.faces.frame.tolist()))
@@ -168,17 +156,6 @@ class App:
         with self.explaining:
             maps = explain_chips(self.explained, chips)[0]
         return overlay(chips[0].cpu().numpy(), maps, chip_scores)[:, :, ::-1]
-
-
-def clip_seconds(path: str) -> float:
-    """Return how long a clip is, from its packets; 0 where that cannot be told."""
-    modules = [str(Path(__file__).resolve().parent / "pre-processing"), str(Path(__file__).resolve().parent)]
-    try:
-        answer = subprocess.run([sys.executable, "-c", LENGTH_COMMAND, path, *modules], capture_output=True, text=True,
-                                timeout=60, stdin=subprocess.DEVNULL)
-        return float(answer.stdout)
-    except (ValueError, subprocess.TimeoutExpired):
-        return 0.0  # the scorer then says what is wrong
 
 
 # ---------------------------------------------------------------- page

@@ -8,6 +8,7 @@ import functools
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ from labels import CLIP_SUFFIXES, NO_FACE, PICTURE_SUFFIXES, TRAITS
 from model_architectures import PersonalityNetwork
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "pre-processing"))
-from clip_faces import Face, FaceSettings, KeptPicture, faces_of_file
+from clip_faces import FaceSettings, FileFaces, KeptPicture, faces_of_file
 from find_faces import OTHER_PICTURE_SUFFIXES, find_predictor, unreadable_kind
 from target_folder import find_files
 from worker_pool import map_files
@@ -102,26 +103,28 @@ class Scorer:
         return FaceSettings(number_of_frames, seed, self.preprocessing["size"], self.preprocessing["padding"],
                             predictor=find_predictor(predictor), **options)
 
-    def score_faces(self, path: str, count: int, faces: list[Face], picture: KeptPicture | None) -> FileScores:
-        """Return the scores of the faces of a file, of which there is at least one; count: its frames."""
+    def score_faces(self, path: str, found: FileFaces) -> FileScores:
+        """Return the scores of the faces of a file, of which there is at least one."""
+        faces, count = found.faces, found.frames
         people, frame, seconds, box, confidence = (np.array([getattr(face, name) for face in faces]) for name in
                                                    ("person", "frame", "seconds", "box", "confidence"))
         scores, rows = np.empty((len(faces), len(TRAITS)), dtype=np.float32), []
         for person in np.unique(people):
             places = np.flatnonzero(people == person)
-            of_person, scores[places] = score_clip(self.network, self._batches(faces, places))
+            chips = np.array([face.chip for face in faces])[places]
+            of_person, scores[places] = score_clip(self.network, self._batches(found.chips, chips))
             rows.append({"clip": printable(path), "person": int(person), **dict(zip(TRAITS, of_person.tolist())),
                          "frames": count, "faces": len(places), "confidence": float(confidence[places].mean()),
                          **dict(zip(SPREADS, scores[places].std(0).tolist())), **self.meaning(of_person, len(places)),
                          "problem": ""})
         middle = len(faces) // 2
-        return FileScores(path, "", count, rows, FaceScores(frame, seconds, people, box, confidence, scores), picture,
-                          _decoded(faces[middle].chip), scores[middle])
+        return FileScores(path, "", count, rows, FaceScores(frame, seconds, people, box, confidence, scores),
+                          found.picture, _read_chips(found.chips, [faces[middle].chip])[0], scores[middle])
 
-    def _batches(self, faces, places):
-        for start in range(0, len(places), BATCH_SIZE):
-            chips = np.stack([_decoded(faces[place].chip) for place in places[start:start + BATCH_SIZE]])
-            yield torch.from_numpy(chips).permute(0, 3, 1, 2).to(self.network.mean.device)
+    def _batches(self, path, chips):
+        for start in range(0, len(chips), BATCH_SIZE):
+            read = _read_chips(path, chips[start:start + BATCH_SIZE].tolist())
+            yield torch.from_numpy(read).permute(0, 3, 1, 2).to(self.network.mean.device)
 
     def meaning(self, scores: np.ndarray, faces: int) -> dict:
         """Return half widths, low and high ends of the intervals, and percentiles among the training labels, of five
@@ -138,8 +141,14 @@ class Scorer:
         return row
 
 
-def _decoded(jpeg):
-    return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+def _read_chips(path, places):
+    """Return chips, uint8 RGB N x H x W x 3, whose JPEGs are from begin to end in a file; places: N x (begin, end)."""
+    chips = []
+    with open(path, "rb") as file:
+        for begin, end in places:
+            file.seek(begin)
+            chips.append(cv2.imdecode(np.frombuffer(file.read(end - begin), np.uint8), cv2.IMREAD_COLOR_RGB))
+    return np.stack(chips)
 
 
 def load_scorer(experiment: str, runs_dir: str | os.PathLike, precision: str = "auto") -> Scorer:
@@ -167,9 +176,13 @@ def score_files(scorer: Scorer, files: Iterable[tuple[str, tuple | None]], setti
                 workers: int) -> Iterator[FileScores]:
     """Yield the FileScores of each file, in their order. files: (path, None), or (path, (None, problem)) for one that
     is not to be read. Take it in contextlib.closing, so that the worker processes end with the loop."""
-    function = functools.partial(faces_of_file, settings=settings)
-    with contextlib.closing(map_files(function, files, workers)) as answers:
-        for path, answer, problem in answers:
-            if problem is None and not answer[1]:
-                problem = NO_FACE
-            yield FileScores(path, problem) if problem else scorer.score_faces(path, *answer)
+    with tempfile.TemporaryDirectory(prefix="chips-", ignore_cleanup_errors=True) as chip_dir:
+        function = functools.partial(faces_of_file, settings=settings, chip_dir=chip_dir)
+        with contextlib.closing(map_files(function, files, workers)) as answers:
+            for path, found, problem in answers:
+                if problem or not found.faces:
+                    yield FileScores(path, problem or NO_FACE)
+                else:
+                    yield scorer.score_faces(path, found)
+                if found:
+                    os.unlink(found.chips)

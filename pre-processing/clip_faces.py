@@ -1,9 +1,13 @@
 """From a clip to the faces in its frames, in one pass: to chips on disk, or in memory."""
+import contextlib
 import os
+import tempfile
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
+
+from command_line import UserError
 
 import cv2
 import numpy as np
@@ -131,7 +135,8 @@ class FaceSettings:
     number_of_frames, every, seed: as in read_clips.FrameSettings; size: width and height of a chip in pixels; padding:
     margin around the landmarks, in parts of the face's size; find_all: all faces of a frame, not only the largest;
     predictor: path of the landmark model, None for the 5-point one; keep_picture: also return a picture of the middle
-    frame with a face; min_confidence: faces with a lower score of the detector are left out, None: none.
+    frame with a face; min_confidence: faces with a lower score of the detector are left out, None: none; most_seconds:
+    longer clips are refused, None: none.
     """
     number_of_frames: int
     seed: int
@@ -142,18 +147,19 @@ class FaceSettings:
     keep_picture: bool = False
     every: float | None = None
     min_confidence: float | None = None
+    most_seconds: float | None = None
 
 
 class Face(NamedTuple):
     """A face: the index of its frame, the frame's time in seconds (0 for a picture, NaN where the clip does not tell),
-    the number of its person from 1, (left, top, right, bottom) in pixels of the frame, the detector's score, and its
-    chip as the bytes of a JPEG file."""
+    the number of its person from 1, (left, top, right, bottom) in pixels of the frame, the detector's score, and where
+    its JPEG begins and ends in the file of chips."""
     frame: int
     seconds: float
     person: int
     box: tuple[int, int, int, int]
     confidence: float
-    chip: bytes
+    chip: tuple[int, int]
 
 
 class KeptPicture(NamedTuple):
@@ -163,36 +169,59 @@ class KeptPicture(NamedTuple):
     boxes: dict[int, tuple[int, int, int, int]]
 
 
-def faces_of_file(path: str, settings: FaceSettings) -> tuple[int, list[Face], KeptPicture | None]:
-    """Return (number of frames, faces in the order of frames and people, picture) of a clip or picture file.
+class FileFaces(NamedTuple):
+    """The faces of a clip or picture: the number of its frames, its faces in the order of frames and people, the path
+    of the file of their chips, and with keep_picture a picture of the middle frame with a face."""
+    frames: int
+    faces: list[Face]
+    chips: str
+    picture: KeptPicture | None
 
-    picture: None, or with keep_picture that of the middle frame with a face. Raises UserError for a file that cannot be
-    read, OSError for one that cannot be opened.
+
+def faces_of_file(path: str, settings: FaceSettings, chip_dir: str) -> FileFaces:
+    """Return the FileFaces of a clip or picture file. The chips go into a new file in chip_dir, so that memory does not
+    grow with the length of a clip; whoever takes the answer deletes it.
+
+    Raises UserError for a file that cannot be read, OSError for one that cannot be opened and for a full disk.
     """
     crop = CropSettings(settings.predictor, settings.size, settings.padding, settings.find_all)
     models = load_models(crop.predictor)
     faces, descriptors, kept, count = [], [], [], 0
-    for frame, seconds in _frames_of_file(path, settings, crop):
-        count += 1
-        found = [face for face in frame.faces[:None if crop.find_all else 1]
-                 if settings.min_confidence is None or face.confidence >= settings.min_confidence]
-        for face in found:
-            # Networks are trained on chips that went through the JPEG files that the scripts write.
-            chip = encode_jpeg(align_face(frame.picture, face.rectangle, models, crop.size, crop.padding)).tobytes()
-            faces.append(Face(frame.index, seconds, 1, edges_of(face.rectangle), float(face.confidence), chip))
-            if crop.find_all:
-                descriptors.append(describe_face(frame.picture, face.rectangle, models))
-        if found and settings.keep_picture:
-            # Of a long clip some are enough: one of these is in the middle, or next to it.
-            kept.append((frame.index, *_scaled_down(frame.picture)))
-            if len(kept) == 2 * MOST_KEPT:
-                kept = kept[::2]
+    with _new_file(chip_dir) as chips:
+        for frame, seconds in _frames_of_file(path, settings, crop):
+            count += 1
+            found = [face for face in frame.faces[:None if crop.find_all else 1]
+                     if settings.min_confidence is None or face.confidence >= settings.min_confidence]
+            for face in found:
+                # Networks are trained on chips that went through the JPEG files that the scripts write.
+                begin = chips.tell()
+                chips.write(encode_jpeg(align_face(frame.picture, face.rectangle, models, crop.size, crop.padding)))
+                faces.append(Face(frame.index, seconds, 1, edges_of(face.rectangle), float(face.confidence),
+                                  (begin, chips.tell())))
+                if crop.find_all:
+                    descriptors.append(describe_face(frame.picture, face.rectangle, models))
+            if found and settings.keep_picture:
+                # Of a long clip some are enough: one of these is in the middle, or next to it.
+                kept.append((frame.index, *_scaled_down(frame.picture)))
+                if len(kept) == 2 * MOST_KEPT:
+                    kept = kept[::2]
     if descriptors:
         people = number_people(np.array(descriptors), np.array([face.frame for face in faces]),
                                np.array([face.box[0] for face in faces]))
         faces = [face._replace(person=int(person)) for face, person in zip(faces, people)]
     faces.sort(key=lambda face: (face.frame, face.person))
-    return count, faces, _annotatable(kept[len(kept) // 2], faces) if kept else None
+    return FileFaces(count, faces, chips.name, _annotatable(kept[len(kept) // 2], faces) if kept else None)
+
+
+@contextlib.contextmanager
+def _new_file(folder: str) -> Iterator[BinaryIO]:
+    """Yield a new file in a folder, which is deleted again where an error ends the block."""
+    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+        try:
+            yield file
+        except BaseException:
+            os.unlink(file.name)
+            raise
 
 
 def _frames_of_file(path: str, settings: FaceSettings, crop: CropSettings) -> Iterator[tuple[FrameFaces, float]]:
@@ -200,6 +229,9 @@ def _frames_of_file(path: str, settings: FaceSettings, crop: CropSettings) -> It
     if os.path.splitext(path)[1].lower() in CLIP_SUFFIXES:
         packets = list_packets(path)
         seconds = packets.seconds()
+        if settings.most_seconds and seconds and max(seconds.values()) > settings.most_seconds:
+            raise UserError(f"lasts {max(seconds.values()) / 60:.1f} minutes; at most {settings.most_seconds / 60:g} "
+                            "are taken")
         frames = FrameSettings(settings.number_of_frames, settings.seed, every=settings.every)
         for frame in find_clip_faces(path, packets, frames, crop):
             yield frame, seconds.get(frame.index, float("nan"))
