@@ -8,6 +8,7 @@
 `make test` runs two test files at once (pytest-xdist). So no test may look at the whole machine: look at the processes
 that the test itself started.
 """
+import contextlib
 import os
 import shutil
 import signal
@@ -85,6 +86,17 @@ def run_script(tmp_path):
     return run
 
 
+@contextlib.contextmanager
+def signals_kept():
+    """Give SIGINT and SIGTERM back their handlers after a script's main() has run in this process."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 @pytest.fixture
 def run(monkeypatch, tmp_path, capfd):
     """run(module, *arguments): a script's main() as its command line runs it, in tmp_path; returns (status, stdout,
@@ -94,7 +106,6 @@ def run(monkeypatch, tmp_path, capfd):
     libraries print at the end) there is run_script.
     """
     monkeypatch.chdir(tmp_path)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def call(module, *arguments):
         capfd.readouterr()
@@ -108,9 +119,8 @@ def run(monkeypatch, tmp_path, capfd):
             status = error.code
         return status, *capfd.readouterr()
 
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    with signals_kept():
+        yield call
 
 
 def listen_to_ctrl_c():

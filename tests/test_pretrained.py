@@ -8,8 +8,11 @@ import pandas
 import pytest
 import torch
 
+import evaluate
+import export
+import train
 from checkpoint import load_checkpoint
-from conftest import REPOSITORY
+from conftest import REPOSITORY, signals_kept
 from gaussian_process import LEAST_CLIPS, LEAST_SPEAKERS
 from labels import TRAITS
 
@@ -51,54 +54,54 @@ def test_shipped_model_scores_the_demos_picture(tmp_path, run_script):
     assert all(0.3 < row[trait] < 0.9 for trait in TRAITS)
 
 
-def test_shipped_model_is_an_experiment_like_any_other(tmp_path, chip_data, run_script):
+def test_shipped_model_is_an_experiment_like_any_other(tmp_path, chip_data, run):
     data = tmp_path / "data"
     for split in ("train", "test"):
         shutil.copytree(chip_data / split, data / split)
         (data / split / "faces" / "preprocessing.json").write_text('{"size": 224, "padding": 0.5}')
     labels = data / "train" / "labels.csv"
-    first = run_script("evaluate.py", "pretrained", "--data-dir", data)
-    assert "keeps no names of its training clips" in first.stderr and "speakers in training" not in first.stdout
+    status, output, errors = run(evaluate, "pretrained", "--data-dir", data)
+    assert status == 0 and "keeps no names of its training clips" in errors and "speakers in training" not in output
     assert (tmp_path / "runs" / "pretrained" / "evaluation_test" / "metrics.json").exists()
-    second = run_script("evaluate.py", "pretrained", "--data-dir", data, "--train-labels", labels)
-    assert "speakers in training" in second.stdout
-    run_script("export.py", "pretrained", "--format", "torch")
+    status, output, _ = run(evaluate, "pretrained", "--data-dir", data, "--train-labels", labels)
+    assert status == 0 and "speakers in training" in output
+    assert run(export, "pretrained", "--format", "torch")[0] == 0
     assert (tmp_path / "runs" / "pretrained" / "model.pt2").stat().st_size > 10**7
     assert sorted(os.listdir(SHIPPED.parent)) == ["LICENSE", "MODEL_CARD.md", "make.sh", "model.pt"]
-    refused = run_script("train.py", 2, "pretrained", "FaceResNet29_v1.0", "true", 16, "--data-dir", chip_data,
-                         check=False)
-    assert refused.returncode == 2 and "comes with the suite" in refused.stderr
+    status, _, errors = run(train, 2, "pretrained", "FaceResNet29_v1.0", "true", 16, "--data-dir", chip_data)
+    assert status == 2 and "comes with the suite" in errors
 
 
 @pytest.fixture(scope="module")
 def experiments(chip_data, tmp_path_factory):
-    from conftest import run_script_in
-    folder = tmp_path_factory.mktemp("given")
+    """Folder runs/ with two small trainings, `centres` and `exact`."""
+    runs = tmp_path_factory.mktemp("given") / "runs"
     for form in ("centres", "exact"):
-        run_script_in(folder, "train.py", 3, form, "FaceResNet29_v1.0", "true", 16, "--memory", form, "--components",
-                      64, "--data-dir", chip_data)
-    return folder
+        with signals_kept():
+            train.main(["2", form, "FaceResNet29_v1.0", "true", "16", "--memory", form, "--components", "64",
+                        "--data-dir", str(chip_data), "--runs-dir", str(runs)])
+    return runs
 
 
-def test_a_checkpoint_given_away_scores_the_same_and_names_nobody(experiments, chip_data, run_script):
-    run_script("export.py", "centres", "--format", "checkpoint", cwd=experiments)
-    (experiments / "runs" / "friend").mkdir()
-    os.replace(experiments / "runs" / "centres" / "model.pt", experiments / "runs" / "friend" / "model.pt")
-    given = experiments / "runs" / "friend" / "model.pt"
+def test_a_checkpoint_given_away_scores_the_same_and_names_nobody(experiments, chip_data, run):
+    assert run(export, "centres", "--format", "checkpoint", "--runs-dir", experiments)[0] == 0
+    (experiments / "friend").mkdir()
+    os.replace(experiments / "centres" / "model.pt", experiments / "friend" / "model.pt")
+    given = experiments / "friend" / "model.pt"
     assert b"speaker0" not in given.read_bytes()
-    assert b"speaker0" in (experiments / "runs" / "centres" / "checkpoint_last.pt").read_bytes()
+    assert b"speaker0" in (experiments / "centres" / "checkpoint_last.pt").read_bytes()
     tables = []
     for name in ("centres", "friend"):
-        run_script("evaluate.py", name, "--data-dir", chip_data, cwd=experiments)
-        tables.append(pandas.read_csv(experiments / "runs" / name / "evaluation_test" / "predictions.csv", index_col=0))
+        assert run(evaluate, name, "--data-dir", chip_data, "--runs-dir", experiments)[0] == 0
+        tables.append(pandas.read_csv(experiments / name / "evaluation_test" / "predictions.csv", index_col=0))
     difference = (tables[0][list(TRAITS)] - tables[1][list(TRAITS)]).abs().to_numpy().max()
     assert 0 < difference < 1e-3  # half precision
-    card = (experiments / "runs" / "centres" / "MODEL_CARD.md").read_text()
+    card = (experiments / "centres" / "MODEL_CARD.md").read_text()
     assert "48 clips" not in card and "64 clips of 17 speakers" in card and "Test clips (16)" in card
 
 
-def test_rows_of_people_are_not_given_away(experiments, run_script):
-    refused = run_script("export.py", "exact", "--format", "checkpoint", cwd=experiments, check=False)
-    assert refused.returncode == 2 and "can be recognised" in refused.stderr
-    assert not (experiments / "runs" / "exact" / "model.pt").exists()
-    assert "can be recognised" in (experiments / "runs" / "exact" / "MODEL_CARD.md").read_text()
+def test_rows_of_people_are_not_given_away(experiments, run):
+    status, _, errors = run(export, "exact", "--format", "checkpoint", "--runs-dir", experiments)
+    assert status == 2 and "can be recognised" in errors
+    assert not (experiments / "exact" / "model.pt").exists()
+    assert "can be recognised" in (experiments / "exact" / "MODEL_CARD.md").read_text()

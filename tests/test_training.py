@@ -20,7 +20,7 @@ import evaluate
 import train
 import train_resnet_raytune_hyperparams
 from checkpoint import load_checkpoint
-from conftest import REPOSITORY, listen_to_ctrl_c, run_script_in, write_chips
+from conftest import REPOSITORY, listen_to_ctrl_c, signals_kept, write_chips
 from dataset import load_split
 from device import Machine
 from features import make_source
@@ -47,16 +47,17 @@ def losses_of(folder):
     return pandas.read_csv(folder / "training.csv")["loss_train"].tolist()
 
 
-def test_train_and_evaluate(run_script, run, chip_data, tmp_path):
-    run_script("train.py", 25, "first", "FaceResNet29_v1.0", "false", 16, "--data-dir", chip_data, *SMALL_HEAD)
+def test_train_and_evaluate(run, chip_data, tmp_path):
+    status, _, errors = run(train, 25, "first", "FaceResNet29_v1.0", "false", 16, "--data-dir", chip_data, *SMALL_HEAD)
+    assert status == 0, errors
     folder = tmp_path / "runs" / "first"
     assert {"args.json", "training.csv", "checkpoint_best.pt", "checkpoint_last.pt"} <= set(os.listdir(folder))
     history = pandas.read_csv(folder / "training.csv")
     best = load_checkpoint(folder / "checkpoint_best.pt")
     assert len(history) == 25 and history["accuracy_mean"].idxmax() + 1 == best.epoch
 
-    result = run_script("evaluate.py", "first", "--data-dir", chip_data)
-    assert "Pearson r" in result.stdout and "original repository" in result.stdout
+    status, output, _ = run(evaluate, "first", "--data-dir", chip_data)
+    assert status == 0 and "Pearson r" in output and "original repository" in output
     metrics = json.loads((folder / "evaluation_test" / "metrics.json").read_text())
     assert metrics["clips"] == 16 and metrics["traits"]["mean"]["pearson"] > 0.5
     table = pandas.read_csv(folder / "evaluation_test" / "predictions.csv", index_col="clip")
@@ -116,59 +117,61 @@ def test_cached_and_uncached_training_have_the_same_losses(run, tmp_path):
     assert np.abs(np.subtract(first, second)).max() < 1e-4
 
 
-RESUMED = ["train.py", 3, "EXPERIMENT", "FaceResNet29_v2.0", "false", 8, *SMALL_HEAD, "--ema-decay", 0.9,
-           "--mixup", 0.2, "--augment", 0.5, "--precision", "float32"]
-SAVE_ALWAYS = {"SECONDS_BETWEEN_CHECKPOINTS": "0"}
+RESUMED = [4, "EXPERIMENT", "FaceResNet29_v2.0", "false", 4, *SMALL_HEAD, "--ema-decay", 0.9, "--mixup", 0.2,
+           "--augment", 0.5, "--precision", "float32"]
+
+
+def resumed_command(experiment, data):
+    return [str(word) if word != "EXPERIMENT" else experiment for word in (*RESUMED, "--data-dir", data)]
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """(data folder, experiment folder) of a training that nothing interrupted."""
+    """(data folder, experiment folder) of a training that nothing interrupted, of three steps an epoch."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    data = write_chips(folder / "data", {"train": 10, "valid": 4})
-    run_script_in(folder, *[word if word != "EXPERIMENT" else "whole" for word in RESUMED], "--data-dir", data,
-                  env=SAVE_ALWAYS)
+    data = write_chips(folder / "data", {"train": 10, "valid": 4}, faces_a_clip=1)
+    with signals_kept():
+        train.main([*resumed_command("whole", data), "--runs-dir", str(folder / "runs")])
     return data, folder / "runs" / "whole"
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "Ctrl-C", "SIGKILL and truncated checkpoint"])
-def test_interrupted_and_resumed_training_is_the_same(run_script, uninterrupted, tmp_path, how):
+def test_interrupted_and_resumed_training_is_the_same(run, uninterrupted, tmp_path):
+    """Three times in one training: by SIGTERM, by Ctrl-C, and by SIGKILL while its last checkpoint is written."""
     data, whole = uninterrupted
-    broken = [str(word) if word != "EXPERIMENT" else "broken" for word in (*RESUMED, "--data-dir", data)]
-    folder = tmp_path / "runs" / "broken"
-    process = subprocess.Popen([sys.executable, REPOSITORY / broken[0], *broken[1:]], cwd=tmp_path, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **SAVE_ALWAYS},
-                               start_new_session=True, preexec_fn=listen_to_ctrl_c)
-    deadline = time.monotonic() + 60
-    while not (folder / "checkpoint_previous.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert process.poll() is None, process.communicate()
-    number = {"SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}.get(how, signal.SIGKILL)
-    process.send_signal(number)
-    errors = process.communicate(timeout=30)[1]
-    if number != signal.SIGKILL:
-        assert process.returncode == 128 + number and f"stopped by {how}" in errors and "--resume" in errors
-    else:
-        last = folder / "checkpoint_last.pt"
-        last.write_bytes((folder / "checkpoint_previous.pt").read_bytes()[:100_000])
-    resumed = run_script(*broken, "--resume", env=SAVE_ALWAYS)
-    assert number != signal.SIGKILL or "falling back" in resumed.stderr
-    for name in ("checkpoint_last.pt", "checkpoint_best.pt"):
+    command, folder = resumed_command("broken", data), tmp_path / "runs" / "broken"
+    last, previous = folder / "checkpoint_last.pt", folder / "checkpoint_previous.pt"
+    for number, how in ((signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C"), (signal.SIGKILL, None)):
+        previous.unlink(missing_ok=True)
+        process = subprocess.Popen([sys.executable, REPOSITORY / "train.py", *command], cwd=tmp_path, text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+                                   env={**os.environ, "SECONDS_BETWEEN_CHECKPOINTS": "0"}, preexec_fn=listen_to_ctrl_c)
+        deadline = time.monotonic() + 60
+        while not previous.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert process.poll() is None, process.communicate()
+        process.send_signal(number)
+        errors = process.communicate(timeout=30)[1]
+        assert process.returncode == (128 + number if how else -number)
+        assert how is None or (f"stopped by {how}" in errors and "--resume" in errors)
+        command = [*resumed_command("broken", data), "--resume"]
+    last.write_bytes(previous.read_bytes()[:100_000])
+    status, _, errors = run(train, *command)
+    assert status == 0 and "falling back" in errors
+    for name in (last.name, "checkpoint_best.pt"):
         assert_equal_states(network_of(whole / name), network_of(folder / name))
     assert losses_of(whole) == losses_of(folder)
 
 
 def test_resuming_with_other_settings_is_refused(run, uninterrupted):
     data, whole = uninterrupted
-    command = [word if word != "EXPERIMENT" else "whole" for word in RESUMED[1:]]
-    status, _, errors = run(train, *command, "--data-dir", data, "--runs-dir", whole.parent, "--resume", "--lr", 0.1)
+    status, _, errors = run(train, *resumed_command("whole", data), "--runs-dir", whole.parent, "--resume", "--lr", 0.1)
     assert status == 2 and "lr" in errors
 
 
 def test_two_processes_under_torchrun(uninterrupted, tmp_path):
     """Two gloo processes on the CPU see halves of each epoch and end with the same weights."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-               REPOSITORY / "train.py", "2", "pair", "FaceResNet29_v2.0", "false", "8", "--data-dir", uninterrupted[0],
+               REPOSITORY / "train.py", "2", "pair", "FaceResNet29_v2.0", "false", "4", "--data-dir", uninterrupted[0],
                *map(str, SMALL_HEAD)]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=180)
     assert result.returncode == 0, result.stderr
@@ -177,18 +180,16 @@ def test_two_processes_under_torchrun(uninterrupted, tmp_path):
     assert np.isfinite(losses_of(tmp_path / "runs" / "pair")).all()
 
 
-def test_full_disk(run_script, chip_data, small_disk, monkeypatch):
+def test_full_disk(run_script, run, small_disk):
     """First the features do not fit, then the second checkpoint; with room the same command, or --resume, finishes."""
-    monkeypatch.setenv("SECONDS_BETWEEN_CHECKPOINTS", "0")
     disk = small_disk("200m")
-    shutil.copytree(chip_data, disk / "data", ignore=shutil.ignore_patterns("features", "videos", "frames"))
+    write_chips(disk / "data", {"train": 12, "valid": 4}, faces_a_clip=1)
     used = shutil.disk_usage(disk).used
-    small_disk(used + 400_000)
-    command = ["train.py", 3, "full", "FaceResNet29_v1.0", "true", 16, *SMALL_HEAD, "--data-dir", disk / "data",
-               "--runs-dir", disk]
+    small_disk(used + 200_000)
+    command = [3, "full", "FaceResNet29_v1.0", "true", 8, *SMALL_HEAD, "--data-dir", disk / "data", "--runs-dir", disk]
 
-    def assert_refused(*more):
-        result = run_script(*command, *more, check=False)
+    def assert_refused():
+        result = run_script("train.py", *command, env={"SECONDS_BETWEEN_CHECKPOINTS": 0}, check=False)
         assert result.returncode == 1 and "no space left" in result.stderr, result.stderr
         assert len(result.stderr.splitlines()) == 1, result.stderr
         assert not [path for path in disk.rglob("*") if ".partial" in path.name]
@@ -199,7 +200,7 @@ def test_full_disk(run_script, chip_data, small_disk, monkeypatch):
     assert_refused()
     assert load_checkpoint(disk / "full" / "checkpoint_previous.pt").training["step"] > 0
     small_disk("200m")
-    run_script(*command, "--resume")
+    assert run(train, *command, "--resume")[0] == 0
     assert len(pandas.read_csv(disk / "full" / "training.csv")) == 3
     assert load_checkpoint(disk / "full" / "checkpoint_last.pt")
 
@@ -226,12 +227,12 @@ def open_ports(mark):
 
 
 def test_search_killed_resumed_and_used(run_script, run, chip_data, tmp_path):
-    """The driver is killed in the middle and one kind of trial always fails: the rest is finished, the best used."""
-    # The script as a user would have edited it: with this learning rate the loss is not finite.
+    """The driver is killed in the middle and one trial always fails: the rest is finished, the best used."""
+    # The script as a user would have edited it: with the last learning rate the loss is not finite.
     text = (REPOSITORY / "train_resnet_raytune_hyperparams.py").read_text()
     edited = tmp_path / "train_resnet_raytune_hyperparams.py"
-    edited.write_text(text.replace('"lr": tune.loguniform(2e-4, 3e-3)', '"lr": tune.grid_search([1e-3, 1e30])'))
-    search = [sys.executable, edited, "2", "4", "search", "FaceResNet29_v1.0", "--data-dir", chip_data]
+    edited.write_text(text.replace('"lr": tune.loguniform(2e-4, 3e-3)', '"lr": tune.grid_search([1e-3, 2e-3, 1e30])'))
+    search = [sys.executable, edited, "1", "4", "search", "FaceResNet29_v1.0", "--data-dir", chip_data]
     search = list(map(str, search))
     variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), "STARTED_BY": str(tmp_path)}
     folder = tmp_path / "runs" / "search"
@@ -256,8 +257,8 @@ def test_search_killed_resumed_and_used(run_script, run, chip_data, tmp_path):
     assert result.returncode == 0, result.stderr
     trials = pandas.read_csv(folder / "trials.csv")
     ended = trials["status"].replace("stopped early", "finished")  # ASHA stops whichever of the two is behind
-    assert sorted(zip(trials["lr"], ended)) == [(1e-3, "finished")] * 2 + [(1e30, "failed")] * 2
-    assert "2 failed, 0 are unfinished" in result.stdout
+    assert sorted(zip(trials["lr"], ended)) == [(1e-3, "finished"), (2e-3, "finished"), (1e30, "failed")]
+    assert "1 failed, 0 are unfinished" in result.stdout
     # The best over all epochs, as the trial's own log says.
     log = pandas.read_csv(folder / "search" / trials["trial"][0] / "training.csv")
     assert log["accuracy_mean"].max() == pytest.approx(trials["best_accuracy"][0])
