@@ -83,7 +83,7 @@ def test_warnings():
     assert "only 1 speaker:" in warnings_about(table, labels, made_up()[1], alone)[0]
 
 
-def test_anybodys_predictions(run_script, run, tmp_path):
+def test_anybodys_predictions(run, tmp_path):
     labels, predictions, _ = made_up()
     labels.rename_axis("clip").to_csv(tmp_path / "labels.csv")
     foreign = predictions.drop(index=predictions.index[:3])
@@ -92,16 +92,17 @@ def test_anybodys_predictions(run_script, run, tmp_path):
     foreign.rename_axis("VideoName").to_csv(tmp_path / "mine.csv")
     groups = pandas.DataFrame({"clip": labels.index, "group": ["first", "second"] * 60})
     groups.to_csv(tmp_path / "groups.csv", index=False)
-    result = run_script("evaluate.py", "--predictions", "mine.csv", "--labels", "labels.csv",
-                        "--train-labels", "labels.csv", "--group-by", "groups.csv", "--compare", "mine.csv")
+    status, _, errors = run(evaluate, "--predictions", "mine.csv", "--labels", "labels.csv",
+                            "--train-labels", "labels.csv", "--group-by", "groups.csv", "--compare", "mine.csv")
+    assert status == 0, errors
     metrics = json.loads((tmp_path / "mine_evaluation" / "metrics.json").read_text())
     expected = 1 - (labels.iloc[3:] - predictions.iloc[3:]).abs().to_numpy().mean()
     assert metrics["traits"]["mean"]["accuracy"] == pytest.approx(expected, abs=1e-6)
-    assert len(metrics["clips_without_prediction"]) == 3 and "3 of 120 clips" in result.stderr
+    assert len(metrics["clips_without_prediction"]) == 3 and "3 of 120 clips" in errors
     assert set(metrics["groups"]) == {"first", "second"} and metrics["comparison"]["mean"]["difference"] == 0
     assert metrics["seen"]["mean"]["clips"] == 117
 
     status, _, errors = run(evaluate, "--predictions", "mine.csv")
     assert status == 2 and "--labels" in errors
-    unknown = run_script("evaluate.py", "no_such_experiment", check=False)
-    assert unknown.returncode == 2 and "no_such_experiment" in unknown.stderr and "Traceback" not in unknown.stderr
+    status, _, errors = run(evaluate, "no_such_experiment")
+    assert status == 2 and "no_such_experiment" in errors and len(errors.splitlines()) == 1

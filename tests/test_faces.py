@@ -7,6 +7,7 @@ import dlib
 import numpy as np
 import pytest
 
+import extract_faces_from_frames
 from find_faces import edges_of, find_faces, find_predictor, finest_faces_from_width, load_models, read_picture
 from make_media import portrait
 
@@ -55,37 +56,43 @@ def test_faces_of_a_folder(frames, tmp_path, run_script):
         assert abs(points[:4, 1].mean() - 85) < 25 and abs(points[4, 0] - 112) < 25
 
 
-def test_second_run_searches_nothing_but_what_changed(frames, tmp_path, run_script):
+def test_second_run_searches_nothing_but_what_changed(frames, tmp_path, run):
     faces = tmp_path / "faces"
-    run_script(SCRIPT, frames, faces)
+
+    def output_of(*more):
+        status, output, errors = run(extract_faces_from_frames, frames, faces, *more)
+        assert status == 0, errors
+        return output
+
+    output_of()
     before = {path: path.stat().st_mtime_ns for path in faces.rglob("*.jpg")}
-    again = run_script(SCRIPT, frames, faces)
-    assert "0 faces made, 3 there already" in again.stdout and "No face found: 1 frame;" in again.stdout
-    assert "0 of 4 frames would be searched" in run_script(SCRIPT, frames, faces, "--dry-run").stdout
+    again = output_of()
+    assert "0 faces made, 3 there already" in again and "No face found: 1 frame;" in again
+    assert "0 of 4 frames would be searched" in output_of("--dry-run")
     cv2.imwrite(str(frames / "none__frame_0.jpg"), scene((300, 60, 600)))
-    changed = run_script(SCRIPT, frames, faces)
-    assert "1 face made, 3 there already" in changed.stdout
+    assert "1 face made, 3 there already" in output_of()
     assert (faces / "failures.csv").read_text() == "input,reason\n"
     assert before.items() <= {path: path.stat().st_mtime_ns for path in faces.rglob("*.jpg")}.items()
-    refused = run_script(SCRIPT, frames, faces, "--size", 112, check=False)
-    assert refused.returncode == 2 and "size 224 there, 112 now" in refused.stderr
+    status, _, errors = run(extract_faces_from_frames, frames, faces, "--size", 112)
+    assert status == 2 and "size 224 there, 112 now" in errors
 
 
-def test_one_clip_in_two_folders_is_refused(frames, tmp_path, run_script):
+def test_one_clip_in_two_folders_is_refused(frames, tmp_path, run):
     for folder in ("p1", "p2"):
         (frames / folder).mkdir()
         (frames / folder / f"two__frame_{folder[1]}.jpg").touch()
     (frames / "two__frame_10.png").unlink()
     for more in ([], ["--dry-run"]):
-        refused = run_script(SCRIPT, frames, tmp_path / "faces", *more, check=False)
-        assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1
-        assert all(text in refused.stderr for text in ("clip two ", str(frames / "p1"), str(frames / "p2")))
+        status, _, errors = run(extract_faces_from_frames, frames, tmp_path / "faces", *more)
+        assert status == 2 and len(errors.splitlines()) == 1
+        assert all(text in errors for text in ("clip two ", str(frames / "p1"), str(frames / "p2")))
     assert not (tmp_path / "faces").exists()
 
 
-def test_all_faces_and_workers(frames, tmp_path, run_script):
+def test_all_faces_and_workers(frames, tmp_path, run):
     for workers in (1, 2):
-        run_script(SCRIPT, frames, tmp_path / f"faces{workers}", "--faces", "all", "--workers", workers, "--size", 150)
+        assert run(extract_faces_from_frames, frames, tmp_path / f"faces{workers}", "--faces", "all",
+                   "--workers", workers, "--size", 150)[0] == 0
     made = [{str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*")}
             for folder in (tmp_path / "faces1", tmp_path / "faces2")]
     assert made[0] == made[1]
@@ -133,11 +140,13 @@ def test_exif_orientation(models, tmp_path, orientation):
     assert picture.shape == (480, 640, 3) and find_faces(picture, models)
 
 
-def test_predictor_argument(frames, tmp_path, run_script):
+def test_predictor_argument(frames, tmp_path, run):
     (tmp_path / "wrong.dat").write_bytes(b"not a model")
     for name in ("wrong.dat", "missing.dat", "frames"):
-        refused = run_script(SCRIPT, frames, tmp_path / "faces", tmp_path / name, check=False)
-        assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1 and name in refused.stderr
+        status, _, errors = run(extract_faces_from_frames, frames, tmp_path / "faces", tmp_path / name)
+        assert status == 2 and len(errors.splitlines()) == 1 and name in errors
     path_68 = find_predictor().replace("_5_", "_68_")
-    run_script(SCRIPT, frames, tmp_path / "faces", path_68)
+    for path in (frames / "two__frame_10.png", frames / "shard" / "three__frame_4.jpg"):
+        path.unlink()
+    assert run(extract_faces_from_frames, frames, tmp_path / "faces", path_68, "--workers", 1)[0] == 0
     assert "68" in json.loads((tmp_path / "faces" / "preprocessing.json").read_text())["predictor"]

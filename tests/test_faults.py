@@ -1,13 +1,17 @@
 """Classes of faults that a hostile user found: nothing is destroyed before it can be replaced, no wrong figure without
 a word, one bad thing does not stop the rest, what is read is checked where it is read, done is said when it is done."""
 import copy
+import functools
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
+from types import SimpleNamespace
 
-from command_line import UserError, disk_error
+from command_line import UserError, run_script
 
 import pandas
 import pytest
@@ -68,6 +72,7 @@ def test_killed_overwrite_leaves_the_old_training(run, runs, chip_data, tmp_path
         for line in process.stdout:
             if line.startswith("epoch 3"):
                 break
+        process.send_signal(signal.SIGSTOP)  # it holds the folder, but not the processor
         status, _, errors = run(train, *command, "--overwrite")
         assert status == 2 and "another run is working there" in errors
         assert process.poll() is None
@@ -309,12 +314,11 @@ def test_impossible_arguments_are_one_line(run, chip_data, tmp_path, arguments, 
     assert status == 2 and complaint in errors and len(errors.splitlines()) == 1
 
 
-def test_export_on_a_full_disk(run, runs, small_disk, tmp_path):
+def test_export_on_a_full_disk(run, runs, small_disk, monkeypatch):
     disk = small_disk("1m")
-    result = subprocess.run([sys.executable, REPOSITORY / "export.py", "one", "--format", "onnx", "--out",
-                             disk / "model.onnx"], cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 1 and "no space left" in result.stderr.splitlines()[-1], result.stderr
-    with pytest.raises(Exception) as caught:
-        run(export, "one", "--format", "torch", "--out", disk / "model.pt2")
-    assert disk_error(caught.value)  # of which run_script makes that line
-    assert not os.listdir(disk)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # run_script sets another
+    command = SimpleNamespace(main=functools.partial(run_script, export.main))
+    for file_format, name in (("torch", "model.pt2"), ("onnx", "model.onnx")):
+        status, _, errors = run(command, "one", "--format", file_format, "--out", disk / name)
+        assert status == 1 and "no space left" in errors.splitlines()[-1], errors
+        assert not os.listdir(disk)

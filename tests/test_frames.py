@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+import extract_frames_from_videos
 from clip_packets import list_packets
 from make_media import plain_decode, rotate_clip, set_pixel_aspect, write_clip
 from read_clips import choose_frames, decode_wanted, read_frames
@@ -88,23 +89,28 @@ def test_choice_is_seeded_nested_and_uniform(tmp_path):
     assert whole - {lost} < choose_frames("clip", [index for index in range(100) if index != lost], 10, 0)
 
 
-def test_second_run_and_other_workers(clips, tmp_path, run_script):
+def test_second_run_and_other_workers(clips, tmp_path, run):
     few = tmp_path / "few"
-    first = run_script(SCRIPT, clips, few, 3, "--workers", 1)
-    assert f"{3 * len(KINDS) + 3} frames made" in first.stdout
-    assert first.stdout.splitlines()[-1].startswith(f"Frames: {few}   next: python pre-processing/extract_faces")
-    again = run_script(SCRIPT, clips, few, 3, "--workers", 2)
-    assert "0 frames made" in again.stdout
-    dry = run_script(SCRIPT, clips, few, 5, "--dry-run")
-    assert f"{2 * len(KINDS) + 1} frames would be made" in dry.stdout and len(pictures_in(few)) == 3 * len(KINDS) + 3
+
+    def output_of(target, *arguments):
+        status, output, errors = run(extract_frames_from_videos, clips, target, *arguments)
+        assert status == 0, errors
+        return output
+
+    first = output_of(few, 3, "--workers", 1)
+    assert f"{3 * len(KINDS) + 3} frames made" in first
+    assert first.splitlines()[-1].startswith(f"Frames: {few}   next: python pre-processing/extract_faces")
+    assert "0 frames made" in output_of(few, 3, "--workers", 2)
+    dry = output_of(few, 5, "--dry-run")
+    assert f"{2 * len(KINDS) + 1} frames would be made" in dry and len(pictures_in(few)) == 3 * len(KINDS) + 3
     # A half-finished clip is completed, more frames are added, and the way there does not matter.
     for path in list(few.glob("plain__frame_*"))[:2]:
         path.unlink()
-    run_script(SCRIPT, clips, few, 5, "--workers", 2)
-    run_script(SCRIPT, clips, tmp_path / "at_once", 5, "--workers", 1)
+    output_of(few, 5, "--workers", 2)
+    output_of(tmp_path / "at_once", 5, "--workers", 1)
     assert pictures_in(few) == pictures_in(tmp_path / "at_once")
-    refused = run_script(SCRIPT, clips, few, 5, "--seed", 1, check=False)
-    assert refused.returncode == 2 and "seed 0 there, 1 now" in refused.stderr
+    status, _, errors = run(extract_frames_from_videos, clips, few, 5, "--seed", 1)
+    assert status == 2 and "seed 0 there, 1 now" in errors
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
@@ -127,12 +133,12 @@ def test_pixels_become_square(tmp_path, name, aspect, size):
         assert np.array_equal(picture, cv2.resize(pictures[index], size, interpolation=cv2.INTER_CUBIC))
 
 
-def test_pixels_of_the_container_and_of_rotated_clips(tmp_path, run_script):
+def test_pixels_of_the_container_and_of_rotated_clips(tmp_path, run):
     (tmp_path / "videos").mkdir()
     for name, aspect in (("square", (1, 1)), ("container", (1, 2)), ("absurd", (1000, 1))):
         set_pixel_aspect(write_clip(tmp_path / "videos" / f"{name}.mp4", frames=2, pixel_aspect=Fraction(2)), *aspect)
     rotate_clip(write_clip(tmp_path / "videos" / "rotated.mp4", frames=2, pixel_aspect=Fraction(2)), 90)
-    run_script(SCRIPT, "videos", "frames", 1)
+    assert run(extract_frames_from_videos, "videos", "frames", 1, "--workers", 1)[0] == 0
     sizes = {path.name.split("__")[0]: cv2.imread(str(path)).shape[1::-1]
              for path in (tmp_path / "frames").glob("*.jpg")}
     assert sizes == {"square": (96, 64), "container": (96, 128), "absurd": (96, 64), "rotated": (64, 192)}
@@ -140,24 +146,24 @@ def test_pixels_of_the_container_and_of_rotated_clips(tmp_path, run_script):
     assert len(problems) == 2 and "absurd.mp4" in problems[1] and "1000:1" in problems[1]
 
 
-def test_nested_folders_and_equal_names(tmp_path, run_script):
+def test_nested_folders_and_equal_names(tmp_path, run):
     (tmp_path / "videos" / "train-1" / "part").mkdir(parents=True)
     (tmp_path / "videos" / "train-2").mkdir()
     write_clip(tmp_path / "videos" / "train-1" / "part" / "a.001.mp4", frames=3)
     write_clip(tmp_path / "videos" / "train-2" / "a.002.MP4", frames=3, container_format="mp4")
     (tmp_path / "videos" / "notes.txt").write_text("no clip")
-    run_script(SCRIPT, "videos", "frames", 2)
+    assert run(extract_frames_from_videos, "videos", "frames", 2, "--workers", 1)[0] == 0
     assert {path.name.split("__")[0] for path in (tmp_path / "frames").glob("*.jpg")} == {"a.001", "a.002"}
     write_clip(tmp_path / "videos" / "train-2" / "a.001.avi", frames=3, codec="mpeg4")
-    refused = run_script(SCRIPT, "videos", "frames", 2, check=False)
-    assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1
-    assert "a.001.mp4" in refused.stderr and "a.001.avi" in refused.stderr
+    status, _, errors = run(extract_frames_from_videos, "videos", "frames", 2)
+    assert status == 2 and len(errors.splitlines()) == 1
+    assert "a.001.mp4" in errors and "a.001.avi" in errors
     (tmp_path / "videos" / "train-2" / "a.001.avi").unlink()
     # The same letters, written in the two ways of Unicode.
     for folder, form in (("train-1", "NFC"), ("train-2", "NFD")):
         (tmp_path / "videos" / folder / unicodedata.normalize(form, "José.mp4")).touch()
-    refused = run_script(SCRIPT, "videos", "frames", 2, check=False)
-    assert refused.returncode == 2 and "train-1/Jos" in refused.stderr and "train-2/Jos" in refused.stderr
+    status, _, errors = run(extract_frames_from_videos, "videos", "frames", 2)
+    assert status == 2 and "train-1/Jos" in errors and "train-2/Jos" in errors
 
 
 def test_real_clips(chalearn_dir):

@@ -5,6 +5,7 @@ import numpy as np
 import pandas
 import pytest
 
+import evaluate
 from labels import TRAITS
 
 EVIL = "<img src=x onerror=alert(1)>'\"<b>&{{7*7}}"  # a clip's name; a slash would end it
@@ -26,7 +27,7 @@ def open_page(browser, path, **options):
 
 
 @pytest.fixture
-def foreign_report(tmp_path, run_script):
+def foreign_report(tmp_path, run):
     """report.html of predictions in a CSV file, one clip with a hostile name; and a group of a hostile name."""
     generator = np.random.default_rng(0)
     labels = pandas.DataFrame(generator.uniform(0.2, 0.8, (30, 5)), columns=list(TRAITS))
@@ -38,9 +39,8 @@ def foreign_report(tmp_path, run_script):
     predictions.to_csv(tmp_path / "mine.csv", index=False)
     groups = pandas.DataFrame({"clip": labels["clip"], "group": [EVIL_GROUP, "other"] * 15})
     groups.to_csv(tmp_path / "groups.csv", index=False)
-    result = run_script("evaluate.py", "--predictions", "mine.csv", "--labels", "labels.csv",
-                        "--group-by", "groups.csv")
-    assert "report.html" in result.stdout
+    _, output, errors = run(evaluate, "--predictions", "mine.csv", "--labels", "labels.csv", "--group-by", "groups.csv")
+    assert "report.html" in output, errors
     return tmp_path / "mine_evaluation" / "report.html"
 
 

@@ -182,7 +182,7 @@ def test_other_scales_and_mixed_numbers_are_refused(tmp_path, numbers, complaint
     assert complaint in str(caught.value)
 
 
-def test_challenge_submission_and_groups_by_the_real_command(run_script, run, tmp_path):
+def test_challenge_submission_and_groups_by_the_real_command(run, tmp_path):
     """A submission as the challenge's winners published it, groups with names that pandas takes for missing values,
     files that are not there."""
     clips = [f"clip{number:02}.{number % 3:03}" for number in range(40)]
@@ -197,12 +197,12 @@ def test_challenge_submission_and_groups_by_the_real_command(run_script, run, tm
     groups = io.StringIO("Clip;Group\n" + "".join(f"{clip}.mp4;{'None' if number % 2 else 'glasses'}\n"
                                                   for number, clip in enumerate(clips[:-4])))
     (tmp_path / "groups.csv").write_text(groups.getvalue())
-    result = run_script("evaluate.py", "--predictions", "mine.csv", "--labels", "labels.csv",
-                        "--group-by", "groups.csv")
+    status, _, errors = run(evaluate, "--predictions", "mine.csv", "--labels", "labels.csv", "--group-by", "groups.csv")
+    assert status == 0, errors
     metrics = json.loads((tmp_path / "mine_evaluation" / "metrics.json").read_text())
     assert metrics["traits"]["neuroticism"]["accuracy"] == pytest.approx(0.95)
     assert {name: group["mean"]["clips"] for name, group in metrics["groups"].items()} == {"None": 18, "glasses": 18}
-    assert "4 clips of 40 in no group" in result.stderr
+    assert "4 clips of 40 in no group" in errors
 
     for arguments, complaint in ((["--predictions", "missing.csv"], "missing.csv: no such file"),
                                  (["--predictions", tmp_path], "is a folder"),

@@ -17,6 +17,7 @@ from pathlib import Path
 import pybit7z
 import pytest
 
+import unpack_chalearn
 from conftest import listen_to_ctrl_c
 from labels import ANNOTATION_FILES, TRAITS
 
@@ -100,13 +101,13 @@ def downloads(tmp_path_factory):
     return folder, result
 
 
-def test_whole_layout_then_resumed_and_repaired(run_script, downloads, tmp_path):
+def test_whole_layout_then_resumed_and_repaired(run_script, run, monkeypatch, downloads, tmp_path):
     folder, result = downloads
-    environment = {"CHALEARN_PASSWORD": f"{OUTER}\n{INNER}"}
-    dry = run_script(SCRIPT, folder, "data", "--dry-run", env=environment)
-    assert not (tmp_path / "data").exists() and "5 clips" in dry.stdout and "next:" in dry.stdout
+    monkeypatch.setenv("CHALEARN_PASSWORD", f"{OUTER}\n{INNER}")
+    status, output, _ = run(unpack_chalearn, folder, "data", "--dry-run")
+    assert status == 0 and not (tmp_path / "data").exists() and "5 clips" in output and "next:" in output
 
-    first = run_script(SCRIPT, folder, "data", env=environment)
+    first = run_script(SCRIPT, folder, "data")
     tree = read_tree(tmp_path / "data")
     assert tree.pop("failures.csv") == b"input,reason\r\n"
     assert tree == result
@@ -118,17 +119,19 @@ def test_whole_layout_then_resumed_and_repaired(run_script, downloads, tmp_path)
     (tmp_path / "data" / damaged).write_bytes(bytes(20_000))
     (tmp_path / "data" / lost).unlink()
     (tmp_path / "passwords").write_text(f"wrong\n{INNER}\n{OUTER}\n")
-    again = run_script(SCRIPT, folder, "data", "--password-file", "passwords", env={"CHALEARN_PASSWORD": None})
-    assert f"2 files unpacked, {len(result) - 2} were there already" in again.stdout
+    monkeypatch.delenv("CHALEARN_PASSWORD")
+    status, output, _ = run(unpack_chalearn, folder, "data", "--password-file", "passwords")
+    assert status == 0 and f"2 files unpacked, {len(result) - 2} were there already" in output
     assert {name: content for name, content in read_tree(tmp_path / "data").items() if name != "failures.csv"} == result
     changed = {name for name in result if (tmp_path / "data" / name).stat().st_ctime_ns != times[name]}
     assert changed == {damaged, lost}
 
 
-def test_without_the_password_everything_else_is_unpacked(run_script, downloads, tmp_path):
+def test_without_the_password_everything_else_is_unpacked(run, monkeypatch, downloads, tmp_path):
     folder, result = downloads
-    run = run_script(SCRIPT, folder, "data", env={"CHALEARN_PASSWORD": OUTER}, check=False)
-    assert run.returncode == 2 and run.stderr.count("\n") == 1 and "none of the given passwords opens it" in run.stderr
+    monkeypatch.setenv("CHALEARN_PASSWORD", OUTER)
+    status, _, errors = run(unpack_chalearn, folder, "data")
+    assert status == 2 and errors.count("\n") == 1 and "none of the given passwords opens it" in errors
     tree = read_tree(tmp_path / "data")
     locked = {name for name in result if "test" in name} | {f"valid/videos/_uNup91ZYw{i}.002.mp4" for i in (2, 3)}
     assert set(tree) == set(result) - locked | {"failures.csv"}
@@ -136,10 +139,11 @@ def test_without_the_password_everything_else_is_unpacked(run_script, downloads,
     assert "password" in rows["test-1e.zip/test-1/test80_01.zip"] and "password" in rows["test-annotation-e.zip"]
     assert "missing" in rows["data/valid/videos/_uNup91ZYw2.002.mp4"]
 
-    run = run_script(SCRIPT, folder, "data2", env={"CHALEARN_PASSWORD": None}, check=False)
-    assert run.returncode == 2 and "needs a password" in run.stderr
-    run = run_script(SCRIPT, folder, "data3", "--password-file", "nowhere", check=False)
-    assert run.returncode == 2 and "nowhere" in run.stderr and not (tmp_path / "data3").exists()
+    monkeypatch.delenv("CHALEARN_PASSWORD")
+    status, _, errors = run(unpack_chalearn, folder, "data2")
+    assert status == 2 and "needs a password" in errors
+    status, _, errors = run(unpack_chalearn, folder, "data3", "--password-file", "nowhere")
+    assert status == 2 and "nowhere" in errors and not (tmp_path / "data3").exists()
 
 
 def test_password_typed_at_the_prompt(downloads, tmp_path):
@@ -226,15 +230,23 @@ def test_a_full_disk_is_seen_before_anything_is_written(run_script, tmp_path):
     assert run.returncode == 2 and "takes 12000.00 GB" in run.stderr and not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_stopped_and_started_again(run_script, tmp_path, number, status):
-    folder = tmp_path / "downloads"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """(folder with an archive that takes a while to unpack, {name of a clip in it: content})."""
+    folder = tmp_path_factory.mktemp("large")
     files = {f"clip{i}.000.mp4": clip_bytes(str(i), 2_000_000) for i in range(30)}
-    encrypted_zip(folder / "test-1e.zip", {"test80_01.zip": encrypted_zip(tmp_path / "x", files, INNER)}, OUTER)
+    inner = encrypted_zip(folder / "x", files, INNER)
+    (folder / "x").unlink()
+    encrypted_zip(folder / "test-1e.zip", {"test80_01.zip": inner}, OUTER)
+    return folder, files
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_stopped_and_started_again(run, monkeypatch, large, tmp_path, number, status):
+    folder, files = large
     script = Path(__file__).resolve().parent.parent / SCRIPT
-    environment = {**os.environ, "CHALEARN_PASSWORD": f"{OUTER}\n{INNER}"}
-    process = subprocess.Popen([sys.executable, script, folder, tmp_path / "data"], env=environment, text=True,
+    monkeypatch.setenv("CHALEARN_PASSWORD", f"{OUTER}\n{INNER}")
+    process = subprocess.Popen([sys.executable, script, folder, tmp_path / "data"], text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=listen_to_ctrl_c)
     scratch = tmp_path / "data" / ".unpacking"
     waited = time.monotonic() + 60
@@ -250,12 +262,12 @@ def test_stopped_and_started_again(run_script, tmp_path, number, status):
         assert name.startswith(".un") or content == files.get(Path(name).name) or name == "failures.csv"
     assert number == signal.SIGKILL or not scratch.exists()
 
-    run_script(SCRIPT, folder, "data", env={"CHALEARN_PASSWORD": f"{OUTER}\n{INNER}"})
+    assert run(unpack_chalearn, folder, "data")[0] == 0
     tree = read_tree(tmp_path / "data")
     assert {Path(name).name: content for name, content in tree.items() if name != "failures.csv"} == files
 
 
-def test_wrong_arguments(run_script, tmp_path):
+def test_wrong_arguments(run_script, run, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     (tmp_path / "downloads").mkdir()
@@ -267,8 +279,8 @@ def test_wrong_arguments(run_script, tmp_path):
                             (("downloads", "file/data"), "Not a directory"), (("downloads", 300 * "x"), "too long"),
                             (("downloads", "data", "--password-file", "empty"), "empty: cannot be read"),
                             (("downloads", "taken"), "taken/train/videos: cannot be made")):
-        run = run_script(SCRIPT, *arguments, check=False)
-        assert run.returncode == 2 and run.stderr.count("\n") == 1 and word in run.stderr, run.stderr
+        status, _, errors = run(unpack_chalearn, *arguments)
+        assert status == 2 and errors.count("\n") == 1 and word in errors, errors
     (tmp_path / "downloads" / "train-1.zip").write_bytes(b"no archive")
-    run = run_script(SCRIPT, "downloads", "data", check=False)
-    assert run.returncode == 2 and "1 file could not be unpacked" in run.stderr
+    refused = run_script(SCRIPT, "downloads", "data", check=False)
+    assert refused.returncode == 2 and "1 file could not be unpacked" in refused.stderr
