@@ -42,7 +42,7 @@ BATCH_SIZES = (32, 64, 128, 256, 512, 1024, 2048)
 LEAST_GAIN = 1.05       # a larger batch is worth it from here on
 STEPS = 20              # of a training on one batch, in each of two epochs
 PROFILED_STEPS = 5
-QUICK_FACES, QUICK_BATCH, QUICK_STEPS = 4, 2, 1
+QUICK_FACES, QUICK_BATCH, QUICK_STEPS = 2, 2, 1
 # Of torch.profiler: what makes the processor wait for the device, or brings numbers back from it. The profiler itself
 # ends with cudaDeviceSynchronize, so that one does not count.
 WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "Memcpy DtoH", "aten::_local_scalar_dense")
@@ -133,8 +133,9 @@ def first_chips(split: Split, number: int, device: torch.device) -> torch.Tensor
 
 
 def training_speed(network: PersonalityNetwork, faces: Faces, batch_size: int, machine: Machine) -> float:
-    """Return the faces a second of the second of two epochs: the first one warms up."""
-    plan = Plan(Settings(), 2, min(batch_size, len(faces.source)))
+    """Return the faces a second of the second of two epochs: the first one warms up, but for --quick."""
+    epochs = 2 if len(faces.source) > QUICK_FACES else 1
+    plan = Plan(Settings(), epochs, min(batch_size, len(faces.source)))
     state = start_training(network, faces, plan, machine)
     return list(fit(state, plan, faces, show_progress=False))[-1]["samples_per_second"]
 
@@ -220,14 +221,13 @@ def reading_speed(split: Split, machine: Machine) -> float:
 
 # ---------------------------------------------------------------- waits
 
-def waits_in_steps(split: Split, machine: Machine, batch_size: int, mixup: float) -> dict[str, float]:
-    """Return {event of WAITS: how often in a step} of PROFILED_STEPS in the middle of an epoch of training.fit, read
+def waits_in_steps(network: PersonalityNetwork, split: Split, machine: Machine, plan: Plan,
+                   steps: int) -> dict[str, float]:
+    """Return {event of WAITS: how often in a step} of so many steps in the middle of an epoch of training.fit, read
     from files. The end of an epoch, which has to wait for its losses, is not among them."""
-    seed_everything(0)
-    network = machine.place(trained_resnet50())
-    copies = -(-(PROFILED_STEPS + 4) * batch_size // len(split.faces))  # enough chips for these steps
+    copies = -(-(steps + 4) * plan.batch_size // len(split.faces))  # enough chips for these steps
     split = replace(split, faces=pandas.concat([split.faces] * copies, ignore_index=True))
-    faces, plan = Faces(split, FaceChips(split, machine)), Plan(Settings(mixup=mixup), 1, batch_size)
+    faces = Faces(split, FaceChips(split, machine))
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if machine.device.type == "cuda" else []
     profiler = torch.profiler.profile(activities=activities)
@@ -235,7 +235,7 @@ def waits_in_steps(split: Split, machine: Machine, batch_size: int, mixup: float
     def after_step(state):
         if state.step == 2:
             profiler.start()
-        elif state.step == 2 + PROFILED_STEPS:
+        elif state.step == 2 + steps:
             profiler.stop()
 
     for _ in fit(start_training(network, faces, plan, machine), plan, faces, after_step=after_step,
@@ -245,13 +245,18 @@ def waits_in_steps(split: Split, machine: Machine, batch_size: int, mixup: float
     for event in profiler.events():
         for wait in WAITS:
             counts[wait] += event.name.startswith(wait)
-    return {wait: count / PROFILED_STEPS for wait, count in counts.items()}
+    return {wait: count / steps for wait, count in counts.items()}
 
 
-def print_waits(split: Split, machine: Machine, batch_size: int) -> None:
-    """Print what torch.profiler saw of waits in steps of the training, without and with mixup."""
+def print_waits(split: Split, machine: Machine, batch_size: int, is_quick: bool) -> None:
+    """Print what torch.profiler saw of waits in steps of the training, without and with mixup. --quick: in one step of
+    a small network."""
+    make_network, steps = (named("FaceResNet29_v3.0", "none"), QUICK_STEPS) if is_quick else (
+        trained_resnet50, PROFILED_STEPS)
     for mixup in (0.0, 0.2):
-        waits = waits_in_steps(split, machine, batch_size, mixup)
+        seed_everything(0)
+        plan = Plan(Settings(mixup=mixup), 1, batch_size)
+        waits = waits_in_steps(machine.place(make_network()), split, machine, plan, steps)
         found = ", ".join(f"{name} {count:.1f}" for name, count in waits.items() if count)
         print(f"waits in a step of training, mixup {mixup}: {found or 'none'}")
 
@@ -305,7 +310,7 @@ def main(argv=None):
                 rows.append(measure(job, split, replace(machine, precision=precision), is_compiled, args.quick))
                 print(f"done: {job.name}, {precision}{', compiled' if is_compiled else ''}", file=sys.stderr)
     print_table(rows)
-    print_waits(split, machine, QUICK_BATCH if args.quick else rows[-1]["batch_size"])
+    print_waits(split, machine, QUICK_BATCH if args.quick else rows[-1]["batch_size"], args.quick)
     with atomic_write(args.out) as partial:
         pandas.DataFrame(rows).assign(device=name_of(device)).to_csv(partial, index=False)
     print(f"table: {args.out}")

@@ -1,6 +1,9 @@
 """The benchmark of GPUs runs on the CPU, too, and its figures are of all jobs."""
 import csv
+import importlib.util
+import sys
 
+from conftest import REPOSITORY
 from device import autocast_dtype, pick_device
 
 SCRIPT = "benchmarks/gpu.py"
@@ -21,8 +24,12 @@ def test_quick_run(chip_data, tmp_path, run_script):
     assert result.stdout.count("waits in a step of training") == 2
 
 
-def test_wrong_folders_cost_one_line(tmp_path, run_script):
+def test_wrong_folders_cost_one_line(tmp_path, run):
+    specification = importlib.util.spec_from_file_location("gpu", REPOSITORY / SCRIPT)
+    gpu = importlib.util.module_from_spec(specification)
+    sys.modules["gpu"] = gpu  # where dataclasses look for it
+    specification.loader.exec_module(gpu)
     (tmp_path / "empty").mkdir()
     for name in ("missing", "empty"):
-        refused = run_script(SCRIPT, name, check=False)
-        assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1 and name in refused.stderr
+        status, _, errors = run(gpu, name)
+        assert status == 2 and len(errors.splitlines()) == 1 and name in errors
