@@ -44,7 +44,7 @@ lint: install
 	@.venv/bin/python -m ruff check .
 
 test: lint
-	@.venv/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 $(PYTEST_ARGS)
+	@.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(PYTEST_ARGS)
 
 clean:
 	rm -rf demo/data demo/runs .pytest_cache .ruff_cache
