@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import make_parser, positive_int, run_script
+from command_line import counted, make_parser, positive_int, run_script
 
 import numpy as np
 import pandas
@@ -47,13 +47,15 @@ VARIANTS = {
 }
 
 
-def gains(portraits: Portraits, folds: list[tuple[list[str], list[str], list[str]]], changes: dict) -> dict:
+def gains(portraits: Portraits, folds: list[tuple[list[str], list[str], list[str]]], changes: dict,
+          learn_from: Portraits | None = None) -> dict:
     """Return one row of a table: mean gain and its standard deviation over the trainings, the first one's interval over
-    speakers, and the CPU seconds a training. folds: (training, random, unseen) clips of each training."""
+    speakers, and the CPU seconds a training. folds: (training, random, unseen) clips of each training; learn_from:
+    portraits to train on, by default those that are measured on."""
     values, row, seconds = {}, {}, 0.0
     for seed, (training, at_random, unseen) in enumerate(folds):
         started = time.process_time()
-        network = train_once(portraits, training, changes, seed)
+        network = train_once(learn_from or portraits, training, changes, seed)
         seconds += time.process_time() - started
         constant = portraits.split.labels.loc[training].mean()
         for name, clips in (("random", at_random), ("unseen", unseen)):
@@ -83,7 +85,7 @@ def parse_args(argv=None):
     parser.add_argument("work_dir", metavar="WORK_DIR", type=Path)
     parser.add_argument("--ablation", action="store_true", help="what each part of the recipe gives, on folds")
     parser.add_argument("--learning-curve", action="store_true",
-                        help="gain over the number of training clips, on folds")
+                        help="gain over the number of training clips and of pictures a clip, on folds")
     parser.add_argument("--seeds", type=positive_int, default=3, help="trainings of each row")
     return parser.parse_args(argv)
 
@@ -107,6 +109,9 @@ def main(argv=None):
             drawn = [np.random.default_rng(0).permutation(fold[0])[:number].tolist() for fold in folds]
             smaller = [(some, *fold[1:]) for some, fold in zip(drawn, folds)]
             rows.append(show(f"{number} clips", gains(portraits, smaller, {})))
+        for number in (1, 2):
+            fewer = load_portraits(args.work_dir, number)
+            rows.append(show(f"{counted(number, 'picture')} of each clip", gains(portraits, folds, {}, fewer)))
     else:
         variants = FINAL if kind == "final" else VARIANTS
         rows = [show(name, gains(portraits, folds, changes)) for name, changes in variants.items()]

@@ -3,7 +3,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from command_line import UserError
@@ -70,7 +70,6 @@ class Portraits:
     """All portraits, their rows computed once, and parts of them."""
     split: Split
     source: ClipRows
-    faces_a_clip: int | None = None     # None: all
 
     def part(self, clips: list[str], single_faces: bool = False) -> Faces:
         """Return the rows of some clips; single_faces: a row for each of two faces of a clip instead of their mean."""
@@ -112,10 +111,16 @@ def measure_part(network, portraits: Portraits, clips: list[str], constant: pand
     return measure(faces.split.labels.loc[scores.index], scores, constant, faces.split.speakers).loc["mean"]
 
 
-def load_portraits(work_dir: Path) -> Portraits:
-    """Return all portraits that have a face, with their rows, from the data folder that prepare_data made."""
+def load_portraits(work_dir: Path, faces_a_clip: int | None = None) -> Portraits:
+    """Return all portraits that have a face, with their rows, from the data folder that prepare_data made.
+
+    faces_a_clip: so many faces of each clip, the first ones; None: all.
+    """
     split = load_split(work_dir, "train")
     split = split.only(split.faces["clip"], "portraits")
+    if faces_a_clip:
+        first = split.faces.groupby("clip").cumcount() < faces_a_clip
+        split = replace(split, faces=split.faces[first].reset_index(drop=True))
     machine = Machine(pick_device())
     network = machine.place(build_network(MODEL, {**resolve_settings({}).as_dict(), "memory": "none"}, "dlib"))
     return Portraits(split, make_source(network, split, machine))
