@@ -19,6 +19,8 @@ import cv2
 import numpy as np
 import pytest
 
+from app import KEPT_SECONDS
+from app_gate import delete_older
 from conftest import REPOSITORY, listen_to_ctrl_c, run_script_in
 from labels import TRAITS
 from make_media import portrait, write_clip
@@ -169,13 +171,28 @@ def test_visitors_do_not_see_each_other(browser, server, tmp_path):
         files = [{"path": stolen, "meta": {"_type": "gradio.FileData"}}]
         body = {"data": [files, None, False], "fn_index": 0, "session_hash": "abc"}
         assert other.request.post(f"http://127.0.0.1:{server.port}/gradio_api/queue/join", data=body).status == 403
-    page.click("#score")
-    page.wait_for_selector("#results a.download", timeout=60000)
-    assert other_page.locator("#results article").count() == 0
+    cv2.imwrite(str(tmp_path / "theirs.png"), portrait(300))
+    bring(other_page, [tmp_path / "theirs.png"])
+    for visitor in (page, other_page):  # both are scored at the same time
+        visitor.click("#score")
+    for visitor, name in ((page, "mine.png"), (other_page, "theirs.png")):
+        visitor.wait_for_selector("#results a.download", timeout=60000)
+        assert visitor.locator("#results article h2").all_inner_texts() == [name]
+        assert [row["clip"] for row in table_behind(visitor, "scores.csv")] == [name]
     other_page.close()
-    assert uploads(server) == ["mine.png"]
+    assert wait_until(lambda: uploads(server) == ["mine.png"])
     other.close()
     mine.close()
+
+
+def test_files_are_deleted_after_an_hour(tmp_path):
+    old, new = tmp_path / "uploads" / "1" / "old.mp4", tmp_path / "uploads" / "2" / "new.mp4"
+    for path in (old, new):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    os.utime(old, (time.time() - KEPT_SECONDS - 1,) * 2)
+    delete_older(tmp_path, KEPT_SECONDS)
+    assert not old.parent.exists() and new.exists()
 
 
 def http_status(server, method, path, host=None, **options):
