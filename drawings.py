@@ -1,5 +1,6 @@
 """What is drawn of scores: the annotated picture with its bars, and the course of the scores over a clip."""
 import io
+import math
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ from scoring import FileScores, KeptPicture
 COLOURS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189))  # RGB, one a trait
 LINE, PANEL_WIDTH, BAR_LEFT, BAR_WIDTH = 26, 400, 160, 120     # pixels
 GREY, BLACK, TRACK = (40, 40, 40), (0, 0, 0), (225, 225, 225)
+MOST_POINTS = 120   # of a course; of more faces, neighbours are averaged
 
 
 def _write(image, text, place, size=0.45, colour=GREY):
@@ -65,7 +67,10 @@ def _draw_bar(panel, y, trait, row, colour):
 
 
 def plot_course(scores: FileScores) -> np.ndarray:
-    """Return a plot, uint8 BGR, of the scores of each frame over the time of a clip: one panel a person."""
+    """Return a plot, uint8 BGR, of the scores of each frame over the time of a clip: one panel a person.
+
+    Of more than MOST_POINTS faces of a person, each point is the mean over neighbouring ones.
+    """
     from matplotlib.figure import Figure  # here, since it takes a second
 
     numbers = [row["person"] for row in scores.people]
@@ -75,10 +80,17 @@ def plot_course(scores: FileScores) -> np.ndarray:
     for panel, person in zip(panels, numbers):
         rows = np.flatnonzero(scores.faces.person == person)
         moments = (scores.faces.seconds if timed else scores.faces.frame)[rows]
-        for number, (trait, colour) in enumerate(zip(TRAITS, COLOURS)):
-            panel.plot(moments, scores.faces.scores[rows, number], marker="o", markersize=3, linewidth=1.2,
-                       color=np.array(colour) / 255, label=trait)
-        panel.set(ylim=(0, 1), ylabel="score", title=f"person {person}" if len(numbers) > 1 else None)
+        averaged = math.ceil(len(rows) / MOST_POINTS)
+        starts = np.arange(0, len(rows), averaged)
+        counts = np.diff([*starts, len(rows)])
+        moments = np.add.reduceat(moments, starts) / counts
+        course = np.add.reduceat(scores.faces.scores[rows], starts, axis=0) / counts[:, None]
+        for trait, colour, points in zip(TRAITS, COLOURS, course.T):
+            panel.plot(moments, points, marker="o", markersize=3, linewidth=1.2, color=np.array(colour) / 255,
+                       label=trait)
+        words = ([f"person {person}"] if len(numbers) > 1 else []) + (
+            [f"each point: the mean of {averaged} faces"] if averaged > 1 else [])
+        panel.set(ylim=(0, 1), ylabel="score", title=", ".join(words) or None)
         panel.grid(alpha=0.3)
     panels[-1].set_xlabel("seconds" if timed else "frame")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(TRAITS), frameon=False)
