@@ -113,7 +113,7 @@ def _timed(function, *arguments):
     return time.process_time() - begin, result
 
 
-def measure_faces(clip_dir, frames_of_each=15):
+def measure_faces(clip_dir, frames_of_each=30):
     """From JPEG frame to JPEG chip, and in one pass from decoded picture to JPEG chip, against dlib's detector alone at
     full size with one upsampling, and how they agree."""
     predictor = find_predictor()
@@ -295,7 +295,7 @@ def print_table(rows):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clip_dir", metavar="CLIP_DIR", help="folder with clips that show faces")
-    parser.add_argument("--frames-of", type=int, default=5, metavar="N",
+    parser.add_argument("--frames-of", type=int, default=30, metavar="N",
                         help="frames of each clip in the measure of the faces")
     parser.add_argument("--two-people", action="store_true", help="only measure how the largest face agrees in made "
                         "clips of two people and in clips with a cut")
