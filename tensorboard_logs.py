@@ -1,4 +1,5 @@
 """What training, search and evaluation write for TensorBoard, under the same tags."""
+import math
 import random
 from pathlib import Path
 
@@ -34,11 +35,22 @@ def log_pictures(writer: SummaryWriter, split: Split, input_size: int, augment: 
     rows = random.Random(seed).sample(range(len(dataset)), min(32, len(dataset)))
     chips, _ = dataset.__getitems__(rows)
     if len(chips):
-        from torchvision.utils import make_grid  # here, since it takes seconds
-
         size = (input_size, input_size)
-        writer.add_image("chips/training", make_grid(functional.interpolate(chips.float() / 255, size, mode="bilinear",
-                                                                            antialias=True).clamp(0, 1), nrow=8))
+        writer.add_image("chips/training", _grid(functional.interpolate(chips.float() / 255, size, mode="bilinear",
+                                                                        antialias=True).clamp(0, 1)))
+
+
+def _grid(pictures, columns=8, gap=2):
+    """Return pictures N x 3 x H x W beside and below each other on black, as torchvision's make_grid does, whose import
+    takes seconds."""
+    number, _, height, width = pictures.shape
+    columns = min(columns, number)
+    height, width = height + gap, width + gap
+    grid = pictures.new_zeros(3, math.ceil(number / columns) * height + gap, columns * width + gap)
+    for place, picture in enumerate(pictures):
+        top, left = place // columns * height + gap, place % columns * width + gap
+        grid[:, top:top + height - gap, left:left + width - gap] = picture
+    return grid
 
 
 def log_hyperparameters(writer: SummaryWriter, model: str, settings: dict, batch_size: int, record: dict) -> None:

@@ -178,7 +178,7 @@ def test_the_largest_of_two_is_that_of_the_detector_alone(ratio):
 
 def test_killed_at_any_moment(clips, undisturbed, tmp_path, run_script, long_run):
     chance, cut_short = random.Random(3), 0
-    for attempt in range(20 if long_run else 4):
+    for attempt in range(20 if long_run else 2):
         folder = tmp_path / f"faces{attempt}"
         process = start(tmp_path, REPOSITORY / SCRIPT, clips, folder, 12)
         while not list(folder.glob("*.jpg")) and process.poll() is None:

@@ -3,10 +3,13 @@ import json
 import os
 import shutil
 
+import cv2
 import numpy as np
 import pandas
 import pytest
 
+import evaluate
+import predict
 from conftest import run_script_in
 from labels import TRAITS
 
@@ -20,14 +23,14 @@ def trained(demo_data, tmp_path_factory):
     return folder
 
 
-def test_scores_equal_those_of_the_files(trained, demo_data, tmp_path):
+def test_scores_equal_those_of_the_files(run, trained, demo_data, tmp_path):
     """The same frames by way of face chips on disk and in memory."""
     test = tmp_path / "data" / "test"
     test.mkdir(parents=True)
     shutil.copy(demo_data / "test" / "labels.csv", test)
     run_script_in(trained, "pre-processing/extract_faces_from_videos.py", demo_data / "test" / "videos",
                   test / "faces", 3)
-    run_script_in(trained, "evaluate.py", "demo", "--data-dir", tmp_path / "data")
+    assert run(evaluate, "demo", "--data-dir", tmp_path / "data", "--runs-dir", trained / "runs")[0] == 0
     files = pandas.read_csv(trained / "runs" / "demo" / "evaluation_test" / "predictions.csv", index_col="clip")
     result = run_script_in(trained, "predict.py", "demo", demo_data / "test" / "videos", "--frames", 3,
                            "--out", tmp_path / "o.csv")
@@ -40,7 +43,7 @@ def test_scores_equal_those_of_the_files(trained, demo_data, tmp_path):
     assert "6 of 6 files scored" in result.stdout
 
 
-def test_scores_of_real_clips_equal_those_of_the_files(trained, chalearn_dir, tmp_path):
+def test_scores_of_real_clips_equal_those_of_the_files(run, trained, chalearn_dir, tmp_path):
     data = tmp_path / "data" / "test"
     clips = sorted((chalearn_dir / "clips" / "test" / "videos").glob("*.mp4"))[:1]
     (data / "videos").mkdir(parents=True)
@@ -49,9 +52,10 @@ def test_scores_of_real_clips_equal_those_of_the_files(trained, chalearn_dir, tm
     shutil.copy(chalearn_dir / "clips" / "test" / "annotation_test.pkl", data)
     run_script_in(tmp_path, "pre-processing/extract_frames_from_videos.py", data / "videos", data / "frames", 4)
     run_script_in(tmp_path, "pre-processing/extract_faces_from_frames.py", data / "frames", data / "faces")
-    run_script_in(trained, "evaluate.py", "demo", "--data-dir", tmp_path / "data")
+    assert run(evaluate, "demo", "--data-dir", tmp_path / "data", "--runs-dir", trained / "runs")[0] == 0
     files = pandas.read_csv(trained / "runs" / "demo" / "evaluation_test" / "predictions.csv", index_col="clip")
-    run_script_in(trained, "predict.py", "demo", *clips, "--frames", 4, "--out", tmp_path / "o.json")
+    assert run(predict, "demo", *clips, "--frames", 4, "--out", tmp_path / "o.json", "--runs-dir",
+               trained / "runs")[0] == 0
     rows = json.loads((tmp_path / "o.json").read_text())
     memory = {os.path.splitext(os.path.basename(row["clip"]))[0]: row for row in rows}
     for clip in files.index:
@@ -59,8 +63,7 @@ def test_scores_of_real_clips_equal_those_of_the_files(trained, chalearn_dir, tm
             assert memory[clip][trait] == pytest.approx(files.loc[clip, trait], abs=0.01)
 
 
-def test_pictures_faces_and_broken_files(trained, demo_data, tmp_path):
-    import cv2
+def test_pictures_faces_and_broken_files(run, trained, demo_data, tmp_path):
     frame = cv2.imread(str(next((demo_data / "test" / "frames").glob("*.jpg"))))
     folder = tmp_path / "mixed"
     folder.mkdir()
@@ -68,14 +71,14 @@ def test_pictures_faces_and_broken_files(trained, demo_data, tmp_path):
     cv2.imwrite(str(folder / "nobody.png"), np.full((200, 300, 3), 127, np.uint8))
     (folder / "broken.mp4").write_text("no clip")
     (folder / "notes.txt").write_text("not mine")
-    result = run_script_in(trained, "predict.py", "demo", folder, "--faces", "all", "--out", tmp_path / "o.csv",
-                           "--annotate", tmp_path / "pictures", "--explain", tmp_path / "maps")
+    status, output, errors = run(predict, "demo", folder, "--faces", "all", "--out", tmp_path / "o.csv", "--annotate",
+                                 tmp_path / "pictures", "--explain", tmp_path / "maps", "--runs-dir", trained / "runs")
     table = pandas.read_csv(tmp_path / "o.csv")
     two = table[table["clip"].str.endswith("two.png")]
     assert two["person"].tolist() == [1, 2]
     assert np.abs(np.diff(two[list(TRAITS)].to_numpy(), axis=0)).max() < 0.05  # the same face twice
     assert table.loc[table["clip"].str.endswith("nobody.png"), "problem"].tolist() == ["no face found"]
-    assert "broken.mp4" in result.stderr and "Traceback" not in result.stderr and "1 of 3 files scored" in result.stdout
+    assert status == 0 and "broken.mp4" in errors and "Traceback" not in errors and "1 of 3 files scored" in output
     assert cv2.imread(str(tmp_path / "maps" / "two_heat_maps.png")).shape[1] >= 6 * 224
     assert cv2.imread(str(tmp_path / "pictures" / "two_scores.jpg")).shape[1] > 2 * frame.shape[1]
 
@@ -84,6 +87,6 @@ def test_pictures_faces_and_broken_files(trained, demo_data, tmp_path):
     (["demo", "nowhere.mp4"], "nowhere.mp4"),
     (["nobody", "."], "trained are demo"),
 ])
-def test_wrong_arguments(trained, arguments, complaint):
-    result = run_script_in(trained, "predict.py", *arguments, check=False)
-    assert result.returncode == 2 and complaint in result.stderr and "Traceback" not in result.stderr
+def test_wrong_arguments(run, trained, arguments, complaint):
+    status, _, errors = run(predict, *arguments, "--runs-dir", trained / "runs")
+    assert status == 2 and complaint in errors
