@@ -3,6 +3,7 @@
     python benchmarks/accuracy.py PORTRAITS_ZIP... ANNOTATION_PKL WORK_DIR                     final figures
     python benchmarks/accuracy.py PORTRAITS_ZIP... ANNOTATION_PKL WORK_DIR --ablation          what each part gives
     python benchmarks/accuracy.py PORTRAITS_ZIP... ANNOTATION_PKL WORK_DIR --learning-curve
+    python benchmarks/accuracy.py PORTRAITS_ZIP... ANNOTATION_PKL WORK_DIR --coverage              of the intervals
 
 Protocol: by a fixed seed about 500 clips of speakers that appear nowhere else and 1,000 clips at random are set aside
 (the official splits are like the latter: most of their speakers are also in training). The final figures train on the
@@ -22,7 +23,16 @@ from command_line import counted, make_parser, positive_int, run_script
 
 import numpy as np
 import pandas
-from portraits import SET_ASIDE_SEED, Portraits, load_portraits, measure_part, prepare_data, set_aside, train_once
+from portraits import (
+    SET_ASIDE_SEED,
+    Portraits,
+    load_portraits,
+    measure_coverage,
+    measure_part,
+    prepare_data,
+    set_aside,
+    train_once,
+)
 
 # The recipe is what train.py does without any option.
 FINAL = {"the recipe": {}, "no row of a person kept (centres)": {"memory": "centres"},
@@ -78,6 +88,14 @@ def show(name: str, row: dict) -> dict:
     return {"what": name, **row}
 
 
+def show_coverage(name: str, portraits: Portraits, fold: tuple[list[str], list[str], list[str]], changes: dict) -> dict:
+    """Print and return one row of the table on intervals."""
+    training, at_random, unseen = fold
+    row = measure_coverage(portraits, training, {"random": at_random, "unseen": unseen}, changes, 0)
+    print(f"{name:<40} " + "  ".join(f"{key} {value:.1%}" for key, value in row.items()), flush=True)
+    return {"what": name, **row}
+
+
 def parse_args(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("portraits", metavar="PORTRAITS_ZIP", type=Path, nargs="+")
@@ -86,6 +104,8 @@ def parse_args(argv=None):
     parser.add_argument("--ablation", action="store_true", help="what each part of the recipe gives, on folds")
     parser.add_argument("--learning-curve", action="store_true",
                         help="gain over the number of training clips and of pictures a clip, on folds")
+    parser.add_argument("--coverage", action="store_true",
+                        help="how many of the labels lie in the 80 %% intervals, on the clips set aside")
     parser.add_argument("--seeds", type=positive_int, default=3, help="trainings of each row")
     return parser.parse_args(argv)
 
@@ -103,7 +123,10 @@ def main(argv=None):
         folds = [set_aside(whole[0], split.speakers.loc[whole[0]].tolist(), seed) for seed in range(1, args.seeds + 1)]
     print(f"{len(folds[0][0])} clips to train on; measured on {len(folds[0][1])} random ones and "
           f"{len(folds[0][2])} of unseen speakers")
-    if args.learning_curve:
+    if args.coverage:
+        kind = "coverage"
+        rows = [show_coverage(name, portraits, whole, changes) for name, changes in FINAL.items()]
+    elif args.learning_curve:
         rows = []
         for number in (375, 750, 1500, len(folds[0][0])):
             drawn = [np.random.default_rng(0).permutation(fold[0])[:number].tolist() for fold in folds]

@@ -11,6 +11,7 @@ from command_line import UserError
 import numpy as np
 import pandas
 
+from calibration import calibrate
 from dataset import Split, load_split
 from device import Machine, pick_device, seed_everything
 from features import ClipRows, make_source, score_rows
@@ -91,15 +92,36 @@ def train_once(portraits: Portraits, clips: list[str], changes: dict, seed: int)
     """Return a network trained on some clips with the recipe, changed."""
     changes = dict(changes)
     faces = portraits.part(clips, changes.pop("single_faces", False))
-    architecture = architecture_named(MODEL)
-    settings = settle_memory(resolve_settings(changes), len(faces.source), architecture.has_memory)
-    plan = Plan(settings, EPOCHS, BATCH_SIZE, seed)
+    plan = _plan(faces, changes, seed)
     seed_everything(seed)
-    network = portraits.source.machine.place(build_network(MODEL, settings.as_dict(), "dlib"))
+    network = portraits.source.machine.place(build_network(MODEL, plan.settings.as_dict(), "dlib"))
     state = start_training(network, faces, plan, portraits.source.machine)
     for _ in fit(state, plan, faces, show_progress=False):
         pass
     return state.averaged
+
+
+def _plan(faces, changes, seed):
+    settings = settle_memory(resolve_settings(changes), len(faces.source), architecture_named(MODEL).has_memory)
+    return Plan(settings, EPOCHS, BATCH_SIZE, seed)
+
+
+def measure_coverage(portraits: Portraits, clips: list[str], parts: dict[str, list[str]], changes: dict,
+                     seed: int) -> dict[str, float]:
+    """Return, for each of the parts (lists of clips), the share of labels that lie in the 80 % intervals of a network
+    that was trained on some clips: with all pictures, and under "<part> one face" with one."""
+    network = train_once(portraits, clips, changes, seed)
+    training = portraits.part(clips)
+    intervals = calibrate(MODEL, training, _plan(training, changes, seed), "dlib", portraits.source.machine)
+    result = {}
+    for name, some in parts.items():
+        faces = portraits.part(some)
+        faces.source.prepare(network)
+        for kind, alone in (("", False), (" one face", True)):
+            error = np.abs(score_rows(network, faces.source, alone=alone) - faces.targets.numpy())
+            count = np.ones_like(faces.source.faces) if alone else faces.source.faces
+            result[name + kind] = float((error <= intervals.half_widths(count)).mean())
+    return result
 
 
 def measure_part(network, portraits: Portraits, clips: list[str], constant: pandas.Series,
