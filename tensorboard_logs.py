@@ -44,6 +44,8 @@ def _grid(pictures, columns=8, gap=2):
     """Return pictures N x 3 x H x W beside and below each other on black, as torchvision's make_grid does, whose import
     takes seconds."""
     number, _, height, width = pictures.shape
+    if number == 1:
+        return pictures[0]
     columns = min(columns, number)
     height, width = height + gap, width + gap
     grid = pictures.new_zeros(3, math.ceil(number / columns) * height + gap, columns * width + gap)
