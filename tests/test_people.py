@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+import predict
 from read_clips import read_frames
 
 FRAMES = 24
@@ -32,7 +33,7 @@ def two_people(chalearn_dir):
 
 
 @pytest.mark.parametrize("kind", ["swap", "leave"])
-def test_people_are_known_again(two_people, kind, tmp_path, run_script):
+def test_people_are_known_again(two_people, kind, tmp_path, run):
     first, second = two_people
     empty = np.full_like(first[0], 90)
     pictures, expected = [], {}
@@ -47,8 +48,9 @@ def test_people_are_known_again(two_people, kind, tmp_path, run_script):
             expected[number] = (None, 2) if away else (1, 2)
         pictures.append(np.hstack(sides))
     write_clip(tmp_path / "both.mp4", pictures)
-    run_script("predict.py", "pretrained", "both.mp4", "--faces", "all", "--every", "0.25", "--out", "people.json",
-               "--per-frame", "frames.json", "--plot", "course", "--annotate", "annotated", "--min-confidence", "0.2")
+    assert run(predict, "pretrained", "both.mp4", "--faces", "all", "--every", "0.25", "--out", "people.json",
+               "--per-frame", "frames.json", "--plot", "course", "--annotate", "annotated",
+               "--min-confidence", "0.2")[0] == 0
     people, frames = (json.loads((tmp_path / name).read_text()) for name in ("people.json", "frames.json"))
     assert [row["person"] for row in people] == [1, 2]
     assert people[1]["faces"] >= FRAMES - 3 and people[0]["frames"] == FRAMES
