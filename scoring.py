@@ -106,24 +106,24 @@ class Scorer:
     def score_faces(self, path: str, found: FileFaces) -> FileScores:
         """Return the scores of the faces of a file, of which there is at least one."""
         faces, count = found.faces, found.frames
-        people, frame, seconds, box, confidence = (np.array([getattr(face, name) for face in faces]) for name in
-                                                   ("person", "frame", "seconds", "box", "confidence"))
+        people, frame, seconds, box, confidence, chips = (
+            np.array([getattr(face, name) for face in faces])
+            for name in ("person", "frame", "seconds", "box", "confidence", "chip"))
         scores, rows = np.empty((len(faces), len(TRAITS)), dtype=np.float32), []
         for person in np.unique(people):
             places = np.flatnonzero(people == person)
-            chips = np.array([face.chip for face in faces])[places]
-            of_person, scores[places] = score_clip(self.network, self._batches(found.chips, chips))
+            of_person, scores[places] = score_clip(self.network, self._batches(found.chips, chips[places]))
             rows.append({"clip": printable(path), "person": int(person), **dict(zip(TRAITS, of_person.tolist())),
                          "frames": count, "faces": len(places), "confidence": float(confidence[places].mean()),
                          **dict(zip(SPREADS, scores[places].std(0).tolist())), **self.meaning(of_person, len(places)),
                          "problem": ""})
         middle = len(faces) // 2
         return FileScores(path, "", count, rows, FaceScores(frame, seconds, people, box, confidence, scores),
-                          found.picture, _read_chips(found.chips, [faces[middle].chip])[0], scores[middle])
+                          found.picture, _read_chips(found.chips, chips[[middle]])[0], scores[middle])
 
     def _batches(self, path, chips):
         for start in range(0, len(chips), BATCH_SIZE):
-            read = _read_chips(path, chips[start:start + BATCH_SIZE].tolist())
+            read = _read_chips(path, chips[start:start + BATCH_SIZE])
             yield torch.from_numpy(read).permute(0, 3, 1, 2).to(self.network.mean.device)
 
     def meaning(self, scores: np.ndarray, faces: int) -> dict:
@@ -142,10 +142,10 @@ class Scorer:
 
 
 def _read_chips(path, places):
-    """Return chips, uint8 RGB N x H x W x 3, whose JPEGs are from begin to end in a file; places: N x (begin, end)."""
+    """Return chips, uint8 RGB N x H x W x 3, whose JPEGs are from begin to end in a file; places: int N x 2."""
     chips = []
     with open(path, "rb") as file:
-        for begin, end in places:
+        for begin, end in places.tolist():
             file.seek(begin)
             chips.append(cv2.imdecode(np.frombuffer(file.read(end - begin), np.uint8), cv2.IMREAD_COLOR_RGB))
     return np.stack(chips)

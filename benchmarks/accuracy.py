@@ -101,11 +101,12 @@ def parse_args(argv=None):
     parser.add_argument("portraits", metavar="PORTRAITS_ZIP", type=Path, nargs="+")
     parser.add_argument("labels", metavar="ANNOTATION_PKL", type=Path)
     parser.add_argument("work_dir", metavar="WORK_DIR", type=Path)
-    parser.add_argument("--ablation", action="store_true", help="what each part of the recipe gives, on folds")
-    parser.add_argument("--learning-curve", action="store_true",
-                        help="gain over the number of training clips and of pictures a clip, on folds")
-    parser.add_argument("--coverage", action="store_true",
-                        help="how many of the labels lie in the 80 %% intervals, on the clips set aside")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--ablation", action="store_true", help="what each part of the recipe gives, on folds")
+    kind.add_argument("--learning-curve", action="store_true",
+                      help="gain over the number of training clips and of pictures a clip, on folds")
+    kind.add_argument("--coverage", action="store_true",
+                      help="how many of the labels lie in the 80 %% intervals, on the clips set aside")
     parser.add_argument("--seeds", type=positive_int, default=3, help="trainings of each row")
     return parser.parse_args(argv)
 

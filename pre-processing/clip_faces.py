@@ -1,11 +1,10 @@
 """From a clip to the faces in its frames, in one pass: to chips on disk, or in memory."""
-import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from command_line import UserError
 
@@ -180,14 +179,14 @@ class FileFaces(NamedTuple):
 
 def faces_of_file(path: str, settings: FaceSettings, chip_dir: str) -> FileFaces:
     """Return the FileFaces of a clip or picture file. The chips go into a new file in chip_dir, so that memory does not
-    grow with the length of a clip; whoever takes the answer deletes it.
+    grow with the length of a clip; whoever takes the answer deletes it, and chip_dir with what errors leave there.
 
     Raises UserError for a file that cannot be read, OSError for one that cannot be opened and for a full disk.
     """
     crop = CropSettings(settings.predictor, settings.size, settings.padding, settings.find_all)
     models = load_models(crop.predictor)
     faces, descriptors, kept, count = [], [], [], 0
-    with _new_file(chip_dir) as chips:
+    with tempfile.NamedTemporaryFile(dir=chip_dir, delete=False) as chips:
         for frame, seconds in _frames_of_file(path, settings, crop):
             count += 1
             found = [face for face in frame.faces[:None if crop.find_all else 1]
@@ -213,25 +212,14 @@ def faces_of_file(path: str, settings: FaceSettings, chip_dir: str) -> FileFaces
     return FileFaces(count, faces, chips.name, _annotatable(kept[len(kept) // 2], faces) if kept else None)
 
 
-@contextlib.contextmanager
-def _new_file(folder: str) -> Iterator[BinaryIO]:
-    """Yield a new file in a folder, which is deleted again where an error ends the block."""
-    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-        try:
-            yield file
-        except BaseException:
-            os.unlink(file.name)
-            raise
-
-
 def _frames_of_file(path: str, settings: FaceSettings, crop: CropSettings) -> Iterator[tuple[FrameFaces, float]]:
     """Yield each frame with its faces and its time in seconds."""
     if os.path.splitext(path)[1].lower() in CLIP_SUFFIXES:
         packets = list_packets(path)
         seconds = packets.seconds()
-        if settings.most_seconds and seconds and max(seconds.values()) > settings.most_seconds:
-            raise UserError(f"lasts {max(seconds.values()) / 60:.1f} minutes; at most {settings.most_seconds / 60:g} "
-                            "are taken")
+        length = max(seconds.values(), default=0.0)
+        if settings.most_seconds and length > settings.most_seconds:
+            raise UserError(f"lasts {length / 60:.1f} minutes; at most {settings.most_seconds / 60:g} are taken")
         frames = FrameSettings(settings.number_of_frames, settings.seed, every=settings.every)
         for frame in find_clip_faces(path, packets, frames, crop):
             yield frame, seconds.get(frame.index, float("nan"))
