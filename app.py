@@ -41,10 +41,10 @@ from app_page import (
     side_by_side,
     table_link,
 )
+from conventions import CLIP_SUFFIXES, PICTURE_SUFFIXES
 from drawings import annotate, plot_course
 from experiment import PRETRAINED
 from explain import explain_chips, overlay
-from labels import CLIP_SUFFIXES, PICTURE_SUFFIXES
 from scoring import FRAME_COLUMNS, PEOPLE_COLUMNS, Scorer, load_scorer, score_files
 
 HOST = "127.0.0.1"

@@ -13,8 +13,8 @@ from command_line import counted
 import cv2
 import numpy as np
 
+from conventions import TRAITS
 from drawings import COLOURS
-from labels import TRAITS
 from scoring import write_csv
 
 LONGEST_PROBLEM = 300  # characters; messages of libraries may hold whole arrays

@@ -9,11 +9,11 @@ import dataclasses
 
 import numpy as np
 
+from conventions import TRAITS
 from dataset import draw_speakers
 from device import Machine, seed_everything
 from features import score_rows
 from intervals import LEVEL, Intervals
-from labels import TRAITS
 from model_architectures import build_network
 from settings import Plan
 from training import fit, start_training

@@ -11,9 +11,9 @@ from command_line import VERSION, UserError, atomic_write
 
 import torch
 
+from conventions import TRAITS
 from device import Machine
 from experiment import PRETRAINED, SUITE
-from labels import TRAITS
 from model_architectures import PersonalityNetwork, build_network, load_file, load_network_state
 
 FORMAT = 3

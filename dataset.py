@@ -8,6 +8,7 @@ what the suite makes of a data folder:
 """
 import argparse
 import hashlib
+import json
 import math
 import os
 import signal
@@ -24,17 +25,8 @@ import pandas
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from labels import (
-    FACE_SIZE,
-    SPEAKER_REGEX,
-    SPLITS,
-    TRAITS,
-    clip_of_face,
-    label_file,
-    read_labels,
-    read_preprocessing,
-    read_speakers,
-)
+from conventions import DEFAULT_PREPROCESSING, FACE_SIZE, PREPROCESSING_FILE, SPLITS, TRAITS, clip_of_face
+from labels import SPEAKER_REGEX, label_file, read_labels, read_speakers
 
 # ---------------------------------------------------------------- splits
 
@@ -104,6 +96,18 @@ def list_faces(face_dir: str | os.PathLike) -> pandas.DataFrame:
                                     "its faces there")
                 rows.append((os.path.join(folder, name), clip))
     return pandas.DataFrame(rows, columns=["path", "clip"], dtype=str)
+
+
+def read_preprocessing(face_dir: str | os.PathLike) -> dict:
+    """Return what the face script wrote about its crop, or the defaults where the faces come from elsewhere."""
+    path = Path(face_dir) / PREPROCESSING_FILE
+    if not path.exists():
+        return dict(DEFAULT_PREPROCESSING)
+    try:
+        content = json.loads(path.read_text())
+        return {**content, "size": int(content["size"]), "padding": float(content["padding"])}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: is damaged; make the faces again in an empty folder") from None
 
 
 def load_split(data_dir: str | os.PathLike, split: str, speaker_regex: str = SPEAKER_REGEX) -> Split:

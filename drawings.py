@@ -5,7 +5,7 @@ import math
 import cv2
 import numpy as np
 
-from labels import TRAITS
+from conventions import TRAITS
 from scoring import FileScores, KeptPicture
 
 COLOURS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189))  # RGB, one a trait

@@ -33,12 +33,13 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 from checkpoint import Checkpoint, find_checkpoint, load_experiment, versions
+from conventions import TRAITS
 from dataset import Split, add_speaker_option, describe, load_split
 from device import Machine, add_machine_options
 from experiment import TRAINING_RECORD, experiment_folder
 from features import make_source, score_rows
 from intervals import LEVEL, Intervals
-from labels import TRAITS, read_groups, read_labels, read_scores, read_speakers, speakers_of
+from labels import read_groups, read_labels, read_scores, read_speakers, speakers_of
 from metrics import (
     PUBLISHED,
     Evaluation,

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from labels import TRAITS
+from conventions import TRAITS
 from model_architectures import PersonalityNetwork
 
 CAPTION, LEGEND = 28, 28    # heights in pixels of what stands below the maps

@@ -26,8 +26,8 @@ from torch import nn
 from torch.nn import functional
 
 from checkpoint import TO_GIVE_AWAY, Checkpoint, find_checkpoint, load_checkpoint
+from conventions import TRAITS
 from experiment import experiment_folder
-from labels import TRAITS
 from model_architectures import PersonalityNetwork, build_network
 
 FILE_OF_FORMAT = {"onnx": "model.onnx", "torch": "model.pt2", "checkpoint": TO_GIVE_AWAY}

@@ -6,7 +6,7 @@ len(), usable, clips and batches(), which yields inputs for the network.
 
 clip_rows.py computes the rows.
 """
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from clip_rows import rows_of_split
+from conventions import TRAITS
 from dataset import FaceDataset, Split, chip_loader, row_batches
 from device import Machine
-from labels import TRAITS
 from model_architectures import PersonalityNetwork, backbone_key
 from settings import Settings
 
@@ -158,29 +158,6 @@ def make_source(network: PersonalityNetwork, split: Split, machine: Machine, aug
 
 
 # ---------------------------------------------------------------- scores
-
-@torch.inference_mode()
-def score_clip(network: PersonalityNetwork, batches: Iterable[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
-    """Return (scores of the clip, 5, scores of each face, N x 5), float32 in [0, 1], of batches of uint8 chips
-    B x 3 x H x W on the network's device.
-
-    A frozen network scores the mean features of the faces; a trained one scores each face, and the mean is the clip's.
-    """
-    total, of_faces = 0.0, []
-    for chips in batches:
-        if network.frozen:
-            features = network.features_of_both(chips)
-            total = total + features.double().sum(0, keepdim=True)
-            of_faces.append(network(network.represent(features)))
-        else:
-            of_faces.append(network.scores_of_both(chips))
-    of_faces = torch.cat(of_faces)
-    if network.frozen:
-        of_clip = network(network.represent((total / len(of_faces)).float()))[0]
-    else:
-        of_clip = of_faces.mean(0)
-    return of_clip.cpu().numpy(), of_faces.cpu().numpy()
-
 
 @torch.inference_mode()
 def score_rows(network: PersonalityNetwork, source: FaceChips | ClipRows, alone: bool = False, batch_size: int = 256,

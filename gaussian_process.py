@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from labels import TRAITS
+from conventions import TRAITS
 
 # Chosen on folds of ChaLearn's training clips (benchmarks/accuracy.py); the accuracy is flat around all of them.
 FEATURE_WIDTH = 4.0     # kernel width: the covariance is 1/e at this mean squared distance per feature

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from labels import TRAITS
+from conventions import TRAITS
 
 LEVEL = 0.8     # so many of the labels lie in the interval
 

@@ -12,8 +12,8 @@ from command_line import UserError, counted
 import numpy as np
 import pandas
 
+from conventions import TRAITS
 from dataset import Split
-from labels import TRAITS
 
 # Accuracies on the official 2,000 test clips. Sources: Ponce-Lopez et al., ChaLearn LAP 2016: First Round Challenge on
 # First Impressions (NJU-LAMDA); Kaya et al., Multi-modal Score Fusion and Decision Trees for Explainable Automatic Job

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from conventions import TRAITS
 from face_resnet29 import (
     DESCRIPTOR_SIZE,
     FACE_INPUT_SIZE,
@@ -30,7 +31,6 @@ from face_resnet29 import (
     read_face_weights,
 )
 from gaussian_process import MOST_CLIPS, GaussianProcess
-from labels import TRAITS
 from principal_components import PrincipalComponents
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

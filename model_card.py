@@ -9,8 +9,8 @@ from command_line import VERSION, UserError, atomic_write
 
 import jinja2
 
+from conventions import ANNOTATION_FILES, TRAITS
 from experiment import MODEL_CARD, SUITE, TRAINING_RECORD
-from labels import ANNOTATION_FILES, TRAITS
 
 KEEPS = {
     "exact": "A row of every training clip, with dlib's descriptor of the face, **by which people can be recognised**. "

@@ -40,10 +40,10 @@ import numpy as np
 import torch
 
 from checkpoint import find_checkpoint
+from conventions import TRAITS
 from drawings import annotate, plot_course
 from experiment import experiment_folder
 from explain import explain_chips, overlay
-from labels import TRAITS
 from scoring import (
     FRAME_COLUMNS,
     HALF_WIDTHS,

@@ -20,9 +20,9 @@ import pandas
 import plotly.graph_objects as plots
 from plotly.offline import get_plotlyjs
 
+from conventions import TRAITS
 from dataset import read_chip
 from experiment import TRAINING_RECORD, TRAINING_TABLE
-from labels import TRAITS
 from metrics import PUBLISHED, Evaluation
 
 CLIPS_SHOWN = 6         # best ones, and as many worst ones

@@ -21,10 +21,9 @@ import numpy as np
 import torch
 
 from checkpoint import load_experiment
+from conventions import CLIP_SUFFIXES, NO_FACE, PICTURE_SUFFIXES, TRAITS
 from device import Machine, pick_device
-from features import score_clip
 from intervals import Intervals
-from labels import CLIP_SUFFIXES, NO_FACE, PICTURE_SUFFIXES, TRAITS
 from model_architectures import PersonalityNetwork
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "pre-processing"))
@@ -87,6 +86,29 @@ class FileScores:
             yield {"clip": printable(self.clip), "frame": frame, "seconds": None if math.isnan(seconds) else seconds,
                    "person": person, **dict(zip(("left", "top", "right", "bottom"), box)), "confidence": confidence,
                    **dict(zip(TRAITS, scores))}
+
+
+@torch.inference_mode()
+def score_clip(network: PersonalityNetwork, batches: Iterable[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """Return (scores of the clip, 5, scores of each face, N x 5), float32 in [0, 1], of batches of uint8 chips
+    B x 3 x H x W on the network's device.
+
+    A frozen network scores the mean features of the faces; a trained one scores each face, and the mean is the clip's.
+    """
+    total, of_faces = 0.0, []
+    for chips in batches:
+        if network.frozen:
+            features = network.features_of_both(chips)
+            total = total + features.double().sum(0, keepdim=True)
+            of_faces.append(network(network.represent(features)))
+        else:
+            of_faces.append(network.scores_of_both(chips))
+    of_faces = torch.cat(of_faces)
+    if network.frozen:
+        of_clip = network(network.represent((total / len(of_faces)).float()))[0]
+    else:
+        of_clip = of_faces.mean(0)
+    return of_clip.cpu().numpy(), of_faces.cpu().numpy()
 
 
 @dataclass

@@ -8,8 +8,8 @@ from torch.nn import functional
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from conventions import TRAITS
 from dataset import FaceDataset, Split
-from labels import TRAITS
 from metrics import format_table
 
 # The columns of TensorBoard's table of hyperparameters; accuracy_test comes from evaluate.py.

@@ -43,6 +43,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from calibration import calibrate
 from checkpoint import BEST, LAST, PREVIOUS, Checkpoint, load_checkpoint, versions
+from conventions import TRAITS
 from dataset import Split, describe, epoch_batches
 from device import (
     Machine,
@@ -64,7 +65,7 @@ from experiment import (
     start_replacement,
 )
 from features import make_source
-from labels import TRAITS, quantiles_of
+from labels import quantiles_of
 from model_architectures import (
     ARCHITECTURES,
     BACKBONES,

@@ -19,10 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from conventions import TRAITS
 from dataset import Split, epoch_batches
 from device import Machine, is_main_process, rank, world_size
 from features import make_source, score_rows
-from labels import TRAITS
 from metrics import scores_of_clips, trait_accuracies, trait_correlations
 from model_architectures import PersonalityNetwork, load_network_state
 from principal_components import MOST_ROWS

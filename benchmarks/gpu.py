@@ -29,10 +29,11 @@ import numpy as np
 import pandas
 import torch
 
+from conventions import DEFAULT_PREPROCESSING, TRAITS
 from dataset import Split, chip_loader, list_faces
 from device import Machine, autocast_dtype, pick_device, seed_everything
 from features import FaceChips, Inputs, features_of_chips, make_source
-from labels import DEFAULT_PREPROCESSING, TRAITS, speakers_of
+from labels import speakers_of
 from model_architectures import BACKBONES, PersonalityNetwork, build_network, make_head
 from settings import Plan, Settings
 from training import fit, start_training

@@ -4,11 +4,11 @@ from pathlib import Path
 import numpy as np
 import pandas
 
+from conventions import DEFAULT_PREPROCESSING, TRAITS
 from dataset import Split
 from device import Machine
 from face_resnet29 import FACE_VIEWS, FEATURES_PER_VIEW
 from features import ClipRows
-from labels import DEFAULT_PREPROCESSING, TRAITS
 from training_data import Faces
 
 WIDTH = FEATURES_PER_VIEW * len(FACE_VIEWS)     # features of a face by dlib's network

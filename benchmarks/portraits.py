@@ -12,10 +12,10 @@ import numpy as np
 import pandas
 
 from calibration import calibrate
+from conventions import ANNOTATION_FILES
 from dataset import Split, load_split
 from device import Machine, pick_device, seed_everything
 from features import ClipRows, make_source, score_rows
-from labels import ANNOTATION_FILES
 from metrics import measure, scores_of_clips
 from model_architectures import architecture_named, build_network
 from settings import Plan, resolve_settings, settle_memory

@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 
 from clip_packets import list_packets
+from conventions import CLIP_SUFFIXES
 from face_tracker import FaceTracker
 from find_faces import (
     CropSettings,
@@ -35,7 +36,6 @@ from find_faces import (
     read_picture,
     write_chips,
 )
-from labels import CLIP_SUFFIXES
 from read_clips import FrameSettings, choose_frames, earlier_frames, extract_frames, read_chosen
 from target_folder import find_files, open_target
 

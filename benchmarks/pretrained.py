@@ -33,10 +33,10 @@ from portraits import (
 from scipy.stats import mannwhitneyu
 
 from checkpoint import load_experiment
+from conventions import TRAITS, clip_name
 from dataset import describe
 from experiment import MODEL_CARD
 from features import score_rows
-from labels import TRAITS, clip_name
 from metrics import scores_of_clips
 from model_card import KEEPS, render_model_card
 

@@ -28,11 +28,13 @@ from PIL import Image
 from torchvision import transforms
 
 from calibration import calibrate
+from conventions import DEFAULT_PREPROCESSING, FACE_SIZE, JPEG_QUALITY, TRAITS, face_name
 from dataset import FaceDataset, Split, list_faces
 from device import Machine, autocast_dtype, seed_everything
-from features import FaceChips, make_source, score_clip
-from labels import DEFAULT_PREPROCESSING, FACE_SIZE, JPEG_QUALITY, TRAITS, face_name, speakers_of
+from features import FaceChips, make_source
+from labels import speakers_of
 from model_architectures import IMAGENET_MEAN, IMAGENET_STD, PersonalityNetwork, architecture_named, build_network
+from scoring import score_clip
 from settings import Plan, resolve_settings, settle_memory
 from training import fit, start_training
 from training_data import Faces

@@ -31,11 +31,11 @@ import pandas
 import torch
 from made_up import BYTES_A_CLIP, FACES_A_CLIP, made_up_faces, write_file
 
+from conventions import face_name, frame_name
 from dataset import list_faces
 from device import Machine, seed_everything
 from features import ClipRows, score_rows
 from gaussian_process import GaussianProcess
-from labels import face_name, frame_name
 from model_architectures import architecture_named, build_network
 from principal_components import PrincipalComponents
 from settings import Plan, resolve_settings, settle_memory

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from command_line import UserError, counted, disk_error, positive_int, printable, progress_bar
 
+from conventions import JPEG_QUALITY
 from failures import Failures
-from labels import JPEG_QUALITY
 from target_folder import FAILURES
 from worker_pool import Known, map_files
 

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from clip_packets import Packets, list_packets
+from conventions import CLIP_SUFFIXES, NO_FACE, face_name, frame_name
 from face_tracker import FaceTracker
 from failures import KnownFailures
 from find_faces import (
@@ -25,7 +26,6 @@ from find_faces import (
     read_picture,
     write_chips,
 )
-from labels import CLIP_SUFFIXES, NO_FACE, face_name, frame_name
 from people import describe_face, number_people
 from read_clips import (
     FrameSettings,

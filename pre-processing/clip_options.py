@@ -5,7 +5,7 @@ from pathlib import Path
 
 from command_line import UserError, positive_int, seed_number
 
-from labels import CLIP_SUFFIXES
+from conventions import CLIP_SUFFIXES
 from target_folder import count_files, find_files
 from worker_pool import Known
 

@@ -24,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from command_line import UserError, counted, make_parser, printable, run_script
 
 from batch import Batch, add_batch_options, print_summary, run_batch
+from conventions import NO_FACE, PICTURE_SUFFIXES, face_name
 from face_options import add_face_options, crop_settings, next_command, noted_settings
 from failures import KnownFailures
 from find_faces import extract_faces, find_pictures, stem_of, unreadable_kind
-from labels import NO_FACE, PICTURE_SUFFIXES, face_name
 from target_folder import (
     check_clips,
     check_folders,

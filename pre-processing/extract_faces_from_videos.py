@@ -25,9 +25,9 @@ from command_line import make_parser, run_script
 from batch import Batch, add_batch_options, print_dry_run, print_summary, run_batch
 from clip_faces import ClipJob, extract_clip_faces
 from clip_options import add_clip_options, count_clips, find_clips
+from conventions import NO_FACE
 from face_options import add_face_options, crop_settings, next_command, noted_settings
 from failures import KnownFailures
-from labels import NO_FACE
 from read_clips import FrameSettings
 from target_folder import check_folders, check_settings, open_target
 

@@ -9,8 +9,8 @@ from command_line import positive_int, printable
 
 import dlib
 
+from conventions import FACE_SIZE, SPLITS
 from find_faces import PADDING, CropSettings, find_predictor, load_models
-from labels import FACE_SIZE, SPLITS
 
 
 def add_face_options(parser: argparse.ArgumentParser) -> None:

@@ -24,7 +24,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from labels import FACE_SIZE, JPEG_QUALITY, NO_FACE, PICTURE_SUFFIXES, face_name
+from conventions import FACE_SIZE, JPEG_QUALITY, NO_FACE, PICTURE_SUFFIXES, face_name
 from target_folder import check_name, find_files, write_file
 from worker_pool import heartbeat
 

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from clip_packets import Packets, demux, displayed_size, list_packets, open_clip
-from labels import JPEG_QUALITY, face_name, frame_name
+from conventions import JPEG_QUALITY, face_name, frame_name
 from target_folder import check_name, is_finished, write_file
 from worker_pool import heartbeat
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from command_line import UserError, disk_error, folder_lock
 
-from labels import FRAME_MARK, PREPROCESSING_FILE
+from conventions import FRAME_MARK, PREPROCESSING_FILE
 from name_index import NameIndex
 
 SCRATCH = ".unfinished"

@@ -24,8 +24,8 @@ import pybit7z
 from tqdm import tqdm
 
 from batch import Terminated
+from conventions import ANNOTATION_FILES
 from failures import Failures
-from labels import ANNOTATION_FILES
 from read_archives import (
     DEPTH_LIMIT,
     ENCRYPTED,

@@ -31,8 +31,9 @@ from command_line import UserError, counted, disk_error, make_parser, printable,
 import pybit7z
 
 from batch import Terminated, raise_terminated
+from conventions import ANNOTATION_FILES
 from failures import Failures
-from labels import ANNOTATION_FILES, read_labels
+from labels import read_labels
 from read_archives import Contents, open_archive, survey
 from target_folder import FAILURES, check_folders, open_target
 from unpack_archives import PASSWORD_VARIABLE, RESERVE, Run, Unpacker, free_space, unpack_archive

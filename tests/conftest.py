@@ -184,7 +184,7 @@ def write_chips(folder, clips_of_split, faces_a_clip=2, seed=0):
     import numpy as np
     import pandas
 
-    from labels import TRAITS
+    from conventions import TRAITS
 
     generator = np.random.default_rng(seed)
     number = 0

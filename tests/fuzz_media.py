@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pre-processing"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from conventions import CLIP_SUFFIXES
 from find_faces import CropSettings, extract_faces
-from labels import CLIP_SUFFIXES
 from make_media import portrait, write_clip
 from read_clips import FrameSettings, extract_frames
 from target_folder import open_target

@@ -22,7 +22,7 @@ import pytest
 from app import KEPT_SECONDS
 from app_gate import delete_older
 from conftest import REPOSITORY, listen_to_ctrl_c, run_script_in
-from labels import TRAITS
+from conventions import TRAITS
 from make_media import portrait, write_clip
 
 pytest.importorskip("gradio", reason="pip install -r requirements-app.txt")

@@ -15,10 +15,11 @@ import torch
 import clip_rows
 from clip_rows import rows_of_split
 from conftest import write_chips
+from conventions import TRAITS, clip_name
 from dataset import FaceDataset, epoch_batches, list_faces, load_split, read_chip, split_by_speaker
 from device import Machine
 from features import ClipRows
-from labels import TRAITS, clip_name, read_labels, read_scores, speakers_of
+from labels import read_labels, read_scores, speakers_of
 
 MACHINE = Machine(torch.device("cpu"), cache="float32")
 HEADER = "clip," + ",".join(TRAITS) + "\n"

@@ -3,8 +3,8 @@ import cv2
 import numpy as np
 import pandas
 
+from conventions import TRAITS, clip_name
 from dataset import list_faces
-from labels import TRAITS, clip_name
 
 SMALL = ("--clips-train", 2, "--clips-valid", 1, "--clips-test", 2)
 

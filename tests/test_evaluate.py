@@ -9,7 +9,8 @@ import pytest
 import scipy.stats
 
 import evaluate
-from labels import TRAITS, speakers_of
+from conventions import TRAITS
+from labels import speakers_of
 from metrics import compare, measure, scores_of_clips, speaker_interval, warnings_about
 
 

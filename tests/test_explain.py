@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from conventions import TRAITS
 from explain import contributions, explain_chips, overlay
-from labels import TRAITS
 from model_architectures import build_network
 
 CONFIG = {"l1": 32, "l2": 16, "dropout": 0.0, "heads": 1, "components": 64}

@@ -8,7 +8,7 @@ import torch
 
 import export
 from checkpoint import Checkpoint
-from labels import TRAITS
+from conventions import TRAITS
 from model_architectures import build_network
 
 CONFIG = {"l1": 16, "l2": 8, "dropout": 0.2, "heads": 2, "components": 20}

@@ -24,8 +24,8 @@ import train
 import train_resnet_raytune_hyperparams as search
 from checkpoint import load_checkpoint
 from conftest import REPOSITORY, write_chips
+from conventions import TRAITS
 from dataset import Split, list_faces, load_split, split_by_speaker
-from labels import TRAITS
 from make_media import portrait, write_clip
 from training import ccc_loss
 

@@ -11,10 +11,10 @@ PRE_PROCESSING = sorted((REPOSITORY / "pre-processing").glob("*.py"))
 OTHERS = sorted([*(REPOSITORY / "benchmarks").glob("*.py"), *(REPOSITORY / "demo").glob("*.py")])
 TREES = {path: ast.parse(path.read_text()) for path in (*TOP, *PRE_PROCESSING, *OTHERS)}
 LONGEST_MODULE, LONGEST_FUNCTION, MOST_PARAMETERS = 400, 60, 7
-SHARED = {"command_line", "labels", "ray_cluster"}  # what pre-processing imports from the top level
+SHARED = {"command_line", "conventions", "labels", "ray_cluster"}  # what pre-processing imports from the top level
 HOMES = {
-    "labels": ["__frame_", "_aligned", "no face found", "preprocessing.json", "labels.csv", "annotation_training.pkl",
-               "annotation_validation.pkl", "annotation_test.pkl"],
+    "conventions": ["__frame_", "_aligned", "no face found", "preprocessing.json", "labels.csv",
+                    "annotation_training.pkl", "annotation_validation.pkl", "annotation_test.pkl"],
     "experiment": ["args.json", "search_args.json", "training.csv"],
     "checkpoint": ["checkpoint_best.pt", "checkpoint_last.pt", "checkpoint_previous.pt"],
     "target_folder": ["failures.csv"],

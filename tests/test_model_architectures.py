@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from checkpoint import FORMAT, Checkpoint, load_checkpoint
+from conventions import DEFAULT_PREPROCESSING, TRAITS
 from face_resnet29 import FACE_INPUT_SIZE, face_weights_path, read_face_weights
 from gaussian_process import GaussianProcess
-from labels import DEFAULT_PREPROCESSING, TRAITS
 from model_architectures import ARCHITECTURES, build_network, config_keys, load_file, load_network_state
 from settings import Settings
 from training import parameter_groups

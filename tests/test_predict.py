@@ -11,7 +11,7 @@ import pytest
 import evaluate
 import predict
 from conftest import run_script_in
-from labels import TRAITS
+from conventions import TRAITS
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import export
 import train
 from checkpoint import load_checkpoint
 from conftest import REPOSITORY, signals_kept
+from conventions import TRAITS
 from gaussian_process import LEAST_CLIPS, LEAST_SPEAKERS
-from labels import TRAITS
 
 SHIPPED = REPOSITORY / "pretrained" / "model.pt"
 

@@ -21,10 +21,10 @@ import train
 import train_resnet_raytune_hyperparams
 from checkpoint import load_checkpoint
 from conftest import REPOSITORY, listen_to_ctrl_c, signals_kept, write_chips
+from conventions import TRAITS
 from dataset import load_split
 from device import Machine
 from features import make_source
-from labels import TRAITS
 from model_architectures import build_network
 from settings import Plan, Settings
 from training import fit, start_training

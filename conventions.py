@@ -1,0 +1,60 @@
+"""What all scripts agree on: the traits and their order, the names of files and folders, the form of a face chip.
+
+A data folder holds data/{train,valid,test}/{videos,frames,faces} and the labels of each split. Imports neither PyTorch
+nor pandas, so that workers and predict.py start at once.
+"""
+import os
+import unicodedata
+
+# The order of all scores, labels and columns.
+TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
+
+# ---------------------------------------------------------------- names of files and folders
+
+SPLITS = ("train", "valid", "test")
+ANNOTATION_FILES = {"train": "annotation_training.pkl", "valid": "annotation_validation.pkl",
+                    "test": "annotation_test.pkl"}
+LABEL_TABLE = "labels.csv"
+# A frame is <clip>__frame_<index>.jpg, its face chip <clip>__frame_<index>_aligned.jpg.
+FRAME_MARK = "__frame_"
+FACE_MARK = "_aligned"
+FACE_SIZE = 224     # pixels, width and height of a face chip
+JPEG_QUALITY = 95   # of frames and face chips
+NO_FACE = "no face found"
+# Beside the frames and beside the faces: how they were made.
+PREPROCESSING_FILE = "preprocessing.json"
+# How the faces were cropped where no such file says so.
+DEFAULT_PREPROCESSING = {"size": FACE_SIZE, "padding": 0.25}
+# Endings of names that are taken for clips and for pictures, in folders and in tables of labels.
+CLIP_SUFFIXES = frozenset("""
+    .3g2 .3gp .amv .asf .avi .divx .dv .f4v .flv .gif .h264 .h265 .hevc .ivf .m2t .m2ts .m2v .m4v .mj2 .mjpeg .mjpg .mkv
+    .mov .mp4 .mpe .mpeg .mpg .mts .mxf .nut .obu .ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv .y4m""".split())
+PICTURE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"])
+
+
+def frame_name(clip: str, index: int) -> str:
+    """Return the name of a clip's frame, index counted from 0 in display order: `abc.000__frame_7.jpg`."""
+    return f"{clip}{FRAME_MARK}{index}.jpg"
+
+
+def face_name(frame_stem: str, number: int = 1) -> str:
+    """Return the name of a frame's face chip, the number-th largest of the frame: `abc.000__frame_7_aligned_2.jpg`."""
+    return f"{frame_stem}{FACE_MARK}{'' if number == 1 else f'_{number}'}.jpg"
+
+
+def clip_of_face(name: str) -> str | None:
+    """Return the clip that a face chip's file name says it is of, or None for a name that is no face chip's.
+
+    The clip is what stands before the last `__frame_`, whatever the length of the name.
+    """
+    clip, mark, rest = name.rpartition(FRAME_MARK)
+    if mark and clip and FACE_MARK in rest and name.lower().endswith(".jpg") and not name.startswith("."):
+        return unicodedata.normalize("NFC", clip)  # as clip_name; macOS writes file names in NFD
+    return None
+
+
+def clip_name(text: object) -> str:
+    """Return the clip's name without folder and video ending, in Unicode's form NFC: `x/abc.000.mp4` -> `abc.000`."""
+    name = unicodedata.normalize("NFC", str(text)).strip().replace("\\", "/").rsplit("/", 1)[-1]
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in CLIP_SUFFIXES else name
