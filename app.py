@@ -5,8 +5,8 @@
 
 The page answers on 127.0.0.1 alone and asks no other machine for anything. It shows the face, the five scores with
 intervals and percentiles, heat maps, the course over a clip, and gives the tables as CSV. Several people may use it at
-once; nobody sees another's files or results. Nothing is kept: files are deleted when their page closes, after an hour,
-and when the program ends (Ctrl-C). Results are never written to disk.
+once; nobody sees another's files or results. Nothing is kept: files are deleted when the last page of their
+browser closes, after an hour, and when the program ends (Ctrl-C). Results are never written to disk.
 """
 import contextlib
 import copy
@@ -25,7 +25,6 @@ from command_line import UserError, counted, folder_lock, make_parser, positive_
 
 import cv2
 import numpy as np
-import torch
 
 from app_gate import Gate, Visitors, delete_older
 from app_page import (
@@ -44,7 +43,7 @@ from app_page import (
 from conventions import CLIP_SUFFIXES, PICTURE_SUFFIXES
 from drawings import annotate, plot_course
 from experiment import PRETRAINED
-from explain import explain_chips, overlay
+from explain import draw_heat_maps
 from scoring import FRAME_COLUMNS, PEOPLE_COLUMNS, Scorer, load_scorer, score_files
 
 HOST = "127.0.0.1"
@@ -152,10 +151,8 @@ class App:
 
     def explain(self, chip, chip_scores):
         """Return heat maps as uint8 BGR picture of a chip (uint8 RGB H x W x 3)."""
-        chips = torch.from_numpy(np.ascontiguousarray(chip.transpose(2, 0, 1)))[None].to(self.explained.mean.device)
         with self.explaining:
-            maps = explain_chips(self.explained, chips)[0]
-        return overlay(chips[0].cpu().numpy(), maps, chip_scores)[:, :, ::-1]
+            return draw_heat_maps(self.explained, chip, chip_scores)
 
 
 # ---------------------------------------------------------------- page
@@ -201,7 +198,8 @@ def launch(app: App, port: int, folder: Path):
     from starlette.middleware import Middleware
 
     blocks = build_page(app)
-    hosts = [f"{HOST}:{port}", f"localhost:{port}"]
+    # Browsers leave out the port of plain HTTP.
+    hosts = [f"{name}:{port}" for name in (HOST, "localhost")] + ([HOST, "localhost"] if port == 80 else [])
     font = ["system-ui", "sans-serif"]
     blocks.launch(prevent_thread_lock=True, quiet=True, inline=False, share=False, server_name=HOST, server_port=port,
                   footer_links=[], run_history=False, allowed_paths=[], root_path="", ssr_mode=False, pwa=False,

@@ -71,7 +71,8 @@ class Visitors:
 
     def is_open(self, page: str) -> bool:
         """Return whether the page of a session hash is still open."""
-        return any(page in pages for pages in self.pages.values())
+        with self.lock:
+            return any(page in pages for pages in self.pages.values())
 
     def open_page(self, visitor: str, page: str) -> None:
         with self.lock:

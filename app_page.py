@@ -25,7 +25,7 @@ How strangers would judge the people in your clips and pictures by their faces: 
 CAUTION = """**What the scores are not.** They are no measure of what a person is like: they predict first impressions,
 with all prejudices of those who gave them. *Neuroticism* is emotional stability here, as in the data: high means calm.
 Do not use them for decisions on people. Nothing leaves this computer; files and results are deleted when you close
-the page, after an hour, or when the program ends.
+the page (the last one, if several are open), after an hour, or when the program ends.
 """
 CSS = """
 .gradio-container { max-width: 1000px !important; margin: 0 auto !important; }

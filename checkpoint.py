@@ -13,12 +13,11 @@ import torch
 
 from conventions import TRAITS
 from device import Machine
-from experiment import PRETRAINED, SUITE
+from experiment import PRETRAINED, SUITE, TO_GIVE_AWAY
 from model_architectures import PersonalityNetwork, build_network, load_file, load_network_state
 
 FORMAT = 3
 BEST, LAST, PREVIOUS = "checkpoint_best.pt", "checkpoint_last.pt", "checkpoint_previous.pt"
-TO_GIVE_AWAY = "model.pt"   # what export.py --format checkpoint writes
 
 
 @dataclass

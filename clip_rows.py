@@ -30,8 +30,8 @@ FACES_A_TASK = 2000     # of a Ray cluster
 MOST_FACES = 2048       # of a clip that are counted: float16 knows whole numbers up to here
 
 
-def rows_of_split(split: Split, backbone: Callable[[torch.Tensor], torch.Tensor], key: str,
-                  machine: Machine) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+def rows_of_split(split: Split, backbone: Callable[[torch.Tensor], torch.Tensor], key: str, machine: Machine,
+                  batch_size: int = BATCH_SIZE) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
     """Return (parts, clips, faces) of a split's clips that have faces, from the disk where they were made before.
 
     parts: arrays C x 2 x F, mostly memory maps, one for each faces folder; clips: names of all rows; faces: int64, the
@@ -39,12 +39,14 @@ def rows_of_split(split: Split, backbone: Callable[[torch.Tensor], torch.Tensor]
     features B x F; with machine.ray_address it can be pickled. key: text that names everything the features depend on
     besides the faces (architecture, weights, input). The name of a cache file is a digest of the key and of the name,
     size and time of every face, so another backbone or another face makes another file. machine.cache "off": no file.
+    batch_size: faces that go through the backbone at once.
     """
     # Faces of several splits (final training) are cached where each split lies, and so shared with the search.
     folders = split.faces["path"].map(_feature_folder)
     parts, clips = [], []
     for folder in folders.unique():
-        job = _Job(split, split.faces[folders == folder].sort_values("clip", kind="stable"), backbone, machine)
+        job = _Job(split, split.faces[folders == folder].sort_values("clip", kind="stable"), backbone, machine,
+                   batch_size)
         parts.append(_rows_of_folder(Path(folder), job, key) if machine.cache != "off" else _compute_rows(job))
         clips.append(job.clips)
     faces = np.concatenate([part[:, 0, -1] for part in parts]).astype(np.int64)
@@ -58,6 +60,7 @@ class _Job:
     faces: pandas.DataFrame
     backbone: Callable[[torch.Tensor], torch.Tensor]
     machine: Machine
+    batch_size: int = BATCH_SIZE
 
     def __post_init__(self):
         self.codes, clips = pandas.factorize(self.faces["clip"])
@@ -154,7 +157,7 @@ def _blocks(job):
     open_clips, first_open = {}, 0     # clips of which more faces may come
     of_job = Split(job.split.name, job.faces.reset_index(drop=True), job.split.labels, job.split.speakers,
                    job.split.preprocessing)
-    batches = row_batches(len(job.faces), BATCH_SIZE)
+    batches = row_batches(len(job.faces), job.batch_size)
     loader = chip_loader(FaceDataset(of_job), batches, job.machine.num_workers, job.machine.device)
     for batch, (chips, rows) in zip(batches, loader):
         features = job.backbone(chips.to(job.machine.device, non_blocking=True)).float().cpu().numpy()

@@ -6,7 +6,6 @@ the remedy), 130 Ctrl-C, 141 the reader of the output went away, 143 SIGTERM.
 import argparse
 import contextlib
 import errno
-import gc
 import os
 import shlex
 import sys
@@ -167,6 +166,16 @@ def folder_lock(folder: str | os.PathLike, seconds: float = 5.0) -> Iterator[Non
         lock.release()
 
 
+def check_output_file(option: str, path: Path) -> None:
+    """Raise UserError where no file can be written under the path that an option names: before the work, not after."""
+    if not path.parent.is_dir():
+        raise UserError(f"{option} {path}: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise UserError(f"{option} {path}: is a folder; name a file in it")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{path.parent}: cannot be written; name another folder")
+
+
 def disk_error(error: BaseException | None) -> OSError | None:
     """Return the OSError of a full disk or quota that an exception is, or that led to it; None where there is none."""
     while error is not None and getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
@@ -205,6 +214,4 @@ def run_script(main: Callable, argv: list[str] | None = None) -> None:
         print(f"{name}: error: no space left on the disk of {place}; all that was complete is intact: free some space "
               "and run the same command again", file=sys.stderr)
         status = 1
-    # Else Python looks through all objects of PyTorch for garbage once more: 0.4 s that free nothing.
-    gc.freeze()
     sys.exit(status or 0)

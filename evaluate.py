@@ -112,9 +112,10 @@ def evaluate_experiment(args: argparse.Namespace, metrics: dict) -> tuple[Evalua
               "among them are told from others", file=sys.stderr)
     metrics.update(experiment=args.experiment, architecture=checkpoint.architecture, epoch=checkpoint.epoch,
                    data_fingerprint=split.fingerprint(), trained_on=checkpoint.trained_on)
-    if args.split == "valid" and set(split.labels.index) & set(checkpoint.clips):
-        print("warning: this experiment was trained on validation clips too; these figures say nothing about new clips",
-              file=sys.stderr)
+    known = len(set(split.labels.index) & set(checkpoint.clips))
+    if known:
+        print(f"warning: this experiment was trained on {known} of these {counted(len(split.labels), 'clip')}; the "
+              "figures say nothing about new clips", file=sys.stderr)
     return Evaluation(split.labels, predictions, split.speakers, pandas.Series(checkpoint.constant),
                       run_dir / f"evaluation_{args.split}", metrics, seen or None, run_dir, split, args.seed), of_faces
 

@@ -18,9 +18,12 @@ PRETRAINED = "pretrained"   # the experiment that comes with the suite, in SUITE
 TRAINING_RECORD, SEARCH_RECORD = "args.json", "search_args.json"
 TRAINING_TABLE = "training.csv"     # one row an epoch
 MODEL_CARD = "MODEL_CARD.md"
+TO_GIVE_AWAY = "model.pt"           # a checkpoint as export.py --format checkpoint writes it
 # What train.py, evaluate.py and export.py write into the folder.
 TRAINING_FILES = (TRAINING_RECORD, TRAINING_TABLE, "checkpoint_*.pt", "events.out.tfevents.*", "evaluation_*",
-                  "model.onnx", "model.pt2", "model.pt", MODEL_CARD)
+                  "model.onnx", "model.pt2", TO_GIVE_AWAY, MODEL_CARD)
+# The tests set the variable to save after every step.
+SECONDS_BETWEEN_CHECKPOINTS = float(os.environ.get("SECONDS_BETWEEN_CHECKPOINTS", 30))
 NEW, REPLACING, MOVING = ".new", ".replacing", ".moving"
 LONGEST_NAME = 200  # bytes; a name in a folder has at most 255, and files of this name get endings
 
@@ -56,8 +59,9 @@ def open_experiment(folder: Path) -> Iterator[None]:
 
 
 def has_training(folder: Path) -> bool:
-    """Return whether a training lies in the folder."""
-    return (folder / TRAINING_RECORD).exists() or any(folder.glob("checkpoint_*.pt"))
+    """Return whether a training lies in the folder, or a checkpoint that somebody gave away."""
+    return any((folder / name).exists() for name in (TRAINING_RECORD, TO_GIVE_AWAY)) or any(
+        folder.glob("checkpoint_*.pt"))
 
 
 def check_experiment(record: Path, exists: bool, used: dict, args: argparse.Namespace) -> None:

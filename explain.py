@@ -102,6 +102,12 @@ def overlay(chip: np.ndarray, maps: np.ndarray, scores: np.ndarray | None = None
     return strip
 
 
+def draw_heat_maps(network: PersonalityNetwork, chip: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return overlay()'s picture, uint8 BGR, of a chip, uint8 RGB H x W x 3, and its five scores."""
+    chips = torch.from_numpy(np.ascontiguousarray(chip.transpose(2, 0, 1)))[None].to(network.mean.device)
+    return overlay(chips[0].cpu().numpy(), explain_chips(network, chips)[0], scores)[:, :, ::-1]
+
+
 def _colours(heat):
     return cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_INFERNO)[:, :, ::-1]
 

@@ -133,6 +133,9 @@ def find_centres(points: torch.Tensor, speakers: np.ndarray, number: int,
     A centre of fewer than LEAST_CLIPS points or LEAST_SPEAKERS speakers is given up, the poorest first, and its points
     go to the nearest others, so M may be smaller than number, and 0.
     """
+    none = torch.zeros(0, points.shape[1]), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    if number < 1:
+        return none
     codes = np.unique(speakers, return_inverse=True)[1]
     drawn = points[torch.from_numpy(np.random.default_rng(seed).permutation(len(points))[:MOST_POINTS])]
     centres, nearest = drawn[:number], None
@@ -156,4 +159,4 @@ def find_centres(points: torch.Tensor, speakers: np.ndarray, number: int,
         kept = torch.ones(len(centres), dtype=torch.bool)
         kept[given_up] = False
         centres = means[kept]
-    return torch.zeros(0, points.shape[1]), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    return none

@@ -249,12 +249,13 @@ def make_head(width: int, hidden: list[int], dropout: list[float]) -> nn.Sequent
 
 
 def _number(config, key, kind, low, high):
+    wanted = f"a {'whole ' if kind is int else ''}number from {low} to {high}"
     if key not in config:
-        raise UserError(f"the configuration has no {key}; it needs a {kind.__name__} from {low} to {high}")
+        raise UserError(f"the configuration has no {key}; it needs {wanted}")
     value = config[key]
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not low <= value <= high or value != kind(value):
-        raise UserError(f"the configuration's {key} is {value!r}; it must be a {kind.__name__} from {low} to {high}")
+        raise UserError(f"the configuration's {key} is {value!r}; it must be {wanted}")
     return kind(value)
 
 

@@ -7,13 +7,15 @@
     python predict.py EXPERIMENT group.mp4 --faces all              everybody: one row a person
     python predict.py EXPERIMENT talk.mp4 --every 2 --per-frame frames.csv --plot course     the course over time
 
-Frames are drawn, faces found and aligned as by extract_faces_from_videos.py, but in memory. A clip's scores are the
-mean over its frames; spread is the standard deviation over them; four of five labels lie within ± 80 % of the score;
-a percentile of 62 means: higher than the labels of 62 % of the training clips. confidence is the score of dlib's face
-detector, mostly 0.3 to 2.4. Heat maps and their scores are of one face, of the middle frame. The challenge's
-neuroticism is emotional stability in truth: high means calm. A file that cannot be scored costs a line on stderr and,
-with --out, a row with its problem.
+Frames are drawn, faces found and aligned as by extract_faces_from_videos.py, but in memory. A clip's scores are those
+of the mean features of its faces where the backbone is frozen, else the mean of their scores; spread is the standard
+deviation over its frames; four of five labels lie in the interval, score ± the column "± 80 %"; a percentile of 62
+means: higher than the labels of 62 % of the training clips. confidence is the score of dlib's face detector, mostly 0.3
+to 2.4. Heat maps and their scores are of one face, the middle one of the clip. The challenge's neuroticism is emotional
+stability in truth: high means calm. A file that cannot be scored costs a line on stderr and, with --out, a row with its
+problem.
 """
+import argparse
 import contextlib
 import json
 import math
@@ -26,6 +28,7 @@ from pathlib import Path
 from command_line import (
     UserError,
     atomic_write,
+    check_output_file,
     disk_error,
     make_parser,
     positive_int,
@@ -37,13 +40,12 @@ from command_line import (
 
 import cv2
 import numpy as np
-import torch
 
 from checkpoint import find_checkpoint
 from conventions import TRAITS
 from drawings import annotate, plot_course
 from experiment import experiment_folder
-from explain import explain_chips, overlay
+from explain import draw_heat_maps
 from scoring import (
     FRAME_COLUMNS,
     HALF_WIDTHS,
@@ -72,9 +74,12 @@ class Results:
     rows: list[dict] = field(default_factory=list)      # of the table of people
     frame_rows: list[dict] = field(default_factory=list)
     names: set[str] = field(default_factory=set)        # of the pictures
+    files: int = 0      # taken in
+    problems: int = 0   # of these, not scored
 
     def add(self, scores: FileScores) -> None:
         """Take in the scores of a file and write its pictures."""
+        self.files += 1
         self.rows += scores.people
         self.frame_rows += scores.frame_rows()
         name = _plain_name(scores.clip, self.names)
@@ -83,13 +88,13 @@ class Results:
         if self.plot_dir:
             write_picture(self.plot_dir / f"{name}_course.png", plot_course(scores))
         if self.explain_dir:
-            network = self.scorer.network
-            chips = torch.from_numpy(scores.chip).permute(2, 0, 1)[None].to(network.mean.device)
-            heat = overlay(chips[0].cpu().numpy(), explain_chips(network, chips)[0], scores.chip_scores)
-            write_picture(self.explain_dir / f"{name}_heat_maps.png", cv2.cvtColor(heat, cv2.COLOR_RGB2BGR))
+            heat_maps = draw_heat_maps(self.scorer.network, scores.chip, scores.chip_scores)
+            write_picture(self.explain_dir / f"{name}_heat_maps.png", heat_maps)
 
     def add_problem(self, path: str, problem: str) -> None:
         """Note a file that could not be scored."""
+        self.files += 1
+        self.problems += 1
         self.rows.append({"clip": printable(path), "problem": printable(problem)})
 
     @property
@@ -120,7 +125,7 @@ def _rounded(value):
 
 def _plain_name(path, taken):
     """Return a file name for a clip's picture: its stem, numbered where another folder has one of the same name."""
-    stem = os.fsdecode(os.fsencode(printable(Path(path).stem))[:LONGEST_STEM])
+    stem = os.fsencode(printable(Path(path).stem))[:LONGEST_STEM].decode(errors="ignore")
     name, number = stem, 1
     while name in taken:
         number += 1
@@ -147,11 +152,25 @@ def print_table(scored: list[dict], with_people: bool) -> None:
 
 # ---------------------------------------------------------------- command line
 
-def positive_number(text: str) -> float:
-    """Return a number above 0, for argparse."""
-    value = float(text)
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(text)
+def seconds_apart(text: str) -> float:
+    """argparse type: a number of seconds, at least a thousandth."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0.001):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number of seconds, at least 0.001")
+    return value
+
+
+def confidence(text: str) -> float:
+    """argparse type: a score of the detector, any finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number; usual scores are 0.3 to 2.4")
     return value
 
 
@@ -170,8 +189,8 @@ def parse_args(argv=None):
                         help="write a row for each face of each frame, with its time and box, as .csv or .json")
     frames = parser.add_mutually_exclusive_group()
     frames.add_argument("--frames", type=positive_int, default=10, help="frames drawn at random from a clip")
-    frames.add_argument("--every", type=positive_number, metavar="SECONDS", help="take a frame every so many seconds")
-    parser.add_argument("--min-confidence", type=float, metavar="SCORE",
+    frames.add_argument("--every", type=seconds_apart, metavar="SECONDS", help="take a frame every so many seconds")
+    parser.add_argument("--min-confidence", type=confidence, metavar="SCORE",
                         help="leave out faces whose score of the detector is lower")
     parser.add_argument("--faces", choices=("largest", "all"), default="largest",
                         help="which faces of a frame are scored; all: one row a person, known again by dlib's network")
@@ -189,10 +208,10 @@ def check_arguments(args):
     for option, table in (("--out", args.out), ("--per-frame", args.per_frame)):
         if table and table.suffix.lower() not in (".csv", ".json"):
             raise UserError(f"{option} {table}: name a file that ends in .csv or .json")
-        if table and not table.parent.is_dir():
-            raise UserError(f"{option} {table}: the folder {table.parent} does not exist")
-        if table and table.is_dir():
-            raise UserError(f"{option} {table}: is a folder; name a file in it")
+        if table:
+            check_output_file(option, table)
+    if args.out and args.per_frame and args.out.resolve() == args.per_frame.resolve():
+        raise UserError(f"--out and --per-frame {args.out}: are one file; name two")
     for path in args.paths:
         if not os.path.lexists(path):
             raise UserError(f"{path}: no such file or folder")
@@ -202,8 +221,7 @@ def check_arguments(args):
         except OSError as error:
             raise UserError(f"{folder}: cannot be made ({error.strerror}); "
                             "name another folder for the pictures") from None
-    tables = [table.parent for table in (args.out, args.per_frame) if table]
-    for folder in filter(None, (*tables, args.annotate, args.explain, args.plot)):
+    for folder in filter(None, (args.annotate, args.explain, args.plot)):
         if not os.access(folder, os.W_OK):
             raise UserError(f"{folder}: cannot be written; name another folder")
 
@@ -248,7 +266,7 @@ def main(argv=None):
     if failure:
         raise failure
     written = [str(place) for place in (args.out, args.per_frame, args.annotate, args.explain, args.plot) if place]
-    print(f"{len({row['clip'] for row in results.scored})} of {len({row['clip'] for row in results.rows})} files scored"
+    print(f"{results.files - results.problems} of {results.files} files scored"
           + (f"; results: {', '.join(written)}" if written else "; --out scores.csv writes the table to a file"))
     return status or (0 if results.scored else 1)
 

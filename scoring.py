@@ -28,7 +28,7 @@ from model_architectures import PersonalityNetwork
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "pre-processing"))
 from clip_faces import FaceSettings, FileFaces, KeptPicture, faces_of_file
-from find_faces import OTHER_PICTURE_SUFFIXES, find_predictor, unreadable_kind
+from find_faces import OTHER_PICTURE_SUFFIXES, find_predictor, load_predictor, unreadable_kind
 from target_folder import find_files
 from worker_pool import map_files
 
@@ -121,7 +121,9 @@ class Scorer:
 
     def face_settings(self, number_of_frames: int = 10, seed: int = 0, predictor: str | None = None,
                       **options) -> FaceSettings:
-        """Return the settings of the faces that the network was trained on. options: further fields of FaceSettings."""
+        """Return the settings of the faces that the network was trained on. options: further fields of FaceSettings.
+        Raises UserError for a landmark model that cannot be used."""
+        load_predictor(predictor)
         return FaceSettings(number_of_frames, seed, self.preprocessing["size"], self.preprocessing["padding"],
                             predictor=find_predictor(predictor), **options)
 
@@ -198,12 +200,14 @@ def score_files(scorer: Scorer, files: Iterable[tuple[str, tuple | None]], setti
                 workers: int) -> Iterator[FileScores]:
     """Yield the FileScores of each file, in their order. files: (path, None), or (path, (None, problem)) for one that
     is not to be read. Take it in contextlib.closing, so that the worker processes end with the loop."""
+    least = settings.min_confidence
+    no_face = NO_FACE if least is None else f"{NO_FACE} whose score of the detector is at least {least:g}"
     with tempfile.TemporaryDirectory(prefix="chips-", ignore_cleanup_errors=True) as chip_dir:
         function = functools.partial(faces_of_file, settings=settings, chip_dir=chip_dir)
         with contextlib.closing(map_files(function, files, workers)) as answers:
             for path, found, problem in answers:
                 if problem or not found.faces:
-                    yield FileScores(path, problem or NO_FACE)
+                    yield FileScores(path, problem or no_face)
                 else:
                     yield scorer.score_faces(path, found)
                 if found:

@@ -14,7 +14,7 @@ from ray import tune
 from torch.utils.tensorboard import SummaryWriter
 
 from device import Machine, pick_device, seed_everything
-from experiment import TRAINING_TABLE
+from experiment import SECONDS_BETWEEN_CHECKPOINTS, TRAINING_TABLE
 from features import make_source
 from model_architectures import architecture_named, build_network, load_file
 from settings import Plan, resolve_settings, settle_memory
@@ -23,7 +23,6 @@ from training import fit, start_training
 from training_data import Faces, load_training_and_validation
 
 METRIC = "accuracy_mean"
-SECONDS_BETWEEN_CHECKPOINTS = 30
 
 
 @dataclass(frozen=True)

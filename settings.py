@@ -21,7 +21,8 @@ def _setting(default, text, most=math.inf, below=math.inf, choices=None):
 
 @dataclass(frozen=True)
 class Settings:
-    """How a network is trained. Numbers are at least 0."""
+    """How a network is trained. Numbers are at least 0; those that shape the network have further bounds in
+    model_architectures.py."""
     l1: int = _setting(1024, "first hidden layer of the head")
     l2: int = _setting(256, "second hidden layer of the head")
     l3: int = _setting(64, "third hidden layer of the head (ResNet101_v1.0)")
@@ -102,13 +103,29 @@ def _check(setting, value):
         return
     wrong = type(value) is not kind and not (kind is float and type(value) is int)
     if wrong or (isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0)):
-        raise UserError(f"{setting.name}: {value!r} is not a {kind.__name__} of at least 0")
+        wanted = {int: "a whole number of at least 0", float: "a number of at least 0", bool: "true or false",
+                  str: "a text"}[kind]
+        raise UserError(f"{setting.name}: {value!r} is not {wanted}")
     if bounds["choices"] and value not in bounds["choices"]:
         raise UserError(f"{setting.name}: {value!r} is unknown; known are {', '.join(bounds['choices'])}")
     if isinstance(value, (int, float)) and value > bounds["most"]:
         raise UserError(f"{setting.name}: {value} is more than {bounds['most']}")
     if isinstance(value, (int, float)) and value >= bounds["below"]:
         raise UserError(f"{setting.name}: {value} is not below {bounds['below']}")
+
+
+def without_effect(names: set[str], settings: Settings, is_trained: bool, has_memory: bool) -> list[str]:
+    """Return those of the settings' names that change nothing, sorted. is_trained: layers of the backbone learn;
+    has_memory: the network may have a regression beside its heads."""
+    form = settings.memory if has_memory else "none"
+    useless = {"one_face", "components"} if is_trained else {"backbone_lr_factor", "layer_decay"}
+    if not is_trained:
+        useless.add("one_face" if settings.augment else "hflip")
+    if form == "none":
+        useless |= {"memory_weight", "noise"}
+    if form in ("none", "exact"):
+        useless.add("centres")
+    return sorted(names & useless)
 
 
 def read_config(path: str | os.PathLike) -> dict:

@@ -6,13 +6,13 @@
     python train.py 60 trial FaceResNet29_v1.0 false 128                              validates after every epoch
     python train.py 60 final ResNet18_v1.0 true 64 --config runs/search/best_config.json    what the search found
     python train.py 60 final ResNet18_v1.0 true 64 --resume                           goes on after an interruption
-    torchrun --nproc_per_node 4 train.py 20 final ResNet50_v1.0 true 256 --cache off  four GPUs (batch size: of each)
+    torchrun --nproc_per_node 4 train.py 20 final ResNet18_v3.0 true 256              four GPUs (batch size: of each)
 
 FINAL_RUN true trains on training + validation clips for exactly NUM_EPOCHS and never looks at the test clips
 (evaluate.py does, once). false trains on the training clips, validates after every epoch and keeps the best epoch.
 
 Writes runs/EXPERIMENT/: args.json, training.csv (one row an epoch), checkpoint_last.pt, checkpoint_best.pt (FINAL_RUN
-false), MODEL_CARD.md and TensorBoard's event files.
+false), checkpoint_previous.pt, MODEL_CARD.md and TensorBoard's event files.
 """
 import argparse
 import contextlib
@@ -55,6 +55,7 @@ from device import (
     world_size,
 )
 from experiment import (
+    SECONDS_BETWEEN_CHECKPOINTS,
     TRAINING_RECORD,
     TRAINING_TABLE,
     check_experiment,
@@ -75,7 +76,15 @@ from model_architectures import (
     config_keys,
 )
 from model_card import write_model_card
-from settings import SETTING_NAMES, Plan, add_settings_options, read_config, resolve_settings, settle_memory
+from settings import (
+    SETTING_NAMES,
+    Plan,
+    add_settings_options,
+    read_config,
+    resolve_settings,
+    settle_memory,
+    without_effect,
+)
 from tensorboard_logs import log_epoch, log_hyperparameters, log_pictures
 from training import TrainingState, check_finite, fit, start_training
 from training_data import (
@@ -85,8 +94,6 @@ from training_data import (
     load_training_and_validation,
     number_of_samples,
 )
-
-SECONDS_BETWEEN_CHECKPOINTS = float(os.environ.get("SECONDS_BETWEEN_CHECKPOINTS", 30))
 
 
 class Stopped(Exception):
@@ -239,8 +246,14 @@ def make_plan(args: argparse.Namespace) -> Plan:
     settings = resolve_settings(config, {name: getattr(args, name) for name in SETTING_NAMES})
     if args.memory not in (None, "auto", "none") and "memory" not in config_keys(args.model):
         raise UserError(f"--memory {args.memory}: {args.model} has none; FaceResNet29_v1.0 has")
-    if settings.augment and not architecture_named(args.model).trained and args.cache != "off" and is_main_process():
+    if settings.augment and not architecture_named(args.model).trained and is_main_process():
         print("note: --augment needs the pictures, so the heads train on single faces and BATCH_SIZE counts faces",
+              file=sys.stderr)
+    architecture = architecture_named(args.model)
+    useless = without_effect({name for name in SETTING_NAMES if getattr(args, name) is not None}, settings,
+                             bool(architecture.trained), architecture.has_memory)
+    if useless and is_main_process():
+        print("note: without effect here: " + ", ".join("--" + name.replace("_", "-") for name in useless),
               file=sys.stderr)
     return Plan(settings, args.num_epochs, args.batch_size, args.seed)
 

@@ -165,8 +165,9 @@ def start_training(network: PersonalityNetwork, faces: Faces, plan: Plan, machin
     """
     settings, usable = plan.settings, faces.number_usable
     if usable < 2 * world_size():
-        raise UserError(f"{faces.split.name}: the faces of {counted(usable, 'clip')} can be read; "
-                        "training needs at least two a step")
+        unit = "clip" if faces.source.of_clips else "face"
+        raise UserError(f"{faces.split.name}: only {counted(usable, unit)} can be read; training needs at least two a "
+                        "step")
     total_steps = plan.num_epochs * steps_per_epoch(faces, plan)
     optimizer = torch.optim.AdamW(parameter_groups(network, settings), fused=True)
     scheduler = LambdaLR(optimizer, warmup_cosine(total_steps, settings.warmup))
@@ -208,15 +209,16 @@ def steps_per_epoch(faces: Faces, plan: Plan) -> int:
     return len(epoch_batches(faces.number_usable, plan.batch_size, plan.seed, 0, rank(), world_size()))
 
 
-def validate(network: PersonalityNetwork, faces: Faces) -> dict[str, float]:
-    """Return loss_valid, accuracy_<trait> and pearson_<trait>, per clip as the challenge measures."""
+def validate(network: PersonalityNetwork, faces: Faces, loss: str) -> dict[str, float]:
+    """Return loss_valid, of all rows together, and accuracy_<trait> and pearson_<trait>, per clip as the challenge
+    measures. loss: a key of LOSSES."""
     scores = score_rows(network, faces.source)
     clips = scores_of_clips(faces.source.clips, scores)
     if clips.empty:
         raise UserError(f"{faces.split.name}: none of its faces can be read (they are named above); make them again")
     labels = faces.split.labels.loc[clips.index]
-    error = torch.from_numpy(scores) - faces.targets
-    figures = {"loss_valid": float((error ** 2).nanmean())}
+    readable = ~np.isnan(scores).any(axis=1)
+    figures = {"loss_valid": float(LOSSES[loss](torch.from_numpy(scores[readable]), faces.targets[readable]))}
     for measure, values in (("accuracy", trait_accuracies(labels, clips)),
                             ("pearson", trait_correlations(labels, clips))):
         figures.update({f"{measure}_{trait}": value for trait, value in values.items()})
@@ -224,8 +226,9 @@ def validate(network: PersonalityNetwork, faces: Faces) -> dict[str, float]:
 
 
 def _train_epoch(state, parallel, plan, faces, after_step, show_progress):
-    """Take the steps of an epoch that are still to do; return (samples, mean loss over all processes)."""
-    device, number_of_steps, samples = state.network.mean.device, steps_per_epoch(faces, plan), 0
+    """Take the steps of an epoch that are still to do; return (samples, mean loss over all processes, learning rates of
+    the last step)."""
+    device, number_of_steps, samples, rates = state.network.mean.device, steps_per_epoch(faces, plan), 0, {}
     loss_function = LOSSES[plan.settings.loss]
     state.network.train()
     with progress_bar(total=faces.number_usable, unit="sample", leave=False,
@@ -237,6 +240,7 @@ def _train_epoch(state, parallel, plan, faces, after_step, show_progress):
             loss = torch.stack([loss_function(of_head, targets) for of_head in scores]).mean()
             state.optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            rates = {f"learning_rate_{group['name']}": group["lr"] for group in state.optimizer.param_groups}
             state.optimizer.step()
             state.scheduler.step()
             if state.ema:
@@ -255,7 +259,7 @@ def _train_epoch(state, parallel, plan, faces, after_step, show_progress):
     if world_size() > 1:
         torch.distributed.all_reduce(mean_loss)
         mean_loss /= world_size()
-    return samples, float(mean_loss)
+    return samples, float(mean_loss), rates
 
 
 def fit(state: TrainingState, plan: Plan, faces: Faces, validation: Faces | None = None,
@@ -274,15 +278,13 @@ def fit(state: TrainingState, plan: Plan, faces: Faces, validation: Faces | None
         parallel = DistributedDataParallel(state.network, device_ids=[device.index] if device.type == "cuda" else None)
     while state.epoch < plan.num_epochs:
         started = time.monotonic()
-        samples, mean_loss = _train_epoch(state, parallel, plan, faces, after_step, show_progress)
+        samples, mean_loss, rates = _train_epoch(state, parallel, plan, faces, after_step, show_progress)
         check_finite(state, mean_loss)
         seconds = max(time.monotonic() - started, 1e-9)
         record = {"epoch": state.epoch + 1, "loss_train": mean_loss, "seconds": seconds,
-                  "samples_per_second": samples * world_size() / seconds}
-        for group in state.optimizer.param_groups:
-            record[f"learning_rate_{group['name']}"] = group["lr"]
+                  "samples_per_second": samples * world_size() / seconds, **rates}
         if validation is not None and is_main_process():
-            record.update(validate(state.averaged, validation))
+            record.update(validate(state.averaged, validation, plan.settings.loss))
             if state.best is None or record["accuracy_mean"] > state.best["accuracy"]:
                 network = {key: value.detach().cpu().clone() for key, value in state.averaged.state_dict().items()}
                 state.best = {"epoch": state.epoch + 1, "accuracy": record["accuracy_mean"], "network": network}

@@ -19,20 +19,22 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import UserError, atomic_write, make_parser, run_script, whole_number
+from command_line import UserError, atomic_write, check_output_file, make_parser, run_script, whole_number
 
 import numpy as np
 import pandas
 import torch
 
+from clip_rows import rows_of_split
 from conventions import DEFAULT_PREPROCESSING, TRAITS
 from dataset import Split, chip_loader, list_faces
 from device import Machine, autocast_dtype, pick_device, seed_everything
-from features import FaceChips, Inputs, features_of_chips, make_source
+from features import FaceChips, Inputs, features_of_chips
 from labels import speakers_of
 from model_architectures import BACKBONES, PersonalityNetwork, build_network, make_head
 from settings import Plan, Settings
@@ -43,6 +45,7 @@ BATCH_SIZES = (32, 64, 128, 256, 512, 1024, 2048)
 LEAST_GAIN = 1.05       # a larger batch is worth it from here on
 STEPS = 20              # of a training on one batch, in each of two epochs
 PROFILED_STEPS = 5
+LEAST_BATCHES = 2       # of faces from files
 QUICK_FACES, QUICK_BATCH, QUICK_STEPS = 2, 2, 1
 # Of torch.profiler: what makes the processor wait for the device, or brings numbers back from it. The profiler itself
 # ends with cudaDeviceSynchronize, so that one does not count.
@@ -133,18 +136,18 @@ def first_chips(split: Split, number: int, device: torch.device) -> torch.Tensor
     return chips.to(device)
 
 
-def training_speed(network: PersonalityNetwork, faces: Faces, batch_size: int, machine: Machine) -> float:
-    """Return the faces a second of the second of two epochs: the first one warms up, but for --quick."""
-    epochs = 2 if len(faces.source) > QUICK_FACES else 1
-    plan = Plan(Settings(), epochs, min(batch_size, len(faces.source)))
+def training_speed(network: PersonalityNetwork, faces: Faces, batch_size: int, machine: Machine,
+                   warm_up: bool) -> float:
+    """Return the faces a second of an epoch. warm_up: of a second one, after one that does not count."""
+    plan = Plan(Settings(), 2 if warm_up else 1, batch_size)
     state = start_training(network, faces, plan, machine)
     return list(fit(state, plan, faces, show_progress=False))[-1]["samples_per_second"]
 
 
 @torch.inference_mode()
-def feature_speed(network: PersonalityNetwork, chips: torch.Tensor, steps: int) -> float:
+def feature_speed(network: PersonalityNetwork, chips: torch.Tensor, steps: int, warm_up: bool) -> float:
     """Return the faces a second whose features are computed, of one batch again and again."""
-    for _ in range(2 if steps > 1 else 1):  # to warm up
+    for _ in range(2 if warm_up else 1):
         features_of_chips(network, chips)
     wait_for(chips.device)
     begin = time.perf_counter()
@@ -159,17 +162,25 @@ def limit_of(job: Job, network: PersonalityNetwork, split: Split, batch_size: in
     """Return the faces a second of one batch that stays on the device."""
     chips = first_chips(split, batch_size, machine.device)
     if not job.is_training:
-        return feature_speed(network, chips, steps)
+        return feature_speed(network, chips, steps, warm_up=steps > 1)
     faces = Faces(split, RepeatedBatch(chips, split, steps))
-    return training_speed(network, faces, batch_size, machine)
+    return training_speed(network, faces, batch_size, machine, warm_up=steps > 1)
 
 
-def speed_from_files(job: Job, network: PersonalityNetwork, split: Split, batch_size: int, machine: Machine) -> float:
-    """Return the faces a second from their files, as training and evaluation read them."""
+def repeated(split: Split, number: int) -> Split:
+    """Return a split of so many faces: the split's own, again and again where it has fewer."""
+    return replace(split, faces=split.faces.iloc[np.resize(np.arange(len(split.faces)), number)].reset_index(drop=True))
+
+
+def speed_from_files(job: Job, network: PersonalityNetwork, split: Split, batch_size: int, machine: Machine,
+                     warm_up: bool) -> float:
+    """Return the faces a second from their files, as training and evaluation read them: whole batches of the size whose
+    limit was measured, so that torch.compile has its code for them."""
+    split = repeated(split, max(len(split.faces) // batch_size, LEAST_BATCHES) * batch_size)
     if job.is_training:
-        return training_speed(network, Faces(split, FaceChips(split, machine)), batch_size, machine)
+        return training_speed(network, Faces(split, FaceChips(split, machine)), batch_size, machine, warm_up)
     begin = time.perf_counter()
-    make_source(network, split, machine)
+    rows_of_split(split, partial(features_of_chips, network), job.name, machine, batch_size)
     wait_for(machine.device)
     return len(split.faces) / (time.perf_counter() - begin)
 
@@ -204,7 +215,7 @@ def measure(job: Job, split: Split, machine: Machine, is_compiled: bool, is_quic
         torch.cuda.reset_peak_memory_stats(machine.device)
         limit_of(job, network, split, batch_size, machine, QUICK_STEPS)
         memory = torch.cuda.max_memory_allocated(machine.device) / 2**20
-    from_files = speed_from_files(job, network, split, batch_size, machine)
+    from_files = speed_from_files(job, network, split, batch_size, machine, warm_up=not is_quick)
     return {"job": job.name, "precision": machine.precision, "compiled": "yes" if is_compiled else "no",
             "batch_size": batch_size, "limit": limit, "from_files": from_files, "ratio": from_files / limit,
             "memory_mb": memory}
@@ -226,8 +237,7 @@ def waits_in_steps(network: PersonalityNetwork, split: Split, machine: Machine, 
                    steps: int) -> dict[str, float]:
     """Return {event of WAITS: how often in a step} of so many steps in the middle of an epoch of training.fit, read
     from files. The end of an epoch, which has to wait for its losses, is not among them."""
-    copies = -(-(steps + 4) * plan.batch_size // len(split.faces))  # enough chips for these steps
-    split = replace(split, faces=pandas.concat([split.faces] * copies, ignore_index=True))
+    split = repeated(split, (steps + 4) * plan.batch_size)
     faces = Faces(split, FaceChips(split, machine))
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if machine.device.type == "cuda" else []
@@ -294,6 +304,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    check_output_file("--out", args.out)
     split = split_of(args.chip_dir, QUICK_FACES if args.quick else None)
     device = pick_device()
     machine = Machine(device, cache="off", num_workers=args.num_workers)

@@ -28,6 +28,7 @@ from conventions import CLIP_SUFFIXES
 from face_tracker import FaceTracker
 from find_faces import (
     CropSettings,
+    encode_jpeg,
     extract_faces,
     find_faces,
     find_predictor,
@@ -127,14 +128,13 @@ def measure_faces(clip_dir, frames_of_each=30):
             tracker = FaceTracker(models, earlier_frames(stem, chosen, 0))
 
             def to_chip_in_one_pass(index, picture, tracker=tracker, stem=stem):
-                picture = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
                 faces = tracker.find_faces(index, picture)
                 write_chips(picture, faces, folder, f"{stem}_{index}", crop)
                 return faces
 
-            for index, picture in read_chosen(clip, packets, frames):
+            for index, picture in read_chosen(clip, packets, frames, pixel_format="rgb24"):
                 path = Path(folder, "frame.jpg")
-                cv2.imwrite(str(path), picture, [cv2.IMWRITE_JPEG_QUALITY, frames.quality])
+                path.write_bytes(encode_jpeg(picture, frames.quality))
                 read = read_picture(path)
                 alone_seconds, alone = _timed(models.detector, read, 1)
                 two_steps_seconds, _ = _timed(extract_faces, str(path), folder, folder, crop)
@@ -157,8 +157,8 @@ SIZE_RATIOS = (0.5, 0.65, 0.8, 0.9)
 
 def _person_frames(clip, models, number_of_frames):
     """Return (RGB pictures of frames drawn from a clip, centre and width in pixels of its face: medians)."""
-    pictures = [cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-                for _, picture in read_chosen(clip, list_packets(clip), FrameSettings(number_of_frames))]
+    frames = read_chosen(clip, list_packets(clip), FrameSettings(number_of_frames), pixel_format="rgb24")
+    pictures = [picture for _, picture in frames]
     faces = [found[0].rectangle for picture in pictures[::3] if (found := find_faces(picture, models))]
     if not faces:
         return None

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import UserError, make_parser, positive_int, run_script
+from command_line import UserError, check_output_file, make_parser, positive_int, run_script
 
 import cv2
 import numpy as np
@@ -215,6 +215,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    check_output_file("--out", args.out)
     for path in (args.clip_dir, args.portraits):
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")

@@ -25,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import UserError, make_parser, positive_int, run_script
+from command_line import UserError, check_output_file, make_parser, positive_int, run_script
 
 import pandas
 import torch
@@ -151,6 +151,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    check_output_file("--out", args.out)
     sizes = [*args.clips, *([MILLION] if args.million else [])]
     needed, free = max(sizes) * BYTES_A_CLIP + ROOM_BESIDE, shutil.disk_usage(args.folder).free
     if free < needed:

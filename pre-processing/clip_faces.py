@@ -65,8 +65,7 @@ def find_clip_faces(path: str, packets: Packets, frames: FrameSettings, crop: Cr
         further = set().union(*map(tracker.lineage, picked))
         return picked | {index for index in further if index not in without_face}
 
-    for index, picture in read_chosen(path, packets, frames, pick_with_lineage):
-        picture = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+    for index, picture in read_chosen(path, packets, frames, pick_with_lineage, "rgb24"):
         if crop.find_all:
             yield FrameFaces(index, picture, find_faces(picture, tracker.models, find_all=True))
         else:
@@ -185,7 +184,7 @@ def faces_of_file(path: str, settings: FaceSettings, chip_dir: str) -> FileFaces
     """
     crop = CropSettings(settings.predictor, settings.size, settings.padding, settings.find_all)
     models = load_models(crop.predictor)
-    faces, descriptors, kept, count = [], [], [], 0
+    faces, descriptors, kept, count = [], [], _KeptFrames(), 0
     with tempfile.NamedTemporaryFile(dir=chip_dir, delete=False) as chips:
         for frame, seconds in _frames_of_file(path, settings, crop):
             count += 1
@@ -200,42 +199,54 @@ def faces_of_file(path: str, settings: FaceSettings, chip_dir: str) -> FileFaces
                 if crop.find_all:
                     descriptors.append(describe_face(frame.picture, face.rectangle, models))
             if found and settings.keep_picture:
-                # Of a long clip some are enough: one of these is in the middle, or next to it.
-                kept.append((frame.index, *_scaled_down(frame.picture)))
-                if len(kept) == 2 * MOST_KEPT:
-                    kept = kept[::2]
+                kept.add(frame.index, frame.picture)
     if descriptors:
         people = number_people(np.array(descriptors), np.array([face.frame for face in faces]),
                                np.array([face.box[0] for face in faces]))
         faces = [face._replace(person=int(person)) for face, person in zip(faces, people)]
     faces.sort(key=lambda face: (face.frame, face.person))
-    return FileFaces(count, faces, chips.name, _annotatable(kept[len(kept) // 2], faces) if kept else None)
+    return FileFaces(count, faces, chips.name, kept.middle(faces))
 
 
 def _frames_of_file(path: str, settings: FaceSettings, crop: CropSettings) -> Iterator[tuple[FrameFaces, float]]:
     """Yield each frame with its faces and its time in seconds."""
     if os.path.splitext(path)[1].lower() in CLIP_SUFFIXES:
         packets = list_packets(path)
-        seconds = packets.seconds()
-        length = max(seconds.values(), default=0.0)
+        seconds = packets.seconds.tolist()
+        length = max(seconds, default=0.0)
         if settings.most_seconds and length > settings.most_seconds:
             raise UserError(f"lasts {length / 60:.1f} minutes; at most {settings.most_seconds / 60:g} are taken")
         frames = FrameSettings(settings.number_of_frames, settings.seed, every=settings.every)
         for frame in find_clip_faces(path, packets, frames, crop):
-            yield frame, seconds.get(frame.index, float("nan"))
+            yield frame, seconds[frame.index] if frame.index < len(seconds) else float("nan")
     else:
         picture = read_picture(path)
         yield FrameFaces(0, picture, find_faces(picture, load_models(crop.predictor), crop.find_all)), 0.0
 
 
-def _scaled_down(picture: np.ndarray) -> tuple[bytes, float]:
-    """Return (bytes of a JPEG file at most KEPT_HEIGHT high, its scale)."""
-    scale = min(1, KEPT_HEIGHT / picture.shape[0])
-    size = [max(1, round(length * scale)) for length in picture.shape[1::-1]]
-    return encode_jpeg(cv2.resize(picture, size, interpolation=cv2.INTER_AREA)).tobytes(), scale
+class _KeptFrames:
+    """At most MOST_KEPT of the frames with a face, evenly over the clip as far as it is read, so that in the end the
+    middle one is among them, or one close to it."""
 
+    def __init__(self):
+        self.kept: list[tuple[int, bytes, float]] = []  # index, JPEG file at most KEPT_HEIGHT high, its scale
+        self.offered, self.step = 0, 1
 
-def _annotatable(kept: tuple[int, bytes, float], faces: list[Face]) -> KeptPicture:
-    index, jpeg, scale = kept
-    return KeptPicture(jpeg, {face.person: tuple(round(edge * scale) for edge in face.box)
-                              for face in faces if face.frame == index})
+    def add(self, index: int, picture: np.ndarray) -> None:
+        """Offer the next frame with a face: every step-th is kept, and where they become too many, every other one."""
+        if self.offered % self.step == 0:
+            scale = min(1, KEPT_HEIGHT / picture.shape[0])
+            size = [max(1, round(length * scale)) for length in picture.shape[1::-1]]
+            jpeg = encode_jpeg(cv2.resize(picture, size, interpolation=cv2.INTER_AREA)).tobytes()
+            self.kept.append((index, jpeg, scale))
+            if len(self.kept) == MOST_KEPT:
+                self.kept, self.step = self.kept[::2], 2 * self.step
+        self.offered += 1
+
+    def middle(self, faces: list[Face]) -> KeptPicture | None:
+        """Return the middle one with the boxes of its people; None where there is none."""
+        if not self.kept:
+            return None
+        index, jpeg, scale = self.kept[self.offered // 2 // self.step]
+        return KeptPicture(jpeg, {face.person: tuple(round(edge * scale) for edge in face.box)
+                                  for face in faces if face.frame == index})

@@ -11,9 +11,9 @@ from command_line import UserError, counted
 import av
 import numpy as np
 
+from conventions import MAX_PIXELS
 from worker_pool import heartbeat
 
-MAX_PIXELS = 100_000_000
 # No camera, disc or broadcast has pixels more elongated than this (the widest, squeezed 3D films, have 2:1).
 MAX_PIXEL_ASPECT = 8
 
@@ -38,7 +38,8 @@ class Packets:
     all it needs; indices: int64, display index of the packet's picture, -1 for a packet that is not shown; timed: False
     where time stamps cannot tell pictures apart and pictures must be counted; drawable: indices of the pictures to draw
     from; pixel_aspect: width of a pixel as displayed, in parts of its height; problem: None, or a sentence on what is
-    wrong with the clip although frames can be drawn from it; time_base: seconds of one step of the time stamps.
+    wrong with the clip although frames can be drawn from it; seconds: float64, of each picture shown, by its index,
+    from the first one; empty where nothing tells.
     """
     times: np.ndarray
     sizes: np.ndarray
@@ -49,15 +50,7 @@ class Packets:
     codec: str
     pixel_aspect: Fraction
     problem: str | None
-    time_base: float
-
-    def seconds(self) -> dict[int, float]:
-        """Return {index: seconds from the first picture} of the pictures shown; empty where nothing tells."""
-        if not self.timed:
-            return {}
-        shown = self.indices >= 0
-        times = (self.times[shown] - (self.times[shown].min() if shown.any() else 0)) * self.time_base
-        return dict(zip(self.indices[shown].tolist(), times.tolist()))
+    seconds: np.ndarray
 
 
 @dataclass
@@ -216,7 +209,7 @@ def list_packets(path: str | Path) -> Packets:
     # A packet that is only half there gives half a picture.
     drawable = indices[shown & ~np.array(listing.corrupt)].tolist() if timed else range(total)
     return Packets(times, np.array(listing.sizes), clean, indices, timed, drawable, listing.codec, listing.pixel_aspect,
-                   problem, listing.time_base)
+                   problem, _seconds_of_pictures(listing, known, total))
 
 
 def _read_listing(path):
@@ -241,6 +234,13 @@ def _read_listing(path):
         except av.error.FFmpegError as error:
             listing.end = f"reading stopped after {counted(len(listing.times), 'frame')} ({_reason(error)})"
     return listing
+
+
+def _seconds_of_pictures(listing, known, total):
+    """Return Packets.seconds: by the time stamps, or evenly over the length in the header where they do not tell."""
+    if len(set(known)) == total:
+        return (np.sort(np.array(known, np.int64)) - min(known)) * listing.time_base
+    return np.arange(total) * (listing.seconds / total) if listing.seconds > 0 else np.zeros(0)
 
 
 def _known_times(listing):

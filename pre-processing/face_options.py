@@ -10,7 +10,7 @@ from command_line import positive_int, printable
 import dlib
 
 from conventions import FACE_SIZE, SPLITS
-from find_faces import PADDING, CropSettings, find_predictor, load_models
+from find_faces import PADDING, CropSettings, find_predictor, load_predictor
 
 
 def add_face_options(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def _padding(text):
 def crop_settings(args: argparse.Namespace) -> CropSettings:
     """Return the options as CropSettings. Raises UserError for a landmark model that cannot be used."""
     predictor = os.path.abspath(find_predictor(args.predictor))
-    load_models(predictor)
+    load_predictor(predictor)  # to refuse it before the work
     return CropSettings(predictor, args.size, args.padding, args.faces == "all", args.quality)
 
 

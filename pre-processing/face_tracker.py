@@ -27,6 +27,9 @@ LEAST_SCORE = 0.0
 # more.
 SAME_SCENE = 16
 THUMBNAIL = (16, 9)
+# A person who was alone in the scene is searched at the finest scale down to this part of the earlier width: what is
+# smaller is nobody of the scene, and its search takes four times as long.
+LEAST_WIDTH = 0.5
 # Of several people the one with the largest face is settled among faces that are at least this part as wide as it.
 NEAR_SIZE = 0.75
 
@@ -76,7 +79,8 @@ class FaceTracker:
         is_alone = before is None or before.is_alone
         faces = [] if is_alone else _settle(picture, [before.face.width()], self.models)
         if not faces:
-            faces, doubtful, smallest = search_faces(picture, self.models)
+            least = LEAST_WIDTH * before.face.width() if before is not None and is_alone else 0.0
+            faces, doubtful, smallest = search_faces(picture, self.models, finest_width=least)
             widths = [face.rectangle.width() for face in faces]
             is_alone = is_alone and len(faces) + len(doubtful) == 1
             if before is None and is_alone and widths[0] < smallest * PYRAMID_STEP:

@@ -24,7 +24,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from conventions import FACE_SIZE, JPEG_QUALITY, NO_FACE, PICTURE_SUFFIXES, face_name
+from conventions import FACE_SIZE, JPEG_QUALITY, MAX_PIXELS, NO_FACE, PICTURE_SUFFIXES, face_name
 from target_folder import check_name, find_files, write_file
 from worker_pool import heartbeat
 
@@ -35,7 +35,6 @@ PICTURE_FORMATS = [plugin.format for plugin in (
 OTHER_PICTURE_SUFFIXES = frozenset([
     ".avif", ".dng", ".heic", ".heics", ".heif", ".heifs", ".hif", ".jp2", ".jxl"])
 HEIC_BRANDS = frozenset([b"avif", b"avis", b"heic", b"heim", b"heis", b"heix", b"hevc", b"hevx", b"mif1", b"msf1"])
-MAX_PIXELS = 100_000_000
 PADDING = 0.5
 
 # Longest side in pixels of the pictures searched one after the other, whether in colour, and the score from which a
@@ -118,7 +117,7 @@ def find_predictor(predictor_path: str | os.PathLike | None = None) -> str:
     """Return the path of the landmark model. Raises UserError where there is none."""
     if predictor_path is None:
         predictor_path = packaged_model("shape_predictor_5_face_landmarks.dat",
-                                        ", or name a landmark model of dlib as third argument")
+                                        ", or name a landmark model of dlib")
     if not os.path.isfile(predictor_path):
         reason = "is no file" if os.path.exists(predictor_path) else "no such file"
         raise UserError(f"{predictor_path}: {reason}; name a landmark model of dlib (5 or 68 points)")
@@ -126,21 +125,25 @@ def find_predictor(predictor_path: str | os.PathLike | None = None) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def load_models(predictor_path: str | os.PathLike | None = None) -> Models:
-    """Return Models: dlib's frontal face detector and a landmark predictor (5 or 68 points; default the 5-point one).
-
-    They are loaded once in a process. Raises UserError for a missing file or one that is no landmark model.
-    """
+def load_predictor(predictor_path: str | os.PathLike | None = None) -> dlib.shape_predictor:
+    """Return a landmark predictor (5 or 68 points; default the 5-point one). Raises UserError for a missing file or one
+    that is no landmark model."""
     path = find_predictor(predictor_path)
     try:
         predictor = dlib.shape_predictor(path)
     except RuntimeError as error:
         raise UserError(f"{path}: no landmark model of dlib ({str(error).splitlines()[0]})") from None
-    models = Models(dlib.get_frontal_face_detector(), predictor)
     points = predictor(np.zeros((100, 100), np.uint8), dlib.rectangle(10, 10, 90, 90)).num_parts
     if points not in (5, 68):
         raise UserError(f"{path}: a model of {points} landmarks; alignment needs one of 5 or 68")
-    return models
+    return predictor
+
+
+@functools.lru_cache(maxsize=1)
+def load_models(predictor_path: str | os.PathLike | None = None) -> Models:
+    """Return Models: dlib's frontal face detector and the predictor of load_predictor. They are loaded once in a
+    process."""
+    return Models(dlib.get_frontal_face_detector(), load_predictor(predictor_path))
 
 
 # ---------------------------------------------------------------- finding and aligning
@@ -154,32 +157,26 @@ def find_faces(picture: np.ndarray, models: Models, find_all: bool = False) -> l
     return search_faces(picture, models, find_all).faces
 
 
-def search_faces(picture: np.ndarray, models: Models, find_all: bool = False,
-                 ) -> Search:
-    """Return what find_faces returns, and what else is known from the scale where the search ended."""
+def search_faces(picture: np.ndarray, models: Models, find_all: bool = False, finest_width: float = 0.0) -> Search:
+    """Return what find_faces returns, and what else is known from the scale where the search ended. finest_width: width
+    in pixels of the smallest faces that are worth the slow search at the finest scale."""
     longest = max(picture.shape[:2])
-    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
     searches = [] if find_all else [search for search in COARSE_SEARCHES if search[0] <= longest]
-    searches.append((min(longest, FINEST_SIDE), True, 0.0))
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) if searches else None
     weak = []
     for side, in_colour, least_score in searches:
         heartbeat()
-        searched = picture if in_colour else grey
         scale = longest / side
-        if scale > 1:
-            searched = _resized(searched, 1 / scale)
-        is_last = (side, in_colour, least_score) == searches[-1]
-        upsampling = int(is_last and 2 * side <= FINEST_SIDE)
-        found = _detect(searched, models, 0.0 if is_last else WEAK_SCORE, scale, upsampling)
-        smallest = 0.0 if is_last else SMALLEST_BOX * scale
+        searched = picture if in_colour else grey
+        found = _detect(_resized(searched, 1 / scale) if scale > 1 else searched, models, WEAK_SCORE, scale)
         if found and max(face.confidence for face in found) >= least_score:
             # A weak one beside a clear one is noise, mostly.
             return Search([face for face in found if face.confidence >= 0],
-                          [face for face in found if face.confidence < 0], smallest)
+                          [face for face in found if face.confidence < 0], SMALLEST_BOX * scale)
         if found and any(overlap(found[0].rectangle, earlier.rectangle) > 0.5 for earlier in weak):
-            return Search(found[:1], found[1:], smallest)
+            return Search(found[:1], found[1:], SMALLEST_BOX * scale)
         weak += found[:1]
-    return Search([], [], 0.0)
+    return Search(finest_faces_from_width(picture, models, finest_width), [], finest_width)
 
 
 def faces_from_width(picture: np.ndarray, models: Models, width: float) -> list[FoundFace]:
@@ -191,12 +188,12 @@ def faces_from_width(picture: np.ndarray, models: Models, width: float) -> list[
 
 
 def finest_faces_from_width(picture: np.ndarray, models: Models, width: float) -> list[FoundFace]:
-    """Return those faces of the finest search that have at least a width in pixels, the largest first; of equally large
-    ones the one with the highest score.
+    """Return the faces of at least a width in pixels that dlib's detector has at full size with one upsampling, the
+    largest first; of equally large ones the one with the highest score.
 
-    They have the same boxes and scores, in a quarter of the time: the picture is made smaller as dlib does it, and only
-    the larger faces of its pyramid are searched. Boxes come in steps of PYRAMID_STEP. So in a picture made smaller in
-    another way the other one of two faces of nearly one size may be the larger.
+    They have the same boxes and scores, of larger faces in a quarter of the time: the picture is made smaller as dlib
+    does it, and only the larger faces of its pyramid are searched. Boxes come in steps of PYRAMID_STEP. So in a picture
+    made smaller in another way the other one of two faces of nearly one size may be the larger.
     """
     heartbeat()
     scale = max(1.0, max(picture.shape[:2]) / FINEST_SIDE)
@@ -219,10 +216,9 @@ def finest_faces_from_width(picture: np.ndarray, models: Models, width: float) -
     return sorted(found, key=lambda face: -face.rectangle.area())
 
 
-def _detect(searched: np.ndarray, models: Models, least_score: float, scale: float, upsampling: int = 0,
-            ) -> list[FoundFace]:
+def _detect(searched: np.ndarray, models: Models, least_score: float, scale: float) -> list[FoundFace]:
     """Return the faces that the detector has in a picture, the largest first, their edges multiplied by scale."""
-    boxes, scores, _ = models.detector.run(searched, upsampling, least_score)
+    boxes, scores, _ = models.detector.run(searched, 0, least_score)
     return sorted((FoundFace(_scaled(box, scale), score) for box, score in zip(boxes, scores)),
                   key=lambda face: -face.rectangle.area())
 

@@ -58,11 +58,11 @@ def choose_frames(clip: str, indices: Iterable[int], number_of_frames: int, seed
 def frames_every(packets: Packets, indices: Iterable[int], every: float) -> set[int]:
     """Return those of the indices that are the first at or after 0, every, 2 every ... seconds. Raises UserError where
     the clip tells no times."""
-    seconds = packets.seconds()
+    seconds = packets.seconds.tolist()
     if not seconds:
         raise UserError("tells no times of its frames; leave --every away")
     chosen, due = set(), 0
-    for index in sorted(indices, key=seconds.get):
+    for index in sorted(indices):
         # 0.04 s as a sum of binary fractions may fall a little short.
         if seconds[index] >= due * every - 1e-6:
             chosen.add(index)
@@ -85,10 +85,10 @@ def earlier_frames(clip: str, chosen: Iterable[int], seed: int) -> dict[int, int
 
 # ---------------------------------------------------------------- decoding
 
-def _to_picture(frame, reformatter, pixel_aspect):
-    """Return a decoded frame as it is displayed: BGR uint8 array H x W x 3, its pixels square, turned and mirrored as
-    the clip's display matrix asks."""
-    picture = reformatter.reformat(frame, format="bgr24").to_ndarray()
+def _to_picture(frame, reformatter, pixel_format, pixel_aspect):
+    """Return a decoded frame as it is displayed: uint8 array H x W x 3, its pixels square, turned and mirrored as the
+    clip's display matrix asks."""
+    picture = reformatter.reformat(frame, format=pixel_format).to_ndarray()
     size = displayed_size(frame.width, frame.height, pixel_aspect)
     if size != (frame.width, frame.height):
         picture = cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC)
@@ -175,11 +175,12 @@ def decode_wanted(path: str | Path, packets: Packets, wanted: set[int]) -> Itera
 
 
 def read_chosen(path: str | Path, packets: Packets, settings: FrameSettings,
-                pick: Callable[[set[int]], set[int]] = set) -> Iterator[tuple[int, np.ndarray]]:
+                pick: Callable[[set[int]], set[int]] = set, pixel_format: str = "bgr24",
+                ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (index, picture), as read_frames does, for those of the frames drawn that pick(frames drawn) returns.
 
-    A frame that cannot be decoded is replaced by the next one of the draw. All others come in the order of display,
-    those that replace one after them.
+    pixel_format: "bgr24" or "rgb24", the order of the colours. A frame that cannot be decoded is replaced by the next
+    one of the draw. All others come in the order of display, those that replace one after them.
     """
     def choose(indices):
         if settings.every:
@@ -187,7 +188,7 @@ def read_chosen(path: str | Path, packets: Packets, settings: FrameSettings,
         return choose_frames(Path(path).stem, indices, settings.number_of_frames, settings.seed)
 
     def to_picture(frame):
-        return _to_picture(frame, reformatter, packets.pixel_aspect)
+        return _to_picture(frame, reformatter, pixel_format, packets.pixel_aspect)
 
     reformatter = av.video.reformatter.VideoReformatter()
     wanted = pick(choose(packets.drawable))

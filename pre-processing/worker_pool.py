@@ -30,7 +30,10 @@ WINDOW = 1000
 WORKER_COMMAND = """import sys
 sys.path[:] = sys.argv[3:]
 import worker_pool
-worker_pool.serve(int(sys.argv[1]), int(sys.argv[2]))"""
+try:
+    worker_pool.serve(int(sys.argv[1]), int(sys.argv[2]))
+except Exception:
+    sys.exit(70)  # not 1, which is the watchdog's"""
 
 Known = tuple[Any, str | None] | None
 
