@@ -142,7 +142,7 @@ def _compute_rows(job, path=None):
             values[done:done + len(rows)] = rows
             done += len(rows)
             bar.update(faces)
-            if path and job.first_face[done] - job.first_face[flushed] >= BATCHES_BETWEEN_FLUSHES * BATCH_SIZE:
+            if path and job.first_face[done] - job.first_face[flushed] >= BATCHES_BETWEEN_FLUSHES * job.batch_size:
                 values.flush()
                 progress.write_text(str(done))
                 flushed = done

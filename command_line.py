@@ -1,7 +1,7 @@
 """What every script does the same way: options, help pages, errors, exit statuses, progress bars, files written whole.
 
-Exit statuses: 0 done, 1 the machine failed (disk full), 2 wrong input (one line on stderr names the file and
-the remedy), 130 Ctrl-C, 141 the reader of the output went away, 143 SIGTERM.
+Exit statuses: 0 done, 1 the machine failed (disk full) or nothing could be scored, 2 wrong input (one line on stderr
+names the file and the remedy), 130 Ctrl-C, 141 the reader of the output went away, 143 SIGTERM.
 """
 import argparse
 import contextlib

@@ -36,7 +36,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 class Machine:
     """How the work is done. Results do not depend on it, but for rounding."""
     device: torch.device
-    precision: str = "auto"     # of the backbone: auto, bfloat16 or float32
+    precision: str = "auto"     # of backbone and heads: auto, bfloat16 or float32
     cache: str = "float16"      # type of the cached features of a frozen backbone, or off
     num_workers: int = 0        # processes that read pictures
     ray_address: str | None = None  # of the cluster that computes the features of a frozen backbone
@@ -57,7 +57,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that Machine.from_options reads."""
     group = parser.add_argument_group("machine")
     group.add_argument("--precision", choices=("auto", "bfloat16", "float32"), default="auto",
-                       help="of the backbone; auto: bfloat16 where the device computes in it")
+                       help="of backbone and heads; auto: bfloat16 where the device computes in it")
     group.add_argument("--cache", choices=("float16", "float32", "off"), default="float16",
                        help="keep the features of a frozen backbone on disk, in this type")
     group.add_argument("--num-workers", type=whole_number, default=0, help="processes that read pictures")

@@ -135,7 +135,7 @@ class PersonalityNetwork(nn.Module):
     Takes uint8 RGB chips B x 3 x H x W, or rows B x W that represent() made of features, and gives float32 scores B x 5
     in [0, 1] in the order of TRAITS. Scaling and normalisation happen inside, on the device of the weights. The
     features of a frozen backbone are projected on so many principal components. compute_dtype is the type of mixed
-    precision of the backbone (None: that of the weights).
+    precision of backbone and heads (None: that of the weights).
     """
 
     def __init__(self, kind: Backbone, trained: tuple[str, ...], components: int = 0, memory: Memory = Memory()):

@@ -197,7 +197,8 @@ def parse_args(argv=None):
     parser.add_argument("--predictor", metavar="FILE", help="landmark model of dlib (default: the 5-point one)")
     parser.add_argument("--runs-dir", default="runs", help="folder of the experiments")
     parser.add_argument("--workers", type=positive_int, default=os.cpu_count(), help="processes that find faces")
-    parser.add_argument("--precision", choices=("auto", "bfloat16", "float32"), default="auto", help="of the backbone")
+    parser.add_argument("--precision", choices=("auto", "bfloat16", "float32"), default="auto",
+                        help="of backbone and heads; auto: bfloat16 where the device computes in it")
     parser.add_argument("--seed", type=seed_number, default=0, help="of the choice of frames")
     return parser.parse_args(argv)
 

@@ -12,7 +12,7 @@ from features import ClipRows
 from training_data import Faces
 
 WIDTH = FEATURES_PER_VIEW * len(FACE_VIEWS)     # features of a face by dlib's network
-BYTES_A_CLIP = 2 * (WIDTH + 1) * 2              # of float16, in a cache file of features.py
+BYTES_A_CLIP = 2 * (WIDTH + 1) * 2              # of float16, in a cache file of clip_rows.py
 FACES_A_CLIP = 30
 CLIPS_A_SPEAKER = 3
 CHUNK = 1000    # clips at a time
@@ -28,7 +28,7 @@ def made_up_split(number_of_clips: int) -> Split:
 
 
 def write_rows(values: np.ndarray) -> None:
-    """Fill an array C x 2 x (WIDTH + 1) with rows as features.py keeps them; clips of one speaker are alike."""
+    """Fill an array C x 2 x (WIDTH + 1) with rows as clip_rows.py keeps them; clips of one speaker are alike."""
     generator = np.random.default_rng(0)
     directions = generator.standard_normal((40, WIDTH), np.float32) / 6
     for start in range(0, len(values), CHUNK):
@@ -54,7 +54,7 @@ def made_up_faces(number_of_clips: int, machine: Machine, path: Path | None = No
 
 
 def write_file(number_of_clips: int, path: Path) -> None:
-    """Write the rows to a file as features.py does, without holding them in memory."""
+    """Write the rows to a file as clip_rows.py does, without holding them in memory."""
     values = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(number_of_clips, 2, WIDTH + 1))
     write_rows(values)
     values.flush()

@@ -74,7 +74,7 @@ def accuracy_table(portraits: Portraits, folds: tuple[list[str], list[str], list
     for title, clips in (("at random, most of their speakers known", at_random), ("unknown speakers", unseen)):
         for alone in (False, True):
             row = measure_part(network, portraits, clips, constant, alone)
-            what = "one picture" if alone else "all pictures of a clip, 3.9 on average"
+            what = "one picture" if alone else "all pictures of a clip"
             lines.append(f"| {title}: {what} | {len(clips)} | {row['accuracy']:.4f} | {row['constant']:.4f} | "
                          f"{row['gain']:+.4f} [{row['gain_low']:+.4f}, {row['gain_high']:+.4f}] |")
     return "\n".join(lines), network

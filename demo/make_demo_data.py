@@ -41,7 +41,7 @@ import pandas
 from scipy.stats import qmc
 from skimage import data
 
-# As in dataset.py, whose import takes seconds (PyTorch).
+# As in conventions.py; this script needs nothing of the suite.
 TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
 WIDTH, HEIGHT = 480, 360
 FRAMES_PER_SECOND = 15

@@ -166,8 +166,8 @@ def test_every_epoch_is_shuffled_anew_and_repeatable():
     assert len(halves[0]) == len(halves[1]) == 51 and set(halves[0] + halves[1]) == set(range(101))
 
 
-def rows_of(split, backbone, key, machine):
-    return ClipRows(*rows_of_split(split, backbone, key, machine), machine)
+def rows_of(split, backbone, key, machine, batch_size=64):
+    return ClipRows(*rows_of_split(split, backbone, key, machine, batch_size), machine)
 
 
 def mean_colour(chips):
@@ -210,7 +210,6 @@ def test_rows_of_clips_are_means_reused_and_made_anew(tmp_path):
 def test_interrupted_rows_go_on(tmp_path, monkeypatch):
     """Killed between two batches: the clips that were flushed are not computed again, and the rows are the same."""
     data = write_chips(tmp_path / "data", {"train": 9}, faces_a_clip=3)
-    monkeypatch.setattr(clip_rows, "BATCH_SIZE", 4)
     monkeypatch.setattr(clip_rows, "BATCHES_BETWEEN_FLUSHES", 2)
     split, seen = load_split(data, "train"), []
 
@@ -222,8 +221,8 @@ def test_interrupted_rows_go_on(tmp_path, monkeypatch):
         return mean_colour(chips)
 
     with pytest.raises(KeyboardInterrupt):
-        rows_of(split, network, "key", MACHINE)
-    rows = rows_of(split, network, "key", MACHINE)
+        rows_of(split, network, "key", MACHINE, 4)
+    rows = rows_of(split, network, "key", MACHINE, 4)
     assert seen[:5] == [4, 4, 4, 4, "killed"] and sum(seen[5:]) == 27 - 12  # four clips of three faces were flushed
     whole = rows_of(split, mean_colour, "key", dataclasses.replace(MACHINE, cache="off"))
     assert torch.equal(rows.features(np.arange(9)), whole.features(np.arange(9))) and rows.faces.tolist() == [3] * 9

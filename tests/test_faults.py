@@ -294,6 +294,14 @@ def test_data_with_training_clips_only(run, tmp_path):
     import dataset
     data = write_chips(tmp_path / "data", {"train": 10})
     assert run(train, 1, "all", MODEL, "true", 8, "--data-dir", data, *SMALL)[0] == 0
+    # So few clips give no centre; what changes nothing is named.
+    status, _, errors = run(train, 1, "few", MODEL, "true", 8, "--data-dir", data, *SMALL, "--memory", "centres",
+                            "--hflip", "false", "--layer-decay", "0.5")
+    assert status == 0 and "without effect here: --hflip, --layer-decay" in errors
+    (data / "test").symlink_to(data / "train")
+    status, _, errors = run(evaluate, "few", "--data-dir", data)
+    assert status == 0 and "trained on 10 of these 10 clips" in errors
+    (data / "test").unlink()
     status, _, errors = run(train, 1, "part", MODEL, "false", 8, "--data-dir", data, *SMALL)
     assert status == 2 and "--val-split speaker" in errors
     status, output, _ = run(dataset, data)

@@ -64,6 +64,14 @@ def test_pictures_are_those_of_a_plain_decode(clips, tmp_path, run_script):
             assert frame.read_bytes() == jpeg(pictures[index]), f"{path.name}, frame {index}"
 
 
+def test_times_of_the_pictures(clips):
+    for path in clips.iterdir():
+        packets = list_packets(path)
+        times = (np.array(KINDS["variable.mp4"]["times"]) / 1000 if path.stem == "variable"
+                 else np.arange(len(packets.drawable)) / 25)
+        assert np.allclose(packets.seconds, times - times[0], atol=0.002), path.name
+
+
 def test_little_is_decoded(clips):
     # Of 60 frames with a key frame every 12 the one wanted needs its group at most; without B-frames that nothing
     # refers to even less.

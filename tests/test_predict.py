@@ -12,6 +12,7 @@ import evaluate
 import predict
 from conftest import run_script_in
 from conventions import TRAITS
+from make_media import portrait, write_clip
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,37 @@ def test_pictures_faces_and_broken_files(run, trained, demo_data, tmp_path):
 @pytest.mark.parametrize("arguments, complaint", [
     (["demo", "nowhere.mp4"], "nowhere.mp4"),
     (["nobody", "."], "trained are demo"),
+    (["demo", ".", "--out", "table.csv", "--per-frame", "./table.csv"], "are one file"),
+    (["demo", ".", "--out", "nowhere/table.csv"], "nowhere does not exist"),
+    (["demo", ".", "--min-confidence", "nan"], "not a number"),
+    (["demo", ".", "--every", "soon"], "not a number of seconds"),
+    (["demo", ".", "--every", "1e-320"], "not a number of seconds"),
+    (["demo", ".", "--predictor", __file__], "no landmark model"),
 ])
 def test_wrong_arguments(run, trained, arguments, complaint):
-    status, _, errors = run(predict, *arguments, "--runs-dir", trained / "runs")
-    assert status == 2 and complaint in errors
+    status, output, errors = run(predict, *arguments, "--runs-dir", trained / "runs")
+    assert status == 2 and complaint in errors and len(errors.splitlines()) == 1 and not output
+
+
+@pytest.mark.parametrize("codec, container, options", [
+    ("libx264", "mp4", {"crf": "5"}), ("mpeg4", "avi", {"qmin": "1", "qmax": "1"})])
+def test_course_of_a_clip(run, trained, tmp_path, codec, container, options):
+    """The times of the frames, and the middle one in the annotated picture, of more frames than are kept in memory."""
+    def picture(index, width, height):
+        image = np.full((height, width, 3), 90, np.uint8)
+        image[:, :height] = portrait(height)
+        image[:, height:] = index + 30
+        return image
+
+    clip = write_clip(tmp_path / f"clip.{container}", frames=200, size=(320, 240), picture=picture, codec=codec,
+                      options=options)
+    status, output, errors = run(predict, "demo", clip, "--every", "0.04", "--per-frame", "frames.csv", "--annotate",
+                                 "pictures", "--out", "scores.csv", "--runs-dir", trained / "runs")
+    assert status == 0, errors
+    table = pandas.read_csv(tmp_path / "frames.csv")
+    assert len(table) > 190 and np.allclose(table["seconds"], table["frame"] / 25, atol=0.001)
+    annotated = cv2.imread(str(tmp_path / "pictures" / "clip_scores.jpg"))
+    assert abs(np.median(annotated[:240, 260:310]) - 30 - 100) <= 8
+
+    status, _, errors = run(predict, "demo", clip, "--min-confidence", "99", "--runs-dir", trained / "runs")
+    assert status == 1 and "no face found whose score of the detector is at least 99" in errors

@@ -207,13 +207,18 @@ items = [(name, None) for name in ("hangs", "a", "crashes", "b", "unpicklable", 
 with contextlib.closing(map_files(work, items, workers=2, stall_seconds=1)) as results:
     for result in results:
         print((*result[:2], result[2] and re.sub("unexpected .*", "unexpected", result[2])))
+
+def lost(path):  # a worker does not import this script
+    return path
+print(*map_files(lost, [("a", None)]))
 """)
     result = subprocess.run([sys.executable, tmp_path / "hang.py"], capture_output=True, text=True, timeout=30)
     assert result.stdout.splitlines() == [
         "('hangs', None, 'no progress for 1 second')", "('a', 'a', None)",
         "('crashes', None, 'its process was killed by SIGABRT; perhaps damaged, or memory ran out')",
         "('b', 'b', None)",
-        "('unpicklable', None, 'unexpected')", "('c', 'c', None)"]
+        "('unpicklable', None, 'unexpected')", "('c', 'c', None)",
+        "('a', None, 'its process ended with status 70')"]
 
 
 def test_full_disk(many, undisturbed, small_disk, run_script, run):

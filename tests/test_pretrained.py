@@ -96,6 +96,9 @@ def test_a_checkpoint_given_away_scores_the_same_and_names_nobody(experiments, c
         tables.append(pandas.read_csv(experiments / name / "evaluation_test" / "predictions.csv", index_col=0))
     difference = (tables[0][list(TRAITS)] - tables[1][list(TRAITS)]).abs().to_numpy().max()
     assert 0 < difference < 1e-3  # half precision
+    arguments = (2, "friend", "FaceResNet29_v1.0", "true", 16, "--data-dir", chip_data, "--runs-dir", experiments)
+    status, _, errors = run(train, *arguments)
+    assert status == 2 and "--overwrite" in errors and given.exists()
     card = (experiments / "centres" / "MODEL_CARD.md").read_text()
     assert "48 clips" not in card and "64 clips of 17 speakers" in card and "Test clips (16)" in card
 

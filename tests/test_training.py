@@ -55,6 +55,10 @@ def test_train_and_evaluate(run, chip_data, tmp_path):
     history = pandas.read_csv(folder / "training.csv")
     best = load_checkpoint(folder / "checkpoint_best.pt")
     assert len(history) == 25 and history["accuracy_mean"].idxmax() + 1 == best.epoch
+    # Of rows of clips the L1 loss is 1 - the accuracy.
+    assert np.allclose(history["loss_valid"], 1 - history["accuracy_mean"], atol=1e-5)
+    rates = history["learning_rate_heads"]
+    assert 0 < rates.iat[-1] < rates.iat[12] < rates.max() <= 1e-3 + 1e-12
 
     status, output, _ = run(evaluate, "first", "--data-dir", chip_data)
     assert status == 0 and "Pearson r" in output and "original repository" in output
