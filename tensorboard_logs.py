@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import pandas
+import torch
 from torch.nn import functional
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -36,13 +37,13 @@ def log_pictures(writer: SummaryWriter, split: Split, input_size: int, augment: 
     chips, _ = dataset.__getitems__(rows)
     if len(chips):
         size = (input_size, input_size)
-        writer.add_image("chips/training", _grid(functional.interpolate(chips.float() / 255, size, mode="bilinear",
-                                                                        antialias=True).clamp(0, 1)))
+        pictures = functional.interpolate(chips.float() / 255, size, mode="bilinear", antialias=True).clamp(0, 1)
+        writer.add_image("chips/training", picture_grid(pictures))
 
 
-def _grid(pictures, columns=8, gap=2):
-    """Return pictures N x 3 x H x W beside and below each other on black, as torchvision's make_grid does, whose import
-    takes seconds."""
+def picture_grid(pictures: torch.Tensor, columns: int = 8, gap: int = 2) -> torch.Tensor:
+    """Return pictures N x 3 x H x W beside and below each other on black, 3 x H x W, as torchvision's make_grid does,
+    whose import takes seconds. gap: in pixels."""
     number, _, height, width = pictures.shape
     if number == 1:
         return pictures[0]

@@ -27,6 +27,7 @@ from device import Machine
 from features import make_source
 from model_architectures import build_network
 from settings import Plan, Settings
+from tensorboard_logs import picture_grid
 from training import fit, start_training
 from training_data import Faces
 
@@ -164,6 +165,27 @@ def test_interrupted_and_resumed_training_is_the_same(run, uninterrupted, tmp_pa
     for name in (last.name, "checkpoint_best.pt"):
         assert_equal_states(network_of(whole / name), network_of(folder / name))
     assert losses_of(whole) == losses_of(folder)
+
+
+def test_second_ctrl_c_while_the_state_is_saved(run, chip_data, monkeypatch):
+    asked = train.Run.stop_asked
+
+    def press(self, state):
+        self.stop.possible = True
+        os.kill(os.getpid(), signal.SIGINT)
+        return asked(self, state)
+
+    monkeypatch.setattr(train.Run, "stop_asked", press)
+    monkeypatch.setattr(train.Run, "save", lambda self, state: os.kill(os.getpid(), signal.SIGINT))
+    status, _, errors = run(train, 2, "pressed", "FaceResNet29_v1.0", "true", 16, "--data-dir", chip_data, *SMALL_HEAD)
+    assert status == 130 and "what was done since the last checkpoint is lost" in errors
+
+
+def test_grid_of_pictures_is_that_of_torchvision():
+    from torchvision.utils import make_grid
+    for number in (1, 3, 8, 9, 32):
+        pictures = torch.rand(number, 3, 5, 7)
+        assert torch.equal(picture_grid(pictures), make_grid(pictures))
 
 
 def test_resuming_with_other_settings_is_refused(run, uninterrupted):
