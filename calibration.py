@@ -17,16 +17,16 @@ from intervals import LEVEL, Intervals
 from model_architectures import build_network
 from settings import Plan
 from training import fit, start_training
-from training_data import Faces
+from training_data import Samples
 
 HELD_OUT = 1 / 8    # of the clips, by speakers, and as much again at random
 LEAST_CLIPS = 20    # held out; fewer tell nothing
 
 
-def hold_out(faces: Faces, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(samples: Samples, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (rows to train on, rows held out) of the usable rows."""
-    usable, generator = faces.source.usable, np.random.default_rng([seed, 2])
-    speakers = faces.split.speakers.loc[faces.source.clips[usable]]
+    usable, generator = samples.source.usable, np.random.default_rng([seed, 2])
+    speakers = samples.split.speakers.loc[samples.source.clips[usable]]
     number = int(HELD_OUT * len(usable))
     unknown = speakers.isin(draw_speakers(speakers, number, generator)).to_numpy()
     known = generator.permutation(np.flatnonzero(~unknown))[:number]
@@ -34,16 +34,16 @@ def hold_out(faces: Faces, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.delete(usable, held_out), usable[held_out]
 
 
-def calibrate(model: str, faces: Faces, plan: Plan, weights: str, machine: Machine) -> Intervals | None:
+def calibrate(model: str, samples: Samples, plan: Plan, weights: str, machine: Machine) -> Intervals | None:
     """Return the intervals of a frozen network's scores, or None where there are too few clips.
 
-    faces: the training clips, read as ClipRows. Costs as much as the training itself.
+    samples: the training clips, read as ClipRows. Costs as much as the training itself.
     """
-    training, held_out = hold_out(faces, plan.seed)
+    training, held_out = hold_out(samples, plan.seed)
     if len(held_out) < LEAST_CLIPS or len(training) < 2:
         return None
-    learning = Faces(faces.split, faces.source.select(training))
-    testing = Faces(faces.split, faces.source.select(held_out))
+    learning = Samples(samples.split, samples.source.select(training))
+    testing = Samples(samples.split, samples.source.select(held_out))
     seed_everything(plan.seed)
     network = machine.place(build_network(model, plan.settings.as_dict(), weights))
     plan = dataclasses.replace(plan, batch_size=min(plan.batch_size, len(training)))

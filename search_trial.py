@@ -20,7 +20,7 @@ from model_architectures import architecture_named, build_network, load_file
 from settings import Plan, resolve_settings, settle_memory
 from tensorboard_logs import log_epoch
 from training import fit, start_training
-from training_data import Faces, load_training_and_validation
+from training_data import Samples, load_training_and_validation
 
 METRIC = "accuracy_mean"
 
@@ -58,18 +58,18 @@ def run_trial(trial_config: dict, search: Search) -> None:
     plan = Plan(settings, search.num_epochs, trial_config["batch_size"], search.seed)
     machine = search.machine
     network = machine.place(build_network(search.model, settings.as_dict(), search.weights))
-    faces, validation = (Faces(split, make_source(network, split, machine, augment, search.seed))
-                         for split, augment in zip(splits, (settings.augment, 0.0)))
+    samples, validation = (Samples(split, make_source(network, split, machine, augment, search.seed))
+                           for split, augment in zip(splits, (settings.augment, 0.0)))
     saved = None
     if tune.get_checkpoint():
         with tune.get_checkpoint().as_directory() as before:
             saved = load_file(Path(before) / "trial.pt", "a checkpoint of a trial")
-    state = start_training(network, faces, plan, machine, saved)
+    state = start_training(network, samples, plan, machine, saved)
     folder = Path(search.trials_dir) / tune.get_context().get_trial_name()
     folder.mkdir(parents=True, exist_ok=True)
     saved_at = time.monotonic()
     with SummaryWriter(folder, purge_step=state.epoch + 1 if saved else None) as writer:
-        for record in fit(state, plan, faces, validation, show_progress=False):
+        for record in fit(state, plan, samples, validation, show_progress=False):
             log_epoch(writer, record)
             writer.flush()
             # Written at every epoch, since the scheduler may end the trial after any.

@@ -88,7 +88,7 @@ from settings import (
 from tensorboard_logs import log_epoch, log_hyperparameters, log_pictures
 from training import TrainingState, check_finite, fit, start_training
 from training_data import (
-    Faces,
+    Samples,
     add_data_options,
     check_batch_size,
     load_training_and_validation,
@@ -276,20 +276,20 @@ def load_last(folder: Path) -> Checkpoint | None:
     return None
 
 
-def make_faces(network: PersonalityNetwork, splits: tuple[Split, Split | None], plan: Plan,
-               machine: Machine) -> tuple[Faces, Faces | None]:
-    """Return training and validation faces; the latter are None where this process does not validate."""
+def make_samples(network: PersonalityNetwork, splits: tuple[Split, Split | None], plan: Plan,
+                 machine: Machine) -> tuple[Samples, Samples | None]:
+    """Return training and validation samples; the latter are None where this process does not validate."""
     training, validation = splits
-    faces = None
+    samples = None
     for turn in (True, False):
         # With several processes the first one makes the cached features, the others then find them.
         if is_main_process() == turn:
-            faces = Faces(training, make_source(network, training, machine, plan.settings.augment, plan.seed))
+            samples = Samples(training, make_source(network, training, machine, plan.settings.augment, plan.seed))
         if world_size() > 1:
             distributed.barrier()
     if validation is None or not is_main_process():
-        return faces, None
-    return faces, Faces(validation, make_source(network, validation, machine))
+        return samples, None
+    return samples, Samples(validation, make_source(network, validation, machine))
 
 
 def print_dry_run(args: argparse.Namespace, plan: Plan, network: PersonalityNetwork, weights: str, samples: int,
@@ -310,12 +310,12 @@ def train(run: Run, network: PersonalityNetwork, splits: tuple[Split, Split | No
     plan = run.plan
     run.stop.listen()
     try:
-        faces, validation = make_faces(network, splits, plan, machine)
-        if saved is None and faces.source.of_clips and world_size() == 1:
-            intervals = calibrate(run.model, faces, plan, run.record["used"]["weights"], machine)
+        samples, validation = make_samples(network, splits, plan, machine)
+        if saved is None and samples.source.of_clips and world_size() == 1:
+            intervals = calibrate(run.model, samples, plan, run.record["used"]["weights"], machine)
             run.intervals = dataclasses.asdict(intervals) if intervals else None
-        state = start_training(network, faces, plan, machine, saved)
-        for _ in fit(state, plan, faces, validation, run.after_step):
+        state = start_training(network, samples, plan, machine, saved)
+        for _ in fit(state, plan, samples, validation, run.after_step):
             run.after_epoch(state)
     except KeyboardInterrupt:
         if run.stop.number and is_main_process():  # asked twice

@@ -1,7 +1,7 @@
 """The loop of a training: its losses, schedule and state. train.py and the search both run it.
 
-    state = start_training(network, faces, plan, machine)
-    for record in fit(state, plan, faces, validation):
+    state = start_training(network, samples, plan, machine)
+    for record in fit(state, plan, samples, validation):
         ...                                     # the record of each epoch
 """
 import math
@@ -27,7 +27,7 @@ from metrics import scores_of_clips, trait_accuracies, trait_correlations
 from model_architectures import PersonalityNetwork, load_network_state
 from principal_components import MOST_ROWS
 from settings import Plan, Settings
-from training_data import Faces, training_steps
+from training_data import Samples, training_steps
 
 # ---------------------------------------------------------------- loss
 
@@ -138,48 +138,50 @@ def start_at_the_mean(network: PersonalityNetwork, split: Split) -> None:
             head[-1].bias.copy_(torch.logit(means))
 
 
-def fit_frozen_parts(network: PersonalityNetwork, faces: Faces, settings: Settings, seed: int) -> None:
+def fit_frozen_parts(network: PersonalityNetwork, samples: Samples, settings: Settings, seed: int) -> None:
     """Fit what is solved without epochs to the clips' rows: the projection, and the Gaussian process if there is one.
 
-    faces: read as ClipRows; prepared for the network afterwards.
+    samples: read as ClipRows; prepared for the network afterwards.
     """
-    source, usable = faces.source, faces.source.usable
+    source, usable = samples.source, samples.source.usable
     drawn = np.sort(np.random.default_rng([seed, 1]).permutation(usable)[:MOST_ROWS])
     network.projection.fit(source.features(drawn), seed)
     source.prepare(network)
     if network.memory is None:
         return
-    rows, targets = source.projected[usable, 0], faces.targets[usable]
+    rows, targets = source.projected[usable, 0], samples.targets[usable]
     if network.memory.descriptor_size:
         network.memory.fit_exact(rows, targets, settings.noise)
     else:
-        speakers = faces.split.speakers.loc[source.clips[usable]].to_numpy()
+        speakers = samples.split.speakers.loc[source.clips[usable]].to_numpy()
         network.memory.fit_centres(rows, targets, speakers, settings.centres, settings.noise, seed)
 
 
-def start_training(network: PersonalityNetwork, faces: Faces, plan: Plan, machine: Machine,
+def start_training(network: PersonalityNetwork, samples: Samples, plan: Plan, machine: Machine,
                    saved: dict | None = None) -> TrainingState:
     """Return the state of a new training, or of one to go on with. network: on the machine's device.
 
-    saved: what TrainingState.state_dict returned. Raises UserError where there are too few faces for a step.
+    saved: what TrainingState.state_dict returned. Raises UserError where there are too few samples for a step.
     """
-    settings, usable = plan.settings, faces.number_usable
+    settings, usable = plan.settings, samples.number_usable
     if usable < 2 * world_size():
-        unit = "clip" if faces.source.of_clips else "face"
-        raise UserError(f"{faces.split.name}: only {counted(usable, unit)} can be read; training needs at least two a "
-                        "step")
-    total_steps = plan.num_epochs * steps_per_epoch(faces, plan)
+        unit = "clip" if samples.source.of_clips else "face"
+        raise UserError(f"{samples.split.name}: only {counted(usable, unit)} can be read; training needs at least two "
+                        "a step")
+    total_steps = plan.num_epochs * steps_per_epoch(samples, plan)
     optimizer = torch.optim.AdamW(parameter_groups(network, settings), fused=True)
     scheduler = LambdaLR(optimizer, warmup_cosine(total_steps, settings.warmup))
     if saved:
         load_network_state(network, saved["network"], "the saved state of training")
     else:
-        start_at_the_mean(network, faces.split)
+        start_at_the_mean(network, samples.split)
         if network.frozen:
-            rows = faces if faces.source.of_clips else Faces(faces.split, make_source(network, faces.split, machine))
+            rows = samples
+            if not samples.source.of_clips:
+                rows = Samples(samples.split, make_source(network, samples.split, machine))
             fit_frozen_parts(network, rows, settings, plan.seed)
     if saved:  # else the fit above has done it
-        faces.source.prepare(network)
+        samples.source.prepare(network)
     ema = None
     if settings.ema_decay:
         ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
@@ -204,38 +206,38 @@ def check_finite(state: TrainingState, loss: float | None = None) -> None:
                         "take a smaller --lr")
 
 
-def steps_per_epoch(faces: Faces, plan: Plan) -> int:
+def steps_per_epoch(samples: Samples, plan: Plan) -> int:
     """Return the number of steps that every process takes in an epoch."""
-    return len(epoch_batches(faces.number_usable, plan.batch_size, plan.seed, 0, rank(), world_size()))
+    return len(epoch_batches(samples.number_usable, plan.batch_size, plan.seed, 0, rank(), world_size()))
 
 
-def validate(network: PersonalityNetwork, faces: Faces, loss: str) -> dict[str, float]:
+def validate(network: PersonalityNetwork, samples: Samples, loss: str) -> dict[str, float]:
     """Return loss_valid, of all rows together, and accuracy_<trait> and pearson_<trait>, per clip as the challenge
     measures. loss: a key of LOSSES."""
-    scores = score_rows(network, faces.source)
-    clips = scores_of_clips(faces.source.clips, scores)
+    scores = score_rows(network, samples.source)
+    clips = scores_of_clips(samples.source.clips, scores)
     if clips.empty:
-        raise UserError(f"{faces.split.name}: none of its faces can be read (they are named above); make them again")
-    labels = faces.split.labels.loc[clips.index]
+        raise UserError(f"{samples.split.name}: none of its faces can be read (they are named above); make them again")
+    labels = samples.split.labels.loc[clips.index]
     readable = ~np.isnan(scores).any(axis=1)
-    figures = {"loss_valid": float(LOSSES[loss](torch.from_numpy(scores[readable]), faces.targets[readable]))}
+    figures = {"loss_valid": float(LOSSES[loss](torch.from_numpy(scores[readable]), samples.targets[readable]))}
     for measure, values in (("accuracy", trait_accuracies(labels, clips)),
                             ("pearson", trait_correlations(labels, clips))):
         figures.update({f"{measure}_{trait}": value for trait, value in values.items()})
     return figures
 
 
-def _train_epoch(state, parallel, plan, faces, after_step, show_progress):
+def _train_epoch(state, parallel, plan, samples, after_step, show_progress):
     """Take the steps of an epoch that are still to do; return (samples, mean loss over all processes, learning rates of
     the last step)."""
-    device, number_of_steps, samples, rates = state.network.mean.device, steps_per_epoch(faces, plan), 0, {}
+    device, number_of_steps, taken, rates = state.network.mean.device, steps_per_epoch(samples, plan), 0, {}
     loss_function = LOSSES[plan.settings.loss]
     state.network.train()
-    with progress_bar(total=faces.number_usable, unit="sample", leave=False,
+    with progress_bar(total=samples.number_usable, unit="sample", leave=False,
                       desc=f"epoch {state.epoch + 1}/{plan.num_epochs}",
-                      initial=min(faces.number_usable, state.step * plan.batch_size * world_size()),
+                      initial=min(samples.number_usable, state.step * plan.batch_size * world_size()),
                       disable=None if show_progress and is_main_process() else True) as bar:
-        for step, inputs, targets in training_steps(faces, plan, state.epoch, state.step, device):
+        for step, inputs, targets in training_steps(samples, plan, state.epoch, state.step, device):
             scores = parallel(inputs, of_each_head=True)
             loss = torch.stack([loss_function(of_head, targets) for of_head in scores]).mean()
             state.optimizer.zero_grad(set_to_none=True)
@@ -247,22 +249,22 @@ def _train_epoch(state, parallel, plan, faces, after_step, show_progress):
                 state.ema.update_parameters(state.network)
             state.losses.append(loss.detach())
             state.step = step + 1
-            samples += len(targets)
+            taken += len(targets)
             bar.update(len(targets) * world_size())
             # The last step of an epoch is followed by its validation, and only then is the epoch over.
             if state.step < number_of_steps and after_step:
                 after_step(state)
     loss_sum = state.add_up_losses()
     if not state.loss_count:
-        raise UserError(f"{faces.split.name}: none of its faces can be read (they are named above); make them again")
+        raise UserError(f"{samples.split.name}: none of its faces can be read (they are named above); make them again")
     mean_loss = torch.tensor(loss_sum / state.loss_count, dtype=torch.float64, device=device)
     if world_size() > 1:
         torch.distributed.all_reduce(mean_loss)
         mean_loss /= world_size()
-    return samples, float(mean_loss), rates
+    return taken, float(mean_loss), rates
 
 
-def fit(state: TrainingState, plan: Plan, faces: Faces, validation: Faces | None = None,
+def fit(state: TrainingState, plan: Plan, samples: Samples, validation: Samples | None = None,
         after_step: Callable[[TrainingState], None] | None = None, show_progress: bool = True) -> Iterator[dict]:
     """Train up to plan.num_epochs and yield the record of each epoch.
 
@@ -278,11 +280,11 @@ def fit(state: TrainingState, plan: Plan, faces: Faces, validation: Faces | None
         parallel = DistributedDataParallel(state.network, device_ids=[device.index] if device.type == "cuda" else None)
     while state.epoch < plan.num_epochs:
         started = time.monotonic()
-        samples, mean_loss, rates = _train_epoch(state, parallel, plan, faces, after_step, show_progress)
+        taken, mean_loss, rates = _train_epoch(state, parallel, plan, samples, after_step, show_progress)
         check_finite(state, mean_loss)
         seconds = max(time.monotonic() - started, 1e-9)
         record = {"epoch": state.epoch + 1, "loss_train": mean_loss, "seconds": seconds,
-                  "samples_per_second": samples * world_size() / seconds, **rates}
+                  "samples_per_second": taken * world_size() / seconds, **rates}
         if validation is not None and is_main_process():
             record.update(validate(state.averaged, validation, plan.settings.loss))
             if state.best is None or record["accuracy_mean"] > state.best["accuracy"]:

@@ -30,8 +30,8 @@ HELD_OUT = 0.2  # of the clips, for --val-split speaker
 
 
 @dataclass
-class Faces:
-    """A split and where its faces are read from."""
+class Samples:
+    """What a training learns from or is validated on: a split, and how it is read, as clips or as single faces."""
     split: Split
     source: FaceChips | ClipRows
 
@@ -116,17 +116,17 @@ def _step_random(seed, epoch, step):
     return np.random.default_rng([seed, epoch, step, rank()])
 
 
-def training_steps(faces: Faces, plan: Plan, epoch: int, first_step: int,
+def training_steps(samples: Samples, plan: Plan, epoch: int, first_step: int,
                    device: torch.device) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """Yield (step, inputs, targets B x 5) on the device for one epoch, from its first_step on.
 
     inputs: uint8 chips B x 3 x H x W, or float32 rows of clips B x W; mixed-up chips are float32 in [0, 255].
     """
-    settings, usable, all_targets = plan.settings, faces.source.usable, faces.targets
-    part_of_other_form = faces.source.part_of_other_form(settings)
+    settings, usable, all_targets = plan.settings, samples.source.usable, samples.targets
+    part_of_other_form = samples.source.part_of_other_form(settings)
     batches = epoch_batches(len(usable), plan.batch_size, plan.seed, epoch, rank(), world_size())[first_step:]
     batches = [usable[batch].tolist() for batch in batches]
-    for step, (rows, inputs_of) in enumerate(faces.source.batches(batches, epoch), first_step):
+    for step, (rows, inputs_of) in enumerate(samples.source.batches(batches, epoch), first_step):
         if len(rows) < 2:  # batch normalisation needs two
             if world_size() > 1:
                 raise UserError("a step's faces cannot be read (named above); make them again, "

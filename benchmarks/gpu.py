@@ -39,7 +39,7 @@ from labels import speakers_of
 from model_architectures import BACKBONES, PersonalityNetwork, build_network, make_head
 from settings import Plan, Settings
 from training import fit, start_training
-from training_data import Faces
+from training_data import Samples
 
 BATCH_SIZES = (32, 64, 128, 256, 512, 1024, 2048)
 LEAST_GAIN = 1.05       # a larger batch is worth it from here on
@@ -136,12 +136,12 @@ def first_chips(split: Split, number: int, device: torch.device) -> torch.Tensor
     return chips.to(device)
 
 
-def training_speed(network: PersonalityNetwork, faces: Faces, batch_size: int, machine: Machine,
+def training_speed(network: PersonalityNetwork, samples: Samples, batch_size: int, machine: Machine,
                    warm_up: bool) -> float:
     """Return the faces a second of an epoch. warm_up: of a second one, after one that does not count."""
     plan = Plan(Settings(), 2 if warm_up else 1, batch_size)
-    state = start_training(network, faces, plan, machine)
-    return list(fit(state, plan, faces, show_progress=False))[-1]["samples_per_second"]
+    state = start_training(network, samples, plan, machine)
+    return list(fit(state, plan, samples, show_progress=False))[-1]["samples_per_second"]
 
 
 @torch.inference_mode()
@@ -163,8 +163,8 @@ def limit_of(job: Job, network: PersonalityNetwork, split: Split, batch_size: in
     chips = first_chips(split, batch_size, machine.device)
     if not job.is_training:
         return feature_speed(network, chips, steps, warm_up=steps > 1)
-    faces = Faces(split, RepeatedBatch(chips, split, steps))
-    return training_speed(network, faces, batch_size, machine, warm_up=steps > 1)
+    samples = Samples(split, RepeatedBatch(chips, split, steps))
+    return training_speed(network, samples, batch_size, machine, warm_up=steps > 1)
 
 
 def repeated(split: Split, number: int) -> Split:
@@ -178,7 +178,7 @@ def speed_from_files(job: Job, network: PersonalityNetwork, split: Split, batch_
     limit was measured, so that torch.compile has its code for them."""
     split = repeated(split, max(len(split.faces) // batch_size, LEAST_BATCHES) * batch_size)
     if job.is_training:
-        return training_speed(network, Faces(split, FaceChips(split, machine)), batch_size, machine, warm_up)
+        return training_speed(network, Samples(split, FaceChips(split, machine)), batch_size, machine, warm_up)
     begin = time.perf_counter()
     rows_of_split(split, partial(features_of_chips, network), job.name, machine, batch_size)
     wait_for(machine.device)
@@ -238,7 +238,7 @@ def waits_in_steps(network: PersonalityNetwork, split: Split, machine: Machine, 
     """Return {event of WAITS: how often in a step} of so many steps in the middle of an epoch of training.fit, read
     from files. The end of an epoch, which has to wait for its losses, is not among them."""
     split = repeated(split, (steps + 4) * plan.batch_size)
-    faces = Faces(split, FaceChips(split, machine))
+    samples = Samples(split, FaceChips(split, machine))
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if machine.device.type == "cuda" else []
     profiler = torch.profiler.profile(activities=activities)
@@ -249,7 +249,7 @@ def waits_in_steps(network: PersonalityNetwork, split: Split, machine: Machine, 
         elif state.step == 2 + steps:
             profiler.stop()
 
-    for _ in fit(start_training(network, faces, plan, machine), plan, faces, after_step=after_step,
+    for _ in fit(start_training(network, samples, plan, machine), plan, samples, after_step=after_step,
                  show_progress=False):
         pass
     counts = dict.fromkeys(WAITS, 0)

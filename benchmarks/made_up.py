@@ -9,7 +9,7 @@ from dataset import Split
 from device import Machine
 from face_resnet29 import FACE_VIEWS, FEATURES_PER_VIEW
 from features import ClipRows
-from training_data import Faces
+from training_data import Samples
 
 WIDTH = FEATURES_PER_VIEW * len(FACE_VIEWS)     # features of a face by dlib's network
 BYTES_A_CLIP = 2 * (WIDTH + 1) * 2              # of float16, in a cache file of clip_rows.py
@@ -40,7 +40,7 @@ def write_rows(values: np.ndarray) -> None:
         some[:, :, -1] = FACES_A_CLIP, 1
 
 
-def made_up_faces(number_of_clips: int, machine: Machine, path: Path | None = None) -> Faces:
+def made_up_samples(number_of_clips: int, machine: Machine, path: Path | None = None) -> Samples:
     """Return clips and their rows, in memory or, with a path, in a file that is mapped into memory."""
     shape = (number_of_clips, 2, WIDTH + 1)
     if path is None:
@@ -50,7 +50,7 @@ def made_up_faces(number_of_clips: int, machine: Machine, path: Path | None = No
         values = np.load(path, mmap_mode="r")
     split = made_up_split(number_of_clips)
     source = ClipRows([values[:, :, :-1]], split.labels.index.to_numpy(), values[:, 0, -1].astype(np.int64), machine)
-    return Faces(split, source)
+    return Samples(split, source)
 
 
 def write_file(number_of_clips: int, path: Path) -> None:

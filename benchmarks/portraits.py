@@ -20,7 +20,7 @@ from metrics import measure, scores_of_clips
 from model_architectures import architecture_named, build_network
 from settings import Plan, resolve_settings, settle_memory
 from training import fit, start_training
-from training_data import Faces
+from training_data import Samples
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EPOCHS, BATCH_SIZE = 30, 128
@@ -72,7 +72,7 @@ class Portraits:
     split: Split
     source: ClipRows
 
-    def part(self, clips: list[str], single_faces: bool = False) -> Faces:
+    def part(self, clips: list[str], single_faces: bool = False) -> Samples:
         """Return the rows of some clips; single_faces: a row for each of two faces of a clip instead of their mean."""
         of_clip = {clip: row for row, clip in enumerate(self.source.clips)}
         rows = np.array([of_clip[clip] for clip in clips])
@@ -85,24 +85,24 @@ class Portraits:
             forms = np.concatenate([forms[:, [1, 1]], np.stack([other, other], axis=1)])
             names, faces = np.concatenate([names, names]), np.concatenate([faces, faces])
         source = ClipRows([forms], names, faces, self.source.machine)
-        return Faces(self.split.only(clips, "part"), source)
+        return Samples(self.split.only(clips, "part"), source)
 
 
 def train_once(portraits: Portraits, clips: list[str], changes: dict, seed: int):
     """Return a network trained on some clips with the recipe, changed."""
     changes = dict(changes)
-    faces = portraits.part(clips, changes.pop("single_faces", False))
-    plan = _plan(faces, changes, seed)
+    samples = portraits.part(clips, changes.pop("single_faces", False))
+    plan = _plan(samples, changes, seed)
     seed_everything(seed)
     network = portraits.source.machine.place(build_network(MODEL, plan.settings.as_dict(), "dlib"))
-    state = start_training(network, faces, plan, portraits.source.machine)
-    for _ in fit(state, plan, faces, show_progress=False):
+    state = start_training(network, samples, plan, portraits.source.machine)
+    for _ in fit(state, plan, samples, show_progress=False):
         pass
     return state.averaged
 
 
-def _plan(faces, changes, seed):
-    settings = settle_memory(resolve_settings(changes), len(faces.source), architecture_named(MODEL).has_memory)
+def _plan(samples, changes, seed):
+    settings = settle_memory(resolve_settings(changes), len(samples.source), architecture_named(MODEL).has_memory)
     return Plan(settings, EPOCHS, BATCH_SIZE, seed)
 
 
@@ -115,11 +115,11 @@ def measure_coverage(portraits: Portraits, clips: list[str], parts: dict[str, li
     intervals = calibrate(MODEL, training, _plan(training, changes, seed), "dlib", portraits.source.machine)
     result = {}
     for name, some in parts.items():
-        faces = portraits.part(some)
-        faces.source.prepare(network)
+        samples = portraits.part(some)
+        samples.source.prepare(network)
         for kind, alone in (("", False), (" one face", True)):
-            error = np.abs(score_rows(network, faces.source, alone=alone) - faces.targets.numpy())
-            count = np.ones_like(faces.source.faces) if alone else faces.source.faces
+            error = np.abs(score_rows(network, samples.source, alone=alone) - samples.targets.numpy())
+            count = np.ones_like(samples.source.faces) if alone else samples.source.faces
             result[name + kind] = float((error <= intervals.half_widths(count)).mean())
     return result
 
@@ -127,10 +127,10 @@ def measure_coverage(portraits: Portraits, clips: list[str], parts: dict[str, li
 def measure_part(network, portraits: Portraits, clips: list[str], constant: pandas.Series,
                  alone: bool = False) -> pandas.Series:
     """Return the mean gain and its interval over speakers on some clips; alone: from one face of each."""
-    faces = portraits.part(clips)
-    faces.source.prepare(network)
-    scores = scores_of_clips(faces.source.clips, score_rows(network, faces.source, alone=alone))
-    return measure(faces.split.labels.loc[scores.index], scores, constant, faces.split.speakers).loc["mean"]
+    samples = portraits.part(clips)
+    samples.source.prepare(network)
+    scores = scores_of_clips(samples.source.clips, score_rows(network, samples.source, alone=alone))
+    return measure(samples.split.labels.loc[scores.index], scores, constant, samples.split.speakers).loc["mean"]
 
 
 def load_portraits(work_dir: Path, faces_a_clip: int | None = None) -> Portraits:

@@ -23,7 +23,7 @@ import numpy as np
 import pandas
 import preprocessing
 import torch
-from made_up import BYTES_A_CLIP, FACES_A_CLIP, made_up_faces
+from made_up import BYTES_A_CLIP, FACES_A_CLIP, made_up_samples
 from PIL import Image
 from torchvision import transforms
 
@@ -37,7 +37,7 @@ from model_architectures import IMAGENET_MEAN, IMAGENET_STD, PersonalityNetwork,
 from scoring import score_clip
 from settings import Plan, resolve_settings, settle_memory
 from training import fit, start_training
-from training_data import Faces
+from training_data import Samples
 
 TRIALS, EPOCHS, BATCH_SIZE = 20, 10, 128
 FINAL_EPOCHS = 30
@@ -92,10 +92,10 @@ def portrait_split(portraits: Path, folder: Path, number_of_faces: int) -> Split
     return Split("train", faces, labels, pandas.Series(speakers_of(clips), index=clips), DEFAULT_PREPROCESSING)
 
 
-def train(network: PersonalityNetwork, plan: Plan, faces: Faces, validation: Faces | None = None) -> None:
+def train(network: PersonalityNetwork, plan: Plan, samples: Samples, validation: Samples | None = None) -> None:
     """Train a network, as search_trial.py and train.py do."""
-    state = start_training(network, faces, plan, machine_with())
-    for _ in fit(state, plan, faces, validation, show_progress=False):
+    state = start_training(network, samples, plan, machine_with())
+    for _ in fit(state, plan, samples, validation, show_progress=False):
         pass
 
 
@@ -109,10 +109,10 @@ def measure_search(split: Split) -> tuple:
     def trial():
         # The random weights are the same, and so is the key of the cache: the trials share one file of rows.
         network = make_network(OTHER_MODEL, plan)
-        train(network, plan, Faces(split, make_source(network, split, machine_with())))
+        train(network, plan, Samples(split, make_source(network, split, machine_with())))
 
     ours = seconds_of(lambda: [trial() for _ in range(TRIALS)])
-    chips = Faces(split, FaceChips(split, machine_with("off")))
+    chips = Samples(split, FaceChips(split, machine_with("off")))
     one_epoch = plan_for(OTHER_MODEL, len(split.labels), 1, MIDDLE)
     state = start_training(make_network(OTHER_MODEL, one_epoch), chips, one_epoch, machine_with())
     uncached = seconds_of(lambda: list(fit(state, one_epoch, chips, show_progress=False))) * TRIALS * EPOCHS
@@ -169,13 +169,13 @@ def seconds_of_training() -> tuple[float, float, float]:
     On made-up rows of as many clips as the challenge has; the projection and the regression are part of each.
     """
     machine = machine_with()
-    training, validation = made_up_faces(TRAINING_CLIPS, machine), made_up_faces(VALIDATION_CLIPS, machine)
+    training, validation = made_up_samples(TRAINING_CLIPS, machine), made_up_samples(VALIDATION_CLIPS, machine)
     trial_plan = plan_for(FACE_MODEL, TRAINING_CLIPS, EPOCHS, MIDDLE)
     trial = seconds_of(lambda: train(make_network(FACE_MODEL, trial_plan), trial_plan, training, validation))
-    faces = made_up_faces(TRAINING_CLIPS + VALIDATION_CLIPS, machine)
-    plan = plan_for(FACE_MODEL, len(faces.source), FINAL_EPOCHS, {})
-    final = seconds_of(lambda: train(make_network(FACE_MODEL, plan), plan, faces))
-    return trial, final, seconds_of(lambda: calibrate(FACE_MODEL, faces, plan, "dlib", machine))
+    samples = made_up_samples(TRAINING_CLIPS + VALIDATION_CLIPS, machine)
+    plan = plan_for(FACE_MODEL, len(samples.source), FINAL_EPOCHS, {})
+    final = seconds_of(lambda: train(make_network(FACE_MODEL, plan), plan, samples))
+    return trial, final, seconds_of(lambda: calibrate(FACE_MODEL, samples, plan, "dlib", machine))
 
 
 def print_cost(split: Split, seconds_a_clip: float, seconds_a_frame: float) -> None:

@@ -29,7 +29,7 @@ from command_line import UserError, check_output_file, make_parser, positive_int
 
 import pandas
 import torch
-from made_up import BYTES_A_CLIP, FACES_A_CLIP, made_up_faces, write_file
+from made_up import BYTES_A_CLIP, FACES_A_CLIP, made_up_samples, write_file
 
 from conventions import face_name, frame_name
 from dataset import list_faces
@@ -98,19 +98,19 @@ def measure_size(clips: int, path: Path) -> list[dict]:
     seed_everything(0)
     steps, machine = Steps(clips), Machine(torch.device("cpu"))
     with steps.step("start, labels and speakers"):
-        faces = made_up_faces(clips, machine, path)
+        samples = made_up_samples(clips, machine, path)
     settings = settle_memory(resolve_settings({"memory": "centres"}), clips, architecture_named(MODEL).has_memory)
     plan = Plan(settings, EPOCHS, BATCH_SIZE)
     network = machine.place(build_network(MODEL, settings.as_dict(), "dlib"))
     steps.watch_calls(PrincipalComponents, "fit", "projection: principal components")
     steps.watch_calls(ClipRows, "prepare", "projected rows of all clips")
     steps.watch_calls(GaussianProcess, "fit_centres", "regression on centres")
-    state = start_training(network, faces, plan, machine)
+    state = start_training(network, samples, plan, machine)
     with steps.step(f"heads, {EPOCHS} epochs"):
-        for _ in fit(state, plan, faces, show_progress=False):
+        for _ in fit(state, plan, samples, show_progress=False):
             pass
     with steps.step("scores of all clips"):
-        score_rows(state.averaged, faces.source)
+        score_rows(state.averaged, samples.source)
     return steps.rows
 
 

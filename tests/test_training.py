@@ -29,7 +29,7 @@ from model_architectures import build_network
 from settings import Plan, Settings
 from tensorboard_logs import picture_grid
 from training import fit, start_training
-from training_data import Faces
+from training_data import Samples
 
 SMALL_HEAD = ["--l1", 32, "--l2", 16, "--dropout", 0.1]
 
@@ -95,10 +95,10 @@ def test_scrambled_pictures_teach_nothing(tmp_path):
     def best_pearson():
         torch.manual_seed(0)
         network = build_network("FaceResNet29_v1.0", plan.settings.as_dict(), "dlib")
-        faces, validation = (Faces(split, make_source(network, split, machine))
-                             for split in (load_split(data, "train"), load_split(data, "valid")))
-        state = start_training(network, faces, plan, machine)
-        return max(record["pearson_mean"] for record in fit(state, plan, faces, validation, show_progress=False))
+        samples, validation = (Samples(split, make_source(network, split, machine))
+                               for split in (load_split(data, "train"), load_split(data, "valid")))
+        state = start_training(network, samples, plan, machine)
+        return max(record["pearson_mean"] for record in fit(state, plan, samples, validation, show_progress=False))
 
     straight = best_pearson()
     for split in ("train", "valid"):
