@@ -11,8 +11,6 @@ browser closes, after an hour, and when the program ends (Ctrl-C). Results are n
 import contextlib
 import copy
 import os
-import shutil
-import signal
 import socket
 import tempfile
 import threading
@@ -21,7 +19,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from command_line import UserError, counted, folder_lock, make_parser, positive_int, run_script
+from command_line import UserError, counted, make_parser, positive_int, private_folder, run_script
 
 import cv2
 import numpy as np
@@ -64,22 +62,11 @@ def prepare_environment() -> None:
                       NO_PROXY=f"{HOST},localhost", no_proxy=f"{HOST},localhost")
 
 
-@contextlib.contextmanager
-def private_folder() -> Iterator[Path]:
-    """Yield a new folder that only this user can read and make it the place of all temporary files; delete it in the
-    end, and also those that a killed app has left."""
-    for left in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
-        with contextlib.suppress(UserError, OSError), folder_lock(left, seconds=0):
-            shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX)).resolve()
-    try:
-        with folder_lock(folder):
-            tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
-            os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
-            (folder / "uploads").mkdir()
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def keep_all_in(folder: Path) -> None:
+    """Make a folder the place of all temporary files."""
+    tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
+    os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
+    (folder / "uploads").mkdir()
 
 
 # ---------------------------------------------------------------- scoring
@@ -145,7 +132,7 @@ class App:
                  show_picture(self.explain(scores.chip, scores.chip_scores),
                               "Where the face raises each score more than the others", strip=True)]
         if scores.frames > 1:
-            parts.append(show_picture(plot_course(scores), "The course over the clip"))
+            parts.append(show_picture(plot_course(scores), "The course over the clip", strip=True))
         with_face = len(set(scores.faces.frame.tolist()))
         return show_file(scores.clip, f"{counted(scores.frames, 'frame')}, {with_face} with a face", parts)
 
@@ -233,7 +220,7 @@ def launch(app: App, port: int, folder: Path):
 def parse_args(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("experiment", metavar="EXPERIMENT", nargs="?", default=PRETRAINED,
-                        help="name of a folder in --runs-dir")
+                        help="name of a folder in --runs-dir (default: pretrained, which comes with the suite)")
     parser.add_argument("--runs-dir", default="runs", help="folder of the experiments")
     parser.add_argument("--port", type=positive_int, default=7860, help="of the page")
     parser.add_argument("--frames", type=positive_int, default=10, help="frames drawn from a clip")
@@ -255,16 +242,12 @@ def check_port(port: int) -> None:
             raise UserError(f"--port {port}: cannot be used ({reason}); give another one from 1024 to 65535") from None
 
 
-def _end(number, frame):
-    raise SystemExit(128 + number)
-
-
 def main(argv=None):
     args = parse_args(argv)
     check_port(args.port)
     prepare_environment()
-    signal.signal(signal.SIGTERM, _end)
-    with private_folder() as folder:
+    with private_folder(FOLDER_PREFIX) as folder:
+        keep_all_in(folder)
         try:
             import gradio  # noqa: F401  after the environment is prepared
         except ImportError as error:

@@ -1,14 +1,17 @@
 """What every script does the same way: options, help pages, errors, exit statuses, progress bars, files written whole.
 
 Exit statuses: 0 done, 1 the machine failed (disk full) or nothing could be scored, 2 wrong input (one line on stderr
-names the file and the remedy), 130 Ctrl-C, 141 the reader of the output went away, 143 SIGTERM.
+names the file and the remedy), 129 SIGHUP, 130 Ctrl-C, 141 the reader of the output went away, 143 SIGTERM.
 """
 import argparse
 import contextlib
 import errno
 import os
 import shlex
+import shutil
+import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -44,6 +47,29 @@ sys.excepthook = _end_quietly
 
 class UserError(Exception):
     """Wrong input. The message is one line that names the file or option and says what to do about it."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, or SIGHUP when the terminal closes: ends a run as Ctrl-C does, with another exit status."""
+
+    def __init__(self, number: int = signal.SIGTERM):
+        super().__init__()
+        self.number = number
+
+
+def raise_terminated(number: int, _) -> None:
+    """Handler of SIGTERM and SIGHUP."""
+    raise Terminated(number)
+
+
+def stop_status(error: KeyboardInterrupt) -> int:
+    """Return the exit status of a run that Ctrl-C or a signal ended."""
+    return 128 + getattr(error, "number", signal.SIGINT)
+
+
+def stop_name(status: int) -> str:
+    """Return what ended a run with this exit status: Ctrl-C or the name of a signal."""
+    return "Ctrl-C" if status == 128 + signal.SIGINT else signal.Signals(status - 128).name
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -166,6 +192,23 @@ def folder_lock(folder: str | os.PathLike, seconds: float = 5.0) -> Iterator[Non
         lock.release()
 
 
+@contextlib.contextmanager
+def private_folder(prefix: str) -> Iterator[Path]:
+    """Yield a new folder for temporary files that only this user can read; delete it in the end, and also those of the
+    same prefix that killed runs have left."""
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        with contextlib.suppress(UserError, OSError), folder_lock(left, seconds=0):
+            shutil.rmtree(left, ignore_errors=True)
+    new = Path(tempfile.mkdtemp(prefix=f"new-{prefix}")).resolve()
+    folder = new.with_name(new.name.removeprefix("new-"))
+    with folder_lock(new):
+        os.rename(new, folder)  # other runs see it when it is locked
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def check_output_file(option: str, path: Path) -> None:
     """Raise UserError where no file can be written under the path that an option names: before the work, not after."""
     if not path.parent.is_dir():
@@ -191,14 +234,17 @@ def run_script(main: Callable, argv: list[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     # TensorBoard writes in a thread, which ends on a full disk with a traceback. Main then hears of it as an error.
     threading.excepthook = lambda failure: disk_error(failure.exc_value) or threading.__excepthook__(failure)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # under nohup SIGHUP is ignored
+            signal.signal(number, raise_terminated)
     try:
         status = main(argv)
     except UserError as error:
         print(f"{name}: error: {printable(error)}", file=sys.stderr)
         status = 2
-    except KeyboardInterrupt:
-        print(f"\n{name}: stopped by Ctrl-C", file=sys.stderr)
-        status = 130
+    except KeyboardInterrupt as error:
+        status = stop_status(error)
+        print(f"\n{name}: stopped by {stop_name(status)}", file=sys.stderr)
     except BrokenPipeError:
         # The reader of the output (head, less) has gone; nothing is left to say, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

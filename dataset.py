@@ -184,12 +184,11 @@ def split_by_speaker(split: Split, fraction: float, seed: int) -> tuple[Split, S
 
 
 def describe(split: Split) -> str:
-    """Return one line on a split: clips, faces, faces a clip, clips without a face."""
-    with_face = split.number_with_face
-    line = (f"{split.name}: {counted(len(split.labels), 'clip')} of {counted(split.speakers.nunique(), 'speaker')}, "
-            f"{counted(len(split.faces), 'face')}, "
-            f"{len(split.faces) / max(1, with_face):.1f} a clip")
+    """Return one line on a split: clips with a face, their faces, faces a clip, clips without a face."""
     without = split.clips_without_face
+    speakers = split.speakers.drop(without).nunique()
+    line = (f"{split.name}: {counted(split.number_with_face, 'clip')} of {counted(speakers, 'speaker')}, "
+            f"{counted(len(split.faces), 'face')}, {len(split.faces) / max(1, split.number_with_face):.1f} a clip")
     if without:
         line += f"; left out: {counted(len(without), 'clip')} without a face (the first: {printable(without[0])})"
     return line

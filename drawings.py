@@ -1,6 +1,7 @@
 """What is drawn of scores: the annotated picture with its bars, and the course of the scores over a clip."""
 import io
 import math
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -9,61 +10,87 @@ from conventions import TRAITS
 from scoring import FileScores, KeptPicture
 
 COLOURS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189))  # RGB, one a trait
-LINE, PANEL_WIDTH, BAR_LEFT, BAR_WIDTH = 26, 400, 160, 120     # pixels
+# In pixels, beside a picture that is SMALL_HEIGHT high; beside larger ones up to twice as much.
+LINE, GAP, PANEL_WIDTH, BAR_LEFT, BAR_WIDTH, SMALL_HEIGHT = 26, 14, 400, 160, 120, 360
 GREY, BLACK, TRACK = (40, 40, 40), (0, 0, 0), (225, 225, 225)
 MOST_POINTS = 120   # of a course; of more faces, neighbours are averaged
 
 
-def _write(image, text, place, size=0.45, colour=GREY):
-    cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA)
+@dataclass
+class Panel:
+    """A white picture, uint8 BGR, for the bars; places are multiplied by its scale."""
+    picture: np.ndarray
+    scale: float
+
+    def write(self, text: str, x: float, y: float, size: float = 0.45, colour: tuple = GREY) -> None:
+        """Write a line of text that begins at x and stands on y."""
+        cv2.putText(self.picture, text, self._place(x, y), cv2.FONT_HERSHEY_SIMPLEX, size * self.scale, colour,
+                    round(self.scale), cv2.LINE_AA)
+
+    def fill(self, left: float, top: float, right: float, bottom: float, colour: tuple) -> None:
+        """Fill a rectangle; one of no width or height is a line."""
+        cv2.rectangle(self.picture, self._place(left, top), self._place(right, bottom), colour, -1)
+
+    def _place(self, x, y):
+        return round(x * self.scale), round(y * self.scale)
 
 
 def annotate(picture: KeptPicture, people: list[dict]) -> np.ndarray:
     """Return a uint8 BGR picture with a box around each face and, at its side, five bars for each person.
 
-    people: rows of scoring.PEOPLE_COLUMNS. A whisker on a bar is the interval; pct.: the percentile.
+    people: rows of scoring.PEOPLE_COLUMNS. A whisker on a bar is the interval, the number behind it the percentile.
     """
     image = cv2.imdecode(np.frombuffer(picture.jpeg, np.uint8), cv2.IMREAD_COLOR)
-    thickness = max(1, round(image.shape[0] / 300))
+    thickness = max(1, round(image.shape[0] / 240))
     for person, (left, top, right, bottom) in picture.boxes.items():
-        cv2.rectangle(image, (left, top), (right, bottom), (255, 255, 255), thickness + 2)
+        cv2.rectangle(image, (left, top), (right, bottom), (255, 255, 255), 3 * thickness)
         cv2.rectangle(image, (left, top), (right, bottom), GREY, thickness)
         if len(people) > 1:
             cv2.putText(image, str(person), (left + 6, bottom - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (255, 255, 255), 2,
                         cv2.LINE_AA)
     # The bars stand beside the picture, where they hide nothing.
-    height = max(image.shape[0], (LINE * 6 + 14) * len(people) + LINE)
-    panel, y = np.full((height, PANEL_WIDTH, 3), 255, np.uint8), 0
+    needed = (LINE * 6 + GAP) * len(people) + 3 * LINE
+    scale = min(2, max(1, image.shape[0] / max(SMALL_HEIGHT, needed)))
+    height = max(image.shape[0], round(scale * needed))
+    panel = Panel(np.full((height, round(scale * PANEL_WIDTH), 3), 255, np.uint8), scale)
+    _draw_people(panel, people)
+    image = cv2.copyMakeBorder(image, 0, height - image.shape[0], 0, 0, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+    return np.hstack([image, panel.picture])
+
+
+def _draw_people(panel, people):
+    y = 0
     for row in people:
         y += LINE
-        _write(panel, f"person {row['person']}" if len(people) > 1 else "apparent personality", (12, y), 0.55, BLACK)
+        panel.write(f"person {row['person']}" if len(people) > 1 else "apparent personality", 12, y, 0.55, BLACK)
         for trait, colour in zip(TRAITS, COLOURS):
             y += LINE
             _draw_bar(panel, y, trait, row, colour[::-1])
-        y += 14
+        y += GAP
+    notes = ["neuroticism: high means calm"]
     if people and people[0]["half_width_openness"] is not None:
-        _write(panel, "whisker: 4 of 5 judgements lie within", (12, y + 8), 0.4)
-    if panel.shape[0] > image.shape[0]:
-        image = cv2.copyMakeBorder(image, 0, panel.shape[0] - image.shape[0], 0, 0, cv2.BORDER_CONSTANT,
-                                   value=(255, 255, 255))
-    return np.hstack([image, panel])
+        notes.append("whisker: 4 of 5 judgements lie within")
+    if people and people[0]["percentile_openness"] is not None:
+        notes.append("%: of the training clips that are judged lower")
+    for number, note in enumerate(notes):
+        panel.write(note, 12, y + 8 + 20 * number, 0.4)
 
 
 def _draw_bar(panel, y, trait, row, colour):
     def place(score):
-        return BAR_LEFT + round(BAR_WIDTH * score)
+        return BAR_LEFT + BAR_WIDTH * score
 
-    _write(panel, trait, (12, y))
-    cv2.rectangle(panel, (BAR_LEFT, y - 13), (place(1), y + 2), TRACK, -1)
-    cv2.rectangle(panel, (BAR_LEFT, y - 13), (place(row[trait]), y + 2), colour, -1)
+    panel.write(trait, 12, y)
+    panel.fill(BAR_LEFT, y - 13, place(1), y + 2, TRACK)
+    panel.fill(BAR_LEFT, y - 13, place(row[trait]), y + 2, colour)
     low, high, percentile = row[f"low_{trait}"], row[f"high_{trait}"], row[f"percentile_{trait}"]
     if low is not None:
-        cv2.line(panel, (place(low), y - 5), (place(high), y - 5), BLACK, 1)
+        panel.fill(place(low), y - 5.5, place(high), y - 5, BLACK)
         for end in (low, high):
-            cv2.line(panel, (place(end), y - 9), (place(end), y - 1), BLACK, 1)
-    _write(panel, f"{row[trait]:.2f}", (place(1) + 8, y))
+            panel.fill(place(end), y - 9, place(end) + 0.5, y - 1, BLACK)
+    panel.write(f"{row[trait]:.2f}", place(1) + 8, y)
     if percentile is not None:
-        _write(panel, f"{percentile:.0f} pct.", (place(1) + 52, y))
+        panel.write(f"{percentile:.0f} %", place(1) + 60, y)
 
 
 def plot_course(scores: FileScores) -> np.ndarray:
@@ -87,7 +114,7 @@ def plot_course(scores: FileScores) -> np.ndarray:
         course = np.add.reduceat(scores.faces.scores[rows], starts, axis=0) / counts[:, None]
         for trait, colour, points in zip(TRAITS, COLOURS, course.T):
             panel.plot(moments, points, marker="o", markersize=3, linewidth=1.2, color=np.array(colour) / 255,
-                       label=trait)
+                       label="neuroticism (high: calm)" if trait == "neuroticism" else trait)
         words = ([f"person {person}"] if len(numbers) > 1 else []) + (
             [f"each point: the mean of {averaged} faces"] if averaged > 1 else [])
         panel.set(ylim=(0, 1), ylabel="score", title=", ".join(words) or None)

@@ -19,6 +19,7 @@ from command_line import (
     UserError,
     atomic_write,
     counted,
+    folder_lock,
     folder_options,
     make_parser,
     printable,
@@ -274,7 +275,6 @@ def trait_figure(trait: str, labels: pandas.DataFrame, predictions: pandas.DataF
 def write_evaluation(evaluation: Evaluation, table: pandas.DataFrame) -> None:
     """Write metrics.json, predictions.csv and the pictures of the traits; for an experiment also to TensorBoard."""
     folder, labels, predictions = evaluation.folder, evaluation.labels, evaluation.predictions
-    folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "metrics.json") as partial:
         partial.write_text(json.dumps(_without_nan(evaluation.metrics), indent=2) + "\n")
     with atomic_write(folder / "predictions.csv") as partial:
@@ -368,8 +368,10 @@ def main(argv=None):
     print(f"\npublished, on the official 2,000 test clips (standard error about 0.001)\n"
           f"{PUBLISHED.rename_axis(None).to_string(float_format='{:.4f}'.format)}\n")
     add_warnings(evaluation, table, missing, args.data_dir)
-    write_evaluation(evaluation, table)
-    print(f"figures, predictions and plots: {evaluation.folder}; all of it on one page: {write_report(evaluation)}")
+    evaluation.folder.mkdir(parents=True, exist_ok=True)
+    with folder_lock(evaluation.folder):
+        write_evaluation(evaluation, table)
+        print(f"figures, predictions and plots: {evaluation.folder}; all of it on one page: {write_report(evaluation)}")
     if evaluation.run_dir is not None and (evaluation.run_dir / TRAINING_RECORD).exists():
         try:
             print(f"model card: {write_model_card(evaluation.run_dir)}")

@@ -88,7 +88,7 @@ def overlay(chip: np.ndarray, maps: np.ndarray, scores: np.ndarray | None = None
     panels, labels = [picture], ["one face"]
     for number, (trait, heat) in enumerate(zip(TRAITS, np.asarray(maps))):
         panels.append((0.45 * grey + 0.55 * _colours(heat)).astype(np.uint8))
-        labels.append(trait if scores is None else f"{trait} {scores[number]:.2f}")
+        labels.append(trait if scores is None else f"{trait}{'*' * (trait == 'neuroticism')} {scores[number]:.2f}")
     strip = np.concatenate(panels, axis=1)
     strip = np.concatenate([strip, np.full((CAPTION + LEGEND, strip.shape[1], 3), 255, np.uint8)])
     for number, label in enumerate(labels):
@@ -99,6 +99,7 @@ def overlay(chip: np.ndarray, maps: np.ndarray, scores: np.ndarray | None = None
     left = 4 * width + 6
     strip[baseline - 10:baseline, left:left + BAR] = _colours(np.tile(np.linspace(0, 1, BAR), (10, 1)))
     _write(strip, "to the most in this map", left + BAR + 10, baseline)
+    _write(strip, "* high means calm", 6, baseline)
     return strip
 
 

@@ -36,6 +36,8 @@ from command_line import (
     progress_bar,
     run_script,
     seed_number,
+    stop_name,
+    stop_status,
 )
 
 import cv2
@@ -74,18 +76,17 @@ class Results:
     rows: list[dict] = field(default_factory=list)      # of the table of people
     frame_rows: list[dict] = field(default_factory=list)
     names: set[str] = field(default_factory=set)        # of the pictures
-    files: int = 0      # taken in
-    problems: int = 0   # of these, not scored
+    scored_files: int = 0
 
     def add(self, scores: FileScores) -> None:
         """Take in the scores of a file and write its pictures."""
-        self.files += 1
+        self.scored_files += 1
         self.rows += scores.people
         self.frame_rows += scores.frame_rows()
         name = _plain_name(scores.clip, self.names)
         if self.annotate_dir:
             write_picture(self.annotate_dir / f"{name}_scores.jpg", annotate(scores.picture, scores.people))
-        if self.plot_dir:
+        if self.plot_dir and scores.frames > 1:
             write_picture(self.plot_dir / f"{name}_course.png", plot_course(scores))
         if self.explain_dir:
             heat_maps = draw_heat_maps(self.scorer.network, scores.chip, scores.chip_scores)
@@ -93,8 +94,6 @@ class Results:
 
     def add_problem(self, path: str, problem: str) -> None:
         """Note a file that could not be scored."""
-        self.files += 1
-        self.problems += 1
         self.rows.append({"clip": printable(path), "problem": printable(problem)})
 
     @property
@@ -124,12 +123,14 @@ def _rounded(value):
 
 
 def _plain_name(path, taken):
-    """Return a file name for a clip's picture: its stem, numbered where another folder has one of the same name."""
-    stem = os.fsencode(printable(Path(path).stem))[:LONGEST_STEM].decode(errors="ignore")
-    name, number = stem, 1
+    """Return a file name for a clip's picture: its stem; where another file has that, its name with the ending; where
+    another folder has one of that name, numbered."""
+    stem, whole = (os.fsencode(printable(name))[:LONGEST_STEM].decode(errors="ignore")
+                   for name in (Path(path).stem, Path(path).name))
+    name, number = stem if stem not in taken else whole, 1
     while name in taken:
         number += 1
-        name = f"{stem}_{number}"
+        name = f"{whole}_{number}"
     taken.add(name)
     return name
 
@@ -140,14 +141,19 @@ def print_table(scored: list[dict], with_people: bool) -> None:
     title = ["clip", *(["person"] if with_people else []), *TRAITS, "frames", "faces", "spread",
              *(["± 80 %"] if with_intervals else [])]
     lines = [title]
+    names = {row["clip"]: os.path.basename(row["clip"]) for row in scored}
+    if len(set(names.values())) < len(names):  # files of one name in several folders
+        names = {path: path for path in names}
     for row in scored:
-        words = [printable(os.path.basename(row["clip"])), *([str(row["person"])] if with_people else []),
+        words = [printable(names[row["clip"]]), *([str(row["person"])] if with_people else []),
                  *(f"{row[trait]:.3f}" for trait in TRAITS), str(row["frames"]), str(row["faces"]),
                  f"{np.mean([row[name] for name in SPREADS]):.3f}"]
         lines.append(words + ([f"{np.mean([row[name] for name in HALF_WIDTHS]):.3f}"] if with_intervals else []))
     widths = [max(map(len, column)) for column in zip(*lines)]
     for line in lines:
         print(" ".join(word.rjust(width) for word, width in zip(line, widths)))
+    print("neuroticism is emotional stability here: high means calm; spread: over the frames"
+          + ("; ± 80 %: 4 of 5 labels lie so close" if with_intervals else ""))
 
 
 # ---------------------------------------------------------------- command line
@@ -178,13 +184,13 @@ def parse_args(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("experiment", metavar="EXPERIMENT",
                         help="name of a folder in --runs-dir, or pretrained: the model that comes with the suite")
-    parser.add_argument("paths", metavar="PATH", nargs="+", help="clips, pictures or folders of them")
+    parser.add_argument("paths", metavar="PATH", nargs="*", help="clips, pictures or folders of them")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the table as .csv or .json")
     parser.add_argument("--annotate", metavar="DIR", type=Path,
                         help="write a picture of each file with the face and five bars")
     parser.add_argument("--explain", metavar="DIR", type=Path,
                         help="write heat maps: where in the face each score comes from")
-    parser.add_argument("--plot", metavar="DIR", type=Path, help="draw the scores of each file over the time")
+    parser.add_argument("--plot", metavar="DIR", type=Path, help="draw the scores of each clip over the time")
     parser.add_argument("--per-frame", metavar="FILE", type=Path,
                         help="write a row for each face of each frame, with its time and box, as .csv or .json")
     frames = parser.add_mutually_exclusive_group()
@@ -200,7 +206,12 @@ def parse_args(argv=None):
     parser.add_argument("--precision", choices=("auto", "bfloat16", "float32"), default="auto",
                         help="of backbone and heads; auto: bfloat16 where the device computes in it")
     parser.add_argument("--seed", type=seed_number, default=0, help="of the choice of frames")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not args.paths:
+        parser.error(f"give the clips or pictures to score after the EXPERIMENT: predict.py pretrained "
+                     f"{printable(args.experiment)}" if os.path.lexists(args.experiment)
+                     else "give an EXPERIMENT and the clips or pictures to score: predict.py pretrained clip.mp4")
+    return args
 
 
 def check_arguments(args):
@@ -248,10 +259,10 @@ def main(argv=None):
                 else:
                     results.add_problem(scores.clip, scores.problem)
                     bar.write(f"warning: {printable(scores.clip)}: {printable(scores.problem)}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C; what was scored so far follows" if results.rows else
-              "stopped by Ctrl-C before any file was scored", file=sys.stderr)
-        status = 130
+    except KeyboardInterrupt as error:
+        status = stop_status(error)
+        print(f"stopped by {stop_name(status)}" + ("; what was scored so far follows" if results.rows else
+                                                   " before any file was scored"), file=sys.stderr)
         if not results.rows:
             return status
     except OSError as error:
@@ -267,7 +278,7 @@ def main(argv=None):
     if failure:
         raise failure
     written = [str(place) for place in (args.out, args.per_frame, args.annotate, args.explain, args.plot) if place]
-    print(f"{results.files - results.problems} of {results.files} files scored"
+    print(f"{results.scored_files} of {total} files scored"
           + (f"; results: {', '.join(written)}" if written else "; --out scores.csv writes the table to a file"))
     return status or (0 if results.scored else 1)
 

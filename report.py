@@ -194,6 +194,7 @@ def _gain_figure(tables):
 def _training_figures(history):
     """Return the plots of training.csv: losses, and where there was a validation its accuracies."""
     epochs = history["epoch"]
+    epoch_axis = {"title": "epoch", "tickformat": "d", **({"dtick": 1} if len(history) <= 10 else {})}
 
     def curve(column, name, **line):
         return plots.Scatter(x=epochs, y=history[column].round(6), name=name, mode="lines+markers", line=line,
@@ -205,7 +206,7 @@ def _training_figures(history):
                        + ", ".join(f"{name} from {history[column].iat[0]:.4f} to {history[column].iat[-1]:.4f}"
                                    for column, name in losses) + ".",
                        [curve(column, name) for column, name in losses], title="Loss",
-                       xaxis={"title": "epoch"}, yaxis={"title": "loss", "rangemode": "tozero"})]
+                       xaxis=epoch_axis, yaxis={"title": "loss", "rangemode": "tozero"})]
     if "accuracy_mean" in history:
         best = history["accuracy_mean"].idxmax()
         figures.append(_figure(f"Validation accuracies over {len(history)} epochs; the best mean, "
@@ -213,5 +214,5 @@ def _training_figures(history):
                                [curve("accuracy_mean", "mean", width=4)]
                                + [curve(f"accuracy_{trait}", trait, dash="dot") for trait in TRAITS
                                   if f"accuracy_{trait}" in history],
-                               title="Validation accuracy", xaxis={"title": "epoch"}, yaxis={"title": "accuracy"}))
+                               title="Validation accuracy", xaxis=epoch_axis, yaxis={"title": "accuracy"}))
     return figures

@@ -8,13 +8,12 @@ import functools
 import math
 import os
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from command_line import printable
+from command_line import printable, private_folder
 
 import cv2
 import numpy as np
@@ -183,8 +182,9 @@ def load_scorer(experiment: str, runs_dir: str | os.PathLike, precision: str = "
 
 
 def files_below(paths: Iterable[str]) -> Iterator[tuple[str, tuple | None]]:
-    """Yield (path, known) as score_files takes them, for files and for all clips and pictures in folders."""
-    for path in paths:
+    """Yield (path, known) as score_files takes them, for files and for all clips and pictures in folders; what is named
+    twice comes once."""
+    for path in {os.path.abspath(path): path for path in paths}.values():
         if os.path.isdir(path):
             for found, problem in sorted(find_files(path, SUFFIXES | OTHER_PICTURE_SUFFIXES),
                                          key=lambda entry: entry[0]):
@@ -202,8 +202,8 @@ def score_files(scorer: Scorer, files: Iterable[tuple[str, tuple | None]], setti
     is not to be read. Take it in contextlib.closing, so that the worker processes end with the loop."""
     least = settings.min_confidence
     no_face = NO_FACE if least is None else f"{NO_FACE} whose score of the detector is at least {least:g}"
-    with tempfile.TemporaryDirectory(prefix="chips-", ignore_cleanup_errors=True) as chip_dir:
-        function = functools.partial(faces_of_file, settings=settings, chip_dir=chip_dir)
+    with private_folder("face-chips-") as chip_dir:
+        function = functools.partial(faces_of_file, settings=settings, chip_dir=str(chip_dir))
         with contextlib.closing(map_files(function, files, workers)) as answers:
             for path, found, problem in answers:
                 if problem or not found.faces:

@@ -34,6 +34,7 @@ from command_line import (
     positive_int,
     run_script,
     seed_number,
+    stop_name,
     true_or_false,
 )
 
@@ -97,19 +98,20 @@ from training_data import (
 
 
 class Stopped(Exception):
-    """Ctrl-C or SIGTERM came; the state has been saved."""
+    """Ctrl-C, SIGTERM or SIGHUP came; the state has been saved."""
 
 
 @dataclass
 class StopRequest:
-    """Notes Ctrl-C and SIGTERM, so that training ends between two steps, with its state saved."""
+    """Notes Ctrl-C, SIGTERM and SIGHUP, so that training ends between two steps, with its state saved."""
     number: int | None = None   # of the signal
     possible: bool = False      # training has begun, so there is something to save
 
     def listen(self) -> None:
-        """Take the place of the handlers of both signals."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
+        """Take the place of the handlers of these signals."""
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            if signal.getsignal(number) != signal.SIG_IGN:  # under nohup SIGHUP is ignored
+                signal.signal(number, self._note)
 
     def _note(self, number, _):
         if number == signal.SIGINT and (self.number or not self.possible):
@@ -314,6 +316,8 @@ def train(run: Run, network: PersonalityNetwork, splits: tuple[Split, Split | No
         if saved is None and samples.source.of_clips and world_size() == 1:
             intervals = calibrate(run.model, samples, plan, run.record["used"]["weights"], machine)
             run.intervals = dataclasses.asdict(intervals) if intervals else None
+            if intervals is None:
+                print("note: too few training clips to measure the intervals of scores", flush=True)
         state = start_training(network, samples, plan, machine, saved)
         for _ in fit(state, plan, samples, validation, run.after_step):
             run.after_epoch(state)
@@ -324,8 +328,8 @@ def train(run: Run, network: PersonalityNetwork, splits: tuple[Split, Split | No
         raise
     except Stopped:
         if is_main_process():
-            print(f"stopped by {'Ctrl-C' if run.stop.number == signal.SIGINT else 'SIGTERM'}, all is saved; go on with "
-                  "the same command and --resume", file=sys.stderr)
+            print(f"stopped by {stop_name(128 + run.stop.number)}, all is saved; go on with the same command and "
+                  "--resume", file=sys.stderr)
         return 128 + run.stop.number
     finally:
         if run.writer:

@@ -20,6 +20,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -140,8 +141,11 @@ def write_results(folder: Path, search: Search, table: pandas.DataFrame, space: 
         values = {key: row[key] for key in space if key != "batch_size"}
         history = pandas.read_csv(trial_dir / TRAINING_TABLE).set_index("epoch", drop=False)
         with SummaryWriter(trial_dir) as writer:
-            log_hyperparameters(writer, search.model, {**Settings().as_dict(), **values}, row["batch_size"],
-                                history.loc[int(row["best_epoch"])].to_dict())
+            # A trial that was stopped soon after it was resumed has not come to its best epoch again.
+            epoch = int(row["best_epoch"])
+            best = (history.loc[epoch].to_dict() if epoch in history.index else
+                    {"epoch": epoch, METRIC: row["best_accuracy"], "pearson_mean": row["best_pearson"]})
+            log_hyperparameters(writer, search.model, {**Settings().as_dict(), **values}, row["batch_size"], best)
 
 
 def print_results(args: argparse.Namespace, table: pandas.DataFrame, splits: tuple[Split, Split]) -> int:
@@ -234,6 +238,12 @@ def make_tuner(args: argparse.Namespace, search: Search, space: dict, resume: bo
             failure_config=tune.FailureConfig(max_failures=1), checkpoint_config=tune.CheckpointConfig(num_to_keep=2)))
 
 
+def _stop_as_by_ctrl_c(stopped, number, _):
+    """Handler of SIGTERM: Tune ends a search in good order at Ctrl-C."""
+    stopped.append(number)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def run_search(args: argparse.Namespace, search: Search, network: PersonalityNetwork, space: dict, record: dict,
                splits: tuple[Split, Split]) -> int:
     """Run all trials, write and print the results; return the exit status. Holds the experiment's folder."""
@@ -244,6 +254,8 @@ def run_search(args: argparse.Namespace, search: Search, network: PersonalityNet
         for split in splits:
             make_source(search.machine.place(network), split, machine)
     start_ray(args.ray_address)
+    stopped = []
+    signal.signal(signal.SIGTERM, functools.partial(_stop_as_by_ctrl_c, stopped))  # in place of Ray's handler
     resume = prepare_folder(folder, record, args)
     try:
         if network.frozen and search.weights == "none":
@@ -263,7 +275,8 @@ def run_search(args: argparse.Namespace, search: Search, network: PersonalityNet
     if table["best_accuracy"].notna().any():
         write_results(folder, search, table, space)
     ray.shutdown()
-    return print_results(args, table, splits)
+    status = print_results(args, table, splits)
+    return 128 + stopped[0] if stopped and status == 130 else status
 
 
 # ---------------------------------------------------------------- command line

@@ -76,7 +76,8 @@ def load_training_and_validation(data_dir: str | Path, final_run: bool, val_spli
             if known.any():
                 print(f"warning: {known.sum()} of {len(known)} validation clips show speakers that are in training; "
                       "--val-split speaker validates on unknown ones", file=sys.stderr, flush=True)
-    return training, validation
+    # What nobody sees must not count: not in the mean label, nor among the known speakers.
+    return tuple(split and split.only(split.faces["clip"], split.name) for split in (training, validation))
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -107,7 +108,7 @@ def check_batch_size(batch_size: int, split: Split, in_clips: bool) -> None:
                         f"training needs at least two {unit}s a step")
     if batch_size > number:
         raise UserError(f"BATCH_SIZE {batch_size}: is larger than the {counted(number, unit)} with a face of "
-                        f"{split.name}")
+                        f"{split.name}; give {number} or less")
 
 
 def _step_random(seed, epoch, step):

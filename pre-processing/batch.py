@@ -8,16 +8,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from command_line import UserError, counted, disk_error, positive_int, printable, progress_bar
+from command_line import UserError, counted, disk_error, positive_int, printable, progress_bar, stop_status
 
 from conventions import JPEG_QUALITY
 from failures import Failures
 from target_folder import FAILURES
 from worker_pool import Known, map_files
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: ends a run as Ctrl-C does, with another exit status."""
 
 
 @dataclass(frozen=True)
@@ -72,17 +68,11 @@ def add_batch_options(parser: argparse.ArgumentParser, inputs: str) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only say what would be made")
 
 
-def raise_terminated(*_) -> None:
-    """Handler of SIGTERM."""
-    raise Terminated
-
-
 def run_batch(batch: Batch, workers: int | None = None, ray_address: str | None = None) -> Summary:
     """Run the function over all items, write failures.csv, show a progress bar. Call it inside open_target."""
     summary = Summary()
     begin = time.monotonic()
     failures = Failures(batch.target)
-    before = signal.signal(signal.SIGTERM, raise_terminated)
     bar = progress_bar(total=batch.total, unit=batch.inputs)
     complete = False
     try:
@@ -98,7 +88,7 @@ def run_batch(batch: Batch, workers: int | None = None, ray_address: str | None 
                 bar.update()
         complete = True
     except KeyboardInterrupt as error:
-        summary.status = 143 if isinstance(error, Terminated) else 130
+        summary.status = stop_status(error)
     except OSError as error:
         if disk_error(error):
             error.filename = os.fspath(batch.target)
@@ -110,7 +100,6 @@ def run_batch(batch: Batch, workers: int | None = None, ray_address: str | None 
         with contextlib.suppress(OSError):  # on a full disk the last run's list stays
             failures.close(complete)
         signal.signal(signal.SIGINT, interrupt)
-        signal.signal(signal.SIGTERM, before)
     summary.seconds = time.monotonic() - begin
     return summary
 

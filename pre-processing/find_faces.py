@@ -191,9 +191,10 @@ def finest_faces_from_width(picture: np.ndarray, models: Models, width: float) -
     """Return the faces of at least a width in pixels that dlib's detector has at full size with one upsampling, the
     largest first; of equally large ones the one with the highest score.
 
-    They have the same boxes and scores, of larger faces in a quarter of the time: the picture is made smaller as dlib
-    does it, and only the larger faces of its pyramid are searched. Boxes come in steps of PYRAMID_STEP. So in a picture
-    made smaller in another way the other one of two faces of nearly one size may be the larger.
+    They have the same scores and boxes (at a width, rarely a pixel off), the larger ones in a quarter of the time: the
+    picture is made smaller as dlib does it, and only the larger faces of its pyramid are searched. Boxes come in steps
+    of PYRAMID_STEP. So in a picture made smaller in another way the other one of two faces of nearly one size may be
+    the larger.
     """
     heartbeat()
     scale = max(1.0, max(picture.shape[:2]) / FINEST_SIDE)
@@ -209,9 +210,10 @@ def finest_faces_from_width(picture: np.ndarray, models: Models, width: float) -
     boxes, scores, _ = models.detector.run(searched, 0, 0.0)
     found = []
     for box, score in zip(boxes, scores):
-        # A box has whole pixels at the step where it was found. From there it is rounded once, as dlib does it.
-        further = round(math.log(box.width() / SMALLEST_BOX, PYRAMID_STEP))
-        box = pyramid.rect_up(pyramid.rect_down(box, further), steps + further)
+        if steps:
+            # A box has whole pixels at the step where it was found. From there it is rounded once, as dlib does it.
+            further = round(math.log(box.width() / SMALLEST_BOX, PYRAMID_STEP))
+            box = pyramid.rect_up(pyramid.rect_down(box, further), steps + further)
         found.append(FoundFace(_scaled(doubling.rect_down(box, upsampling), scale), score))
     return sorted(found, key=lambda face: -face.rectangle.area())
 

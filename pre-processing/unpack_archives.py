@@ -18,12 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from command_line import UserError, disk_error, printable
+from command_line import Terminated, UserError, disk_error, printable
 
 import pybit7z
 from tqdm import tqdm
 
-from batch import Terminated
 from conventions import ANNOTATION_FILES
 from failures import Failures
 from read_archives import (
@@ -156,10 +155,11 @@ class Unpacker:
 
 
 def _call_7zip(reader: pybit7z.BitArchiveReader, call: Callable[[], Any]) -> Any:
-    """Return call(), interruptible by Ctrl-C and SIGTERM: an exception must never pass through 7-Zip's own code."""
+    """Return call(), interruptible by Ctrl-C and signals: an exception must never pass through 7-Zip's own code."""
     stopped = []
     before = {number: signal.signal(number, lambda number, frame: stopped.append(number))
-              for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN}
+              for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+              if signal.getsignal(number) != signal.SIG_IGN}
     reader.set_progress_callback(lambda done: not stopped)
     try:
         return call()
@@ -167,7 +167,7 @@ def _call_7zip(reader: pybit7z.BitArchiveReader, call: Callable[[], Any]) -> Any
         for number, handler in before.items():
             signal.signal(number, handler)
         if stopped:
-            raise Terminated if stopped[0] == signal.SIGTERM else KeyboardInterrupt
+            raise KeyboardInterrupt if stopped[0] == signal.SIGINT else Terminated(stopped[0])
 
 
 def _find_index(archive, member):

@@ -19,18 +19,25 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import sys
 from contextlib import closing
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import UserError, counted, disk_error, make_parser, printable, progress_bar, run_script
+from command_line import (
+    UserError,
+    counted,
+    disk_error,
+    make_parser,
+    printable,
+    progress_bar,
+    run_script,
+    stop_status,
+)
 
 import pybit7z
 
-from batch import Terminated, raise_terminated
 from conventions import ANNOTATION_FILES
 from failures import Failures
 from labels import read_labels
@@ -135,9 +142,8 @@ def size_of(folder: Path) -> int:
 def unpack(run: Run, found: dict[str, list[Path]]) -> int:
     """Unpack all archives, the encrypted ones first, so that passwords are asked for at once.
 
-    Return the exit status: 0, or 130 and 143 for a run that was stopped.
+    Return the exit status: 0, or that of a run that was stopped.
     """
-    before = signal.signal(signal.SIGTERM, raise_terminated)
     try:
         archives = []
         for split, paths in found.items():
@@ -152,10 +158,9 @@ def unpack(run: Run, found: dict[str, list[Path]]) -> int:
             with closing(archive):
                 unpack_archive(run, archive, split)
     except KeyboardInterrupt as error:
-        return 143 if isinstance(error, Terminated) else 130
+        return stop_status(error)
     finally:
         run.unpacker.bar.close()
-        signal.signal(signal.SIGTERM, before)
     return 0
 
 

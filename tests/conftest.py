@@ -102,8 +102,8 @@ def run_script(tmp_path):
 
 @contextlib.contextmanager
 def signals_kept():
-    """Give SIGINT and SIGTERM back their handlers after a script's main() has run in this process."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Give signals back their handlers after a script's main() has run in this process."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:

@@ -290,6 +290,18 @@ def test_old_formats_and_missing_keys_by_the_real_command(run, runs, chip_data):
     assert run(evaluate, "one", "--data-dir", chip_data)[0] == 0
 
 
+def test_clips_without_a_face_do_not_count(run, tmp_path):
+    data = write_chips(tmp_path / "data", {"train": 10})
+    table = pandas.read_csv(data / "train" / "labels.csv")
+    others = pandas.DataFrame([{"clip": f"nobody.{number}", **dict.fromkeys(TRAITS, 1.0)} for number in range(6)])
+    pandas.concat([table, others]).to_csv(data / "train" / "labels.csv", index=False)
+    status, output, _ = run(train, 1, "some", MODEL, "true", 8, "--data-dir", data, *SMALL)
+    assert status == 0 and "train: 10 clips of 10 speakers" in output and "left out: 6 clips" in output
+    checkpoint = load_checkpoint(tmp_path / "runs" / "some" / "checkpoint_last.pt")
+    assert checkpoint.constant["openness"] == pytest.approx(table["openness"].mean())
+    assert sorted(checkpoint.clips) == sorted(clip.removesuffix(".mp4") for clip in table["clip"])
+
+
 def test_data_with_training_clips_only(run, tmp_path):
     import dataset
     data = write_chips(tmp_path / "data", {"train": 10})

@@ -2,6 +2,10 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import cv2
 import numpy as np
@@ -10,7 +14,7 @@ import pytest
 
 import evaluate
 import predict
-from conftest import run_script_in
+from conftest import REPOSITORY, listen_to_ctrl_c, run_script_in
 from conventions import TRAITS
 from make_media import portrait, write_clip
 
@@ -121,3 +125,35 @@ def test_course_of_a_clip(run, trained, tmp_path, codec, container, options):
 
     status, _, errors = run(predict, "demo", clip, "--min-confidence", "99", "--runs-dir", trained / "runs")
     assert status == 1 and "no face found whose score of the detector is at least 99" in errors
+
+
+def test_files_of_one_name_and_named_twice(run, trained, tmp_path):
+    for name in ("one/face.png", "one/face.jpg", "two/face.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / name), portrait(300))
+    status, output, _ = run(predict, "demo", "one", "two", "two/face.jpg", "./two/face.jpg", "--annotate", "pictures",
+                            "--runs-dir", trained / "runs")
+    assert status == 0 and "4 of 4 files scored" in output  # by the folder and by its name
+    assert all(name in output for name in ("one/face.png", "one/face.jpg", "two/face.jpg"))
+    assert sorted(os.listdir(tmp_path / "pictures")) == [
+        "face.jpg_2_scores.jpg", "face.jpg_scores.jpg", "face.png_scores.jpg", "face_scores.jpg"]
+    status, _, errors = run(predict, "two/face.jpg", "--runs-dir", trained / "runs")
+    assert status == 2 and "predict.py pretrained two/face.jpg" in errors
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_stopped_run_leaves_no_faces_behind(trained, tmp_path, number, status):
+    picture = np.hstack([portrait(240), np.zeros((240, 80, 3), np.uint8)])
+    clip = write_clip(tmp_path / "clip.mp4", size=(320, 240), picture=lambda *_: picture)
+    clips = [shutil.copy(clip, tmp_path / f"{number}.mp4") for number in range(40)]
+    process = subprocess.Popen([sys.executable, REPOSITORY / "predict.py", "demo", *clips, "--workers", "1", "--frames",
+                                "60", "--runs-dir", trained / "runs"], stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, "TMPDIR": str(tmp_path)}, preexec_fn=listen_to_ctrl_c)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("face-chips-*/*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert list(tmp_path.glob("face-chips-*"))
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status and "stopped by" in errors and "Traceback" not in errors
+    assert not list(tmp_path.glob("face-chips-*"))

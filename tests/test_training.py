@@ -172,11 +172,11 @@ def test_second_ctrl_c_while_the_state_is_saved(run, chip_data, monkeypatch, cap
 
     def press(self, state):
         self.stop.possible = True
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         return asked(self, state)
 
     monkeypatch.setattr(train.Run, "stop_asked", press)
-    monkeypatch.setattr(train.Run, "save", lambda self, state: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(train.Run, "save", lambda self, state: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         run(train, 2, "pressed", "FaceResNet29_v1.0", "true", 16, "--data-dir", chip_data, *SMALL_HEAD)
     assert "what was done since the last checkpoint is lost" in capfd.readouterr().err
