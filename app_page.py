@@ -52,6 +52,7 @@ CSS = """
 #results .number { font-variant-numeric: tabular-nums; font-weight: 600; }
 #results a.download { display: inline-block; margin: 0 1rem .75rem 0; text-decoration: underline; }
 #recording [aria-label^="Trim video"] { display: none; }  /* needs a library from elsewhere */
+@media (max-width: 960px) { #results figure.strip figcaption::after { content: " (scroll sideways to see all)"; } }
 @media (max-width: 640px) { #results .pair { grid-template-columns: minmax(0, 1fr); gap: 0; } }
 """
 

@@ -243,6 +243,7 @@ def run_script(main: Callable, argv: list[str] | None = None) -> None:
         print(f"{name}: error: {printable(error)}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt as error:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not tear what libraries clean up at exit
         status = stop_status(error)
         print(f"\n{name}: stopped by {stop_name(status)}", file=sys.stderr)
     except BrokenPipeError:
