@@ -110,7 +110,7 @@ class StopRequest:
     def listen(self) -> None:
         """Take the place of the handlers of these signals."""
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-            if signal.getsignal(number) != signal.SIG_IGN:  # under nohup SIGHUP is ignored
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # ignored under nohup
                 signal.signal(number, self._note)
 
     def _note(self, number, _):

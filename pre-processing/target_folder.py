@@ -163,7 +163,7 @@ def check_settings(target: str | os.PathLike, settings: dict) -> bool:
                         "settings, or name another folder") from None
     if not isinstance(before, dict):
         raise UserError(f"{path}: holds no settings; remove it or name another folder")
-    differences = [f"{key}: {before.get(key, 'not noted')} there, {settings.get(key, 'none')} now"
+    differences = [f"{key} {before.get(key, 'not noted')} there, {settings.get(key, 'none')} now"
                    for key in dict.fromkeys([*before, *settings]) if before.get(key) != settings.get(key)]
     if differences:
         raise UserError(f"{target}: its files were made with other settings ({'; '.join(differences)}); name another "
