@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import termios
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -58,8 +59,37 @@ class Terminated(KeyboardInterrupt):
 
 
 def raise_terminated(number: int, _) -> None:
-    """Handler of SIGTERM and SIGHUP."""
+    """Handler of SIGTERM and SIGHUP. Another one of them must not tear the clean-up."""
+    for other in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(other, signal.SIG_IGN)
+    leave_closed_terminal()
     raise Terminated(number)
+
+
+def leave_closed_terminal() -> None:
+    """Send what is still to be said to nowhere where the terminal is gone: writing to it is an error."""
+    for descriptor in (1, 2):
+        try:
+            termios.tcgetattr(descriptor)
+        except termios.error as error:
+            if error.args[0] == errno.EIO:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+        except OSError:
+            pass  # it is closed
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ignore Ctrl-C, SIGTERM and SIGHUP in this block. Other threads than the main one never hear of them."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    if threading.current_thread() is not threading.main_thread():
+        numbers = ()
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before):
+            signal.signal(number, handler)
 
 
 def stop_status(error: KeyboardInterrupt) -> int:
@@ -171,13 +201,14 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def folder_lock(folder: str | os.PathLike, seconds: float = 5.0) -> Iterator[None]:
-    """Hold an existing folder for this run alone, until the block ends or the process dies.
+def folder_lock(folder: str | os.PathLike, seconds: float = 5.0, name: str = ".lock") -> Iterator[None]:
+    """Hold an existing folder for this run alone, until the block ends or the process dies. name: of the file that is
+    locked.
 
     Waits a few seconds for another run, since one that was killed a moment ago may still be ending. Raises UserError
     where another run holds the folder, or where no file can be written there.
     """
-    lock = FileLock(Path(folder, ".lock"), timeout=seconds)
+    lock = FileLock(Path(folder, name), timeout=seconds)
     try:
         lock.acquire()
     except Timeout:
@@ -207,7 +238,8 @@ def private_folder(prefix: str) -> Iterator[Path]:
         try:
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            with undisturbed():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_output_file(option: str, path: Path) -> None:

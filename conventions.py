@@ -1,7 +1,7 @@
 """What all scripts agree on: the traits and their order, the names of files and folders, the form of a face chip.
 
 A data folder holds data/{train,valid,test}/{videos,frames,faces} and the labels of each split. Imports neither PyTorch
-nor pandas, so that workers and predict.py start at once.
+nor pandas: workers that find faces need neither.
 """
 import os
 import unicodedata

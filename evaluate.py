@@ -56,7 +56,7 @@ from report import write_report
 from tensorboard_logs import log_evaluation
 
 matplotlib.use("Agg")  # draws without a display
-
+LONGEST_WAIT = 600  # seconds, for another evaluation of the same experiment to write its files
 
 # ---------------------------------------------------------------- predictions
 
@@ -115,8 +115,8 @@ def evaluate_experiment(args: argparse.Namespace, metrics: dict) -> tuple[Evalua
                    data_fingerprint=split.fingerprint(), trained_on=checkpoint.trained_on)
     known = len(set(split.labels.index) & set(checkpoint.clips))
     if known:
-        print(f"warning: this experiment was trained on {known} of these {counted(len(split.labels), 'clip')}; the "
-              "figures say nothing about new clips", file=sys.stderr)
+        print(f"warning: this experiment was trained on {known} of these {counted(split.number_with_face, 'clip')}; "
+              "the figures say nothing about new clips", file=sys.stderr)
     return Evaluation(split.labels, predictions, split.speakers, pandas.Series(checkpoint.constant),
                       run_dir / f"evaluation_{args.split}", metrics, seen or None, run_dir, split, args.seed), of_faces
 
@@ -369,14 +369,15 @@ def main(argv=None):
           f"{PUBLISHED.rename_axis(None).to_string(float_format='{:.4f}'.format)}\n")
     add_warnings(evaluation, table, missing, args.data_dir)
     evaluation.folder.mkdir(parents=True, exist_ok=True)
-    with folder_lock(evaluation.folder):
+    # One evaluation at a time writes; of an experiment they share the model card. Another one waits.
+    with folder_lock(evaluation.run_dir or evaluation.folder, LONGEST_WAIT, ".report.lock"):
         write_evaluation(evaluation, table)
         print(f"figures, predictions and plots: {evaluation.folder}; all of it on one page: {write_report(evaluation)}")
-    if evaluation.run_dir is not None and (evaluation.run_dir / TRAINING_RECORD).exists():
-        try:
-            print(f"model card: {write_model_card(evaluation.run_dir)}")
-        except UserError as error:
-            print(f"warning: no model card: {error}", file=sys.stderr)
+        if evaluation.run_dir is not None and (evaluation.run_dir / TRAINING_RECORD).exists():
+            try:
+                print(f"model card: {write_model_card(evaluation.run_dir)}")
+            except UserError as error:
+                print(f"warning: no model card: {error}", file=sys.stderr)
     if evaluation.run_dir is not None:
         print(f"next: tensorboard --logdir {shlex.quote(args.runs_dir)} --host 127.0.0.1, or python predict.py "
               f"{args.experiment} CLIP.mp4{folder_options(args, ['runs_dir'])}")

@@ -77,6 +77,7 @@ class Results:
     frame_rows: list[dict] = field(default_factory=list)
     names: set[str] = field(default_factory=set)        # of the pictures
     scored_files: int = 0
+    courses: int = 0    # drawn
 
     def add(self, scores: FileScores) -> None:
         """Take in the scores of a file and write its pictures."""
@@ -88,6 +89,7 @@ class Results:
             write_picture(self.annotate_dir / f"{name}_scores.jpg", annotate(scores.picture, scores.people))
         if self.plot_dir and scores.frames > 1:
             write_picture(self.plot_dir / f"{name}_course.png", plot_course(scores))
+            self.courses += 1
         if self.explain_dir:
             heat_maps = draw_heat_maps(self.scorer.network, scores.chip, scores.chip_scores)
             write_picture(self.explain_dir / f"{name}_heat_maps.png", heat_maps)
@@ -184,7 +186,7 @@ def parse_args(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("experiment", metavar="EXPERIMENT",
                         help="name of a folder in --runs-dir, or pretrained: the model that comes with the suite")
-    parser.add_argument("paths", metavar="PATH", nargs="*", help="clips, pictures or folders of them")
+    parser.add_argument("paths", metavar="PATH", nargs="+", help="clips, pictures or folders of them")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the table as .csv or .json")
     parser.add_argument("--annotate", metavar="DIR", type=Path,
                         help="write a picture of each file with the face and five bars")
@@ -206,12 +208,10 @@ def parse_args(argv=None):
     parser.add_argument("--precision", choices=("auto", "bfloat16", "float32"), default="auto",
                         help="of backbone and heads; auto: bfloat16 where the device computes in it")
     parser.add_argument("--seed", type=seed_number, default=0, help="of the choice of frames")
-    args = parser.parse_args(argv)
-    if not args.paths:
-        parser.error(f"give the clips or pictures to score after the EXPERIMENT: predict.py pretrained "
-                     f"{printable(args.experiment)}" if os.path.lexists(args.experiment)
-                     else "give an EXPERIMENT and the clips or pictures to score: predict.py pretrained clip.mp4")
-    return args
+    complain = parser.error
+    parser.error = lambda message: complain(message + (
+        "; the EXPERIMENT comes first, as in: predict.py pretrained clip.mp4" if message.endswith("PATH") else ""))
+    return parser.parse_args(argv)
 
 
 def check_arguments(args):
@@ -277,7 +277,10 @@ def main(argv=None):
         write_table(args.per_frame, FRAME_COLUMNS, results.frame_rows)
     if failure:
         raise failure
-    written = [str(place) for place in (args.out, args.per_frame, args.annotate, args.explain, args.plot) if place]
+    if args.plot and results.scored and not results.courses:
+        print("note: no course is drawn of a single frame", file=sys.stderr)
+    course_dir = args.plot if results.courses else None
+    written = [str(place) for place in (args.out, args.per_frame, args.annotate, args.explain, course_dir) if place]
     print(f"{results.scored_files} of {total} files scored"
           + (f"; results: {', '.join(written)}" if written else "; --out scores.csv writes the table to a file"))
     return status or (0 if results.scored else 1)

@@ -5,6 +5,7 @@ Faces are found by the modules of pre-processing/, in worker processes and in me
 import contextlib
 import csv
 import functools
+import itertools
 import math
 import os
 import sys
@@ -184,16 +185,21 @@ def load_scorer(experiment: str, runs_dir: str | os.PathLike, precision: str = "
 def files_below(paths: Iterable[str]) -> Iterator[tuple[str, tuple | None]]:
     """Yield (path, known) as score_files takes them, for files and for all clips and pictures in folders; what is named
     twice comes once."""
-    for path in {os.path.abspath(path): path for path in paths}.values():
-        if os.path.isdir(path):
-            for found, problem in sorted(find_files(path, SUFFIXES | OTHER_PICTURE_SUFFIXES),
-                                         key=lambda entry: entry[0]):
-                problem = problem or unreadable_kind(found)
-                yield found, (None, problem) if problem else None
-        elif os.path.splitext(path)[1].lower() not in SUFFIXES:
-            yield path, (None, "neither a clip nor a picture by its name's ending")
-        else:
-            yield path, None
+    seen = set()
+    for path, problem in itertools.chain.from_iterable(map(_files_of, paths)):
+        if (place := os.path.abspath(path)) not in seen:
+            seen.add(place)
+            yield path, (None, problem) if problem else None
+
+
+def _files_of(path):
+    if os.path.isdir(path):
+        for found, problem in sorted(find_files(path, SUFFIXES | OTHER_PICTURE_SUFFIXES), key=lambda entry: entry[0]):
+            yield found, problem or unreadable_kind(found)
+    elif os.path.splitext(path)[1].lower() not in SUFFIXES:
+        yield path, "neither a clip nor a picture by its name's ending"
+    else:
+        yield path, None
 
 
 def score_files(scorer: Scorer, files: Iterable[tuple[str, tuple | None]], settings: FaceSettings,

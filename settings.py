@@ -7,11 +7,14 @@ import dataclasses
 import json
 import math
 import os
+import sys
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from command_line import UserError, true_or_false
 
+from device import is_main_process
 from gaussian_process import MOST_CLIPS
 
 
@@ -114,18 +117,21 @@ def _check(setting, value):
         raise UserError(f"{setting.name}: {value} is not below {bounds['below']}")
 
 
-def without_effect(names: set[str], settings: Settings, is_trained: bool, has_memory: bool) -> list[str]:
-    """Return those of the settings' names that change nothing, sorted. is_trained: layers of the backbone learn;
-    has_memory: the network may have a regression beside its heads."""
-    form = settings.memory if has_memory else "none"
-    useless = {"one_face", "components"} if is_trained else {"backbone_lr_factor", "layer_decay"}
+def note_without_effect(args: argparse.Namespace, settings: Settings, shaping: Iterable[str], is_trained: bool) -> None:
+    """Print which of the options given change nothing. settings: as settle_memory returns them; shaping: those that
+    shape the network (model_architectures.config_keys); is_trained: layers of the backbone learn."""
+    useless = {"l1", "l2", "l3", "dropout", "heads", "components"} - set(shaping)
+    useless |= {"one_face"} if is_trained else {"backbone_lr_factor", "layer_decay"}
     if not is_trained:
         useless.add("one_face" if settings.augment else "hflip")
-    if form == "none":
-        useless |= {"memory_weight", "noise"}
-    if form in ("none", "exact"):
+    if settings.memory != "centres":
         useless.add("centres")
-    return sorted(names & useless)
+    if settings.memory == "none":
+        useless |= {"memory_weight", "noise"}
+    given = [name for name in SETTING_NAMES if name in useless and getattr(args, name) is not None]
+    if given and is_main_process():
+        print("note: without effect here: " + ", ".join("--" + name.replace("_", "-") for name in given),
+              file=sys.stderr)
 
 
 def read_config(path: str | os.PathLike) -> dict:

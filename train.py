@@ -30,6 +30,7 @@ from command_line import (
     UserError,
     atomic_write,
     folder_options,
+    leave_closed_terminal,
     make_parser,
     positive_int,
     run_script,
@@ -81,10 +82,10 @@ from settings import (
     SETTING_NAMES,
     Plan,
     add_settings_options,
+    note_without_effect,
     read_config,
     resolve_settings,
     settle_memory,
-    without_effect,
 )
 from tensorboard_logs import log_epoch, log_hyperparameters, log_pictures
 from training import TrainingState, check_finite, fit, start_training
@@ -114,6 +115,7 @@ class StopRequest:
                 signal.signal(number, self._note)
 
     def _note(self, number, _):
+        leave_closed_terminal()
         if number == signal.SIGINT and (self.number or not self.possible):
             raise KeyboardInterrupt  # nothing to save yet, or asked twice
         self.number = number
@@ -251,12 +253,6 @@ def make_plan(args: argparse.Namespace) -> Plan:
     if settings.augment and not architecture_named(args.model).trained and is_main_process():
         print("note: --augment needs the pictures, so the heads train on single faces and BATCH_SIZE counts faces",
               file=sys.stderr)
-    architecture = architecture_named(args.model)
-    useless = without_effect({name for name in SETTING_NAMES if getattr(args, name) is not None}, settings,
-                             bool(architecture.trained), architecture.has_memory)
-    if useless and is_main_process():
-        print("note: without effect here: " + ", ".join("--" + name.replace("_", "-") for name in useless),
-              file=sys.stderr)
     return Plan(settings, args.num_epochs, args.batch_size, args.seed)
 
 
@@ -355,6 +351,7 @@ def main(argv=None):
                                                         args.speaker_regex, args.seed)
     settings = settle_memory(plan.settings, training.number_with_face, architecture.has_memory)
     plan = dataclasses.replace(plan, settings=settings)
+    note_without_effect(args, settings, config_keys(args.model), bool(architecture.trained))
     in_clips = not architecture.trained and not plan.settings.augment
     check_batch_size(plan.batch_size, training, in_clips)
     weights = args.weights or BACKBONES[architecture.backbone].default_weights

@@ -29,6 +29,7 @@ from command_line import (
     atomic_write,
     disk_error,
     folder_options,
+    leave_closed_terminal,
     make_parser,
     positive_int,
     run_script,
@@ -239,7 +240,8 @@ def make_tuner(args: argparse.Namespace, search: Search, space: dict, resume: bo
 
 
 def _stop_as_by_ctrl_c(stopped, number, _):
-    """Handler of SIGTERM: Tune ends a search in good order at Ctrl-C."""
+    """Handler of SIGTERM and SIGHUP: Tune ends a search in good order at Ctrl-C."""
+    leave_closed_terminal()
     stopped.append(number)
     os.kill(os.getpid(), signal.SIGINT)
 
@@ -255,7 +257,9 @@ def run_search(args: argparse.Namespace, search: Search, network: PersonalityNet
             make_source(search.machine.place(network), split, machine)
     start_ray(args.ray_address)
     stopped = []
-    signal.signal(signal.SIGTERM, functools.partial(_stop_as_by_ctrl_c, stopped))  # in place of Ray's handler
+    for number in (signal.SIGTERM, signal.SIGHUP):  # in place of Ray's handlers
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, functools.partial(_stop_as_by_ctrl_c, stopped))
     resume = prepare_folder(folder, record, args)
     try:
         if network.frozen and search.weights == "none":
@@ -270,6 +274,8 @@ def run_search(args: argparse.Namespace, search: Search, network: PersonalityNet
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from None
         raise
     finally:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # only the results are still to be written
         restore_old_trials(folder)
     table = trial_table(results, args.num_epochs)
     if table["best_accuracy"].notna().any():

@@ -71,13 +71,15 @@ def load_training_and_validation(data_dir: str | Path, final_run: bool, val_spli
         for split in (training, validation):
             if split is not None:
                 print(describe(split), flush=True)
+    # What nobody sees must not count: not in the mean label, nor among the known speakers.
+    training, validation = (split and split.only(split.faces["clip"], split.name) for split in (training, validation))
+    if is_main_process() and not quiet:
         if validation is not None:
             known = validation.speakers.isin(set(training.speakers))
             if known.any():
                 print(f"warning: {known.sum()} of {len(known)} validation clips show speakers that are in training; "
                       "--val-split speaker validates on unknown ones", file=sys.stderr, flush=True)
-    # What nobody sees must not count: not in the mean label, nor among the known speakers.
-    return tuple(split and split.only(split.faces["clip"], split.name) for split in (training, validation))
+    return training, validation
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:

@@ -29,8 +29,8 @@ WINDOW = 1000
 # A worker never imports the script that started it, which may import much more (PyTorch) than finding a face needs.
 WORKER_COMMAND = """import sys
 sys.path[:] = sys.argv[3:]
-import worker_pool
 try:
+    import worker_pool
     worker_pool.serve(int(sys.argv[1]), int(sys.argv[2]))
 except Exception:
     sys.exit(70)  # not 1, which is the watchdog's"""

@@ -308,8 +308,8 @@ def test_data_with_training_clips_only(run, tmp_path):
     assert run(train, 1, "all", MODEL, "true", 8, "--data-dir", data, *SMALL)[0] == 0
     # So few clips give no centre; what changes nothing is named.
     status, _, errors = run(train, 1, "few", MODEL, "true", 8, "--data-dir", data, *SMALL, "--memory", "centres",
-                            "--hflip", "false", "--layer-decay", "0.5")
-    assert status == 0 and "without effect here: --hflip, --layer-decay" in errors
+                            "--hflip", "false", "--layer-decay", "0.5", "--l3", "9")
+    assert status == 0 and "without effect here: --l3, --layer-decay, --hflip" in errors
     (data / "test").symlink_to(data / "train")
     status, _, errors = run(evaluate, "few", "--data-dir", data)
     assert status == 0 and "trained on 10 of these 10 clips" in errors

@@ -133,12 +133,14 @@ def test_files_of_one_name_and_named_twice(run, trained, tmp_path):
         cv2.imwrite(str(tmp_path / name), portrait(300))
     status, output, _ = run(predict, "demo", "one", "two", "two/face.jpg", "./two/face.jpg", "--annotate", "pictures",
                             "--runs-dir", trained / "runs")
-    assert status == 0 and "4 of 4 files scored" in output  # by the folder and by its name
+    assert status == 0 and "3 of 3 files scored" in output
     assert all(name in output for name in ("one/face.png", "one/face.jpg", "two/face.jpg"))
-    assert sorted(os.listdir(tmp_path / "pictures")) == [
-        "face.jpg_2_scores.jpg", "face.jpg_scores.jpg", "face.png_scores.jpg", "face_scores.jpg"]
+    assert sorted(os.listdir(tmp_path / "pictures")) == ["face.jpg_scores.jpg", "face.png_scores.jpg",
+                                                          "face_scores.jpg"]
+    status, output, errors = run(predict, "demo", "--plot", "course", "one/face.png", "--runs-dir", trained / "runs")
+    assert status == 0 and "no course" in errors and "results:" not in output
     status, _, errors = run(predict, "two/face.jpg", "--runs-dir", trained / "runs")
-    assert status == 2 and "predict.py pretrained two/face.jpg" in errors
+    assert status == 2 and "predict.py pretrained clip.mp4" in errors
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
@@ -150,10 +152,13 @@ def test_stopped_run_leaves_no_faces_behind(trained, tmp_path, number, status):
                                 "60", "--runs-dir", trained / "runs"], stderr=subprocess.PIPE, text=True,
                                env={**os.environ, "TMPDIR": str(tmp_path)}, preexec_fn=listen_to_ctrl_c)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("face-chips-*/*")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("face-chips-*/tmp*")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert list(tmp_path.glob("face-chips-*"))
+    assert list(tmp_path.glob("face-chips-*/tmp*"))
     process.send_signal(number)
+    if number != signal.SIGINT:
+        process.send_signal(signal.SIGHUP)  # a terminal that closes may send it twice
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == status and "stopped by" in errors and "Traceback" not in errors
+    assert process.returncode in (status, 129 if number != signal.SIGINT else status)  # of two the lower number counts
+    assert "stopped by" in errors and "Traceback" not in errors
     assert not list(tmp_path.glob("face-chips-*"))
