@@ -58,10 +58,15 @@ class Terminated(KeyboardInterrupt):
         self.number = number
 
 
+def pass_over(*_) -> None:
+    """Handler of a signal that is to do nothing. Not SIG_IGN: of a signal that has come already Python would then print
+    that it was ignored."""
+
+
 def raise_terminated(number: int, _) -> None:
     """Handler of SIGTERM and SIGHUP. Another one of them must not tear the clean-up."""
     for other in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(other, signal.SIG_IGN)
+        signal.signal(other, pass_over)
     leave_closed_terminal()
     raise Terminated(number)
 
@@ -84,12 +89,12 @@ def undisturbed() -> Iterator[None]:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     if threading.current_thread() is not threading.main_thread():
         numbers = ()
-    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    before = [signal.signal(number, pass_over) for number in numbers]
     try:
         yield
     finally:
         for number, handler in zip(numbers, before):
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def stop_status(error: KeyboardInterrupt) -> int:
@@ -276,7 +281,7 @@ def run_script(main: Callable, argv: list[str] | None = None) -> None:
         print(f"{name}: error: {printable(error)}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt as error:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not tear what libraries clean up at exit
+        signal.signal(signal.SIGINT, pass_over)  # a second Ctrl-C must not tear what libraries clean up at exit
         status = stop_status(error)
         print(f"\n{name}: stopped by {stop_name(status)}", file=sys.stderr)
     except BrokenPipeError:

@@ -31,6 +31,7 @@ from command_line import (
     folder_options,
     leave_closed_terminal,
     make_parser,
+    pass_over,
     positive_int,
     run_script,
     seed_number,
@@ -275,7 +276,7 @@ def run_search(args: argparse.Namespace, search: Search, network: PersonalityNet
         raise
     finally:
         for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # only the results are still to be written
+            signal.signal(number, pass_over)  # only the results are still to be written
         restore_old_trials(folder)
     table = trial_table(results, args.num_epochs)
     if table["best_accuracy"].notna().any():

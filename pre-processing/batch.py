@@ -2,13 +2,21 @@
 import argparse
 import contextlib
 import os
-import signal
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from command_line import UserError, counted, disk_error, positive_int, printable, progress_bar, stop_status
+from command_line import (
+    UserError,
+    counted,
+    disk_error,
+    positive_int,
+    printable,
+    progress_bar,
+    stop_status,
+    undisturbed,
+)
 
 from conventions import JPEG_QUALITY
 from failures import Failures
@@ -94,12 +102,10 @@ def run_batch(batch: Batch, workers: int | None = None, ray_address: str | None 
             error.filename = os.fspath(batch.target)
         raise
     finally:
-        # A second Ctrl-C must not tear what follows.
-        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        bar.close()
-        with contextlib.suppress(OSError):  # on a full disk the last run's list stays
-            failures.close(complete)
-        signal.signal(signal.SIGINT, interrupt)
+        with undisturbed():
+            bar.close()
+            with contextlib.suppress(OSError):  # on a full disk the last run's list stays
+                failures.close(complete)
     summary.seconds = time.monotonic() - begin
     return summary
 

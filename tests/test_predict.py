@@ -1,10 +1,13 @@
 """Clips, pictures and folders scored by a trained experiment."""
+import fcntl
 import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import cv2
@@ -162,3 +165,27 @@ def test_stopped_run_leaves_no_faces_behind(trained, tmp_path, number, status):
     assert process.returncode in (status, 129 if number != signal.SIGINT else status)  # of two the lower number counts
     assert "stopped by" in errors and "Traceback" not in errors
     assert not list(tmp_path.glob("face-chips-*"))
+
+
+def test_scores_are_kept_when_the_terminal_closes(trained, tmp_path):
+    picture = np.hstack([portrait(240), np.zeros((240, 80, 3), np.uint8)])
+    clip = write_clip(tmp_path / "clip.mp4", size=(320, 240), picture=lambda *_: picture)
+    clips = [shutil.copy(clip, tmp_path / f"{number}.mp4") for number in range(40)]
+    master, terminal = os.openpty()
+    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
+
+    def take_terminal():
+        os.setsid()
+        fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen([sys.executable, REPOSITORY / "predict.py", "demo", *clips, "--workers", "1", "--frames",
+                                "60", "--runs-dir", trained / "runs", "--out", tmp_path / "scores.csv"],
+                               stdin=terminal, stdout=terminal, stderr=terminal, preexec_fn=take_terminal,
+                               env={**os.environ, "TMPDIR": str(tmp_path)})
+    os.close(terminal)
+    shown = b""
+    while b" 2/40 " not in shown:  # the progress bar
+        shown += os.read(master, 1000)
+    os.close(master)
+    assert process.wait(timeout=60) == 129
+    assert 2 <= len(pandas.read_csv(tmp_path / "scores.csv")) < 40 and not list(tmp_path.glob("face-chips-*"))
