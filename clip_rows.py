@@ -60,7 +60,7 @@ class _Job:
     faces: pandas.DataFrame
     backbone: Callable[[torch.Tensor], torch.Tensor]
     machine: Machine
-    batch_size: int = BATCH_SIZE
+    batch_size: int
 
     def __post_init__(self):
         self.codes, clips = pandas.factorize(self.faces["clip"])
@@ -202,11 +202,11 @@ def _write_row(values, code, clip):
 
 # ---------------------------------------------------------------- on a Ray cluster
 
-def _rows_in_task(split, backbone, machine):
+def _rows_in_task(split, backbone, machine, batch_size):
     """Return the rows of some clips, computed by the machine that this Ray task runs on."""
     torch.set_num_threads(1)
     machine = replace(machine, device=pick_device(), num_workers=0)
-    return np.concatenate([rows for rows, _ in _blocks(_Job(split, split.faces, backbone, machine))])
+    return np.concatenate([rows for rows, _ in _blocks(_Job(split, split.faces, backbone, machine, batch_size))])
 
 
 def _blocks_by_ray(job, first):
@@ -226,7 +226,7 @@ def _blocks_by_ray(job, first):
             # Without the labels and speakers, which the features do not need.
             part = replace(job.split, faces=faces, labels=job.split.labels.iloc[:0],
                            speakers=job.split.speakers.iloc[:0])
-            waiting.append((start, end, task.remote(part, backbone, job.machine)))
+            waiting.append((start, end, task.remote(part, backbone, job.machine, job.batch_size)))
             if len(waiting) > 2 * resources.get("CPU", 1):
                 yield _finished(job, *waiting.popleft(), ray)
         while waiting:

@@ -53,7 +53,7 @@ class UserError(Exception):
 class Terminated(KeyboardInterrupt):
     """SIGTERM, or SIGHUP when the terminal closes: ends a run as Ctrl-C does, with another exit status."""
 
-    def __init__(self, number: int = signal.SIGTERM):
+    def __init__(self, number: int):
         super().__init__()
         self.number = number
 
@@ -79,8 +79,6 @@ def leave_closed_terminal() -> None:
         except termios.error as error:
             if error.args[0] == errno.EIO:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
-        except OSError:
-            pass  # it is closed
 
 
 @contextlib.contextmanager

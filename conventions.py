@@ -29,8 +29,8 @@ DEFAULT_PREPROCESSING = {"size": FACE_SIZE, "padding": 0.25}
 CLIP_SUFFIXES = frozenset("""
     .3g2 .3gp .amv .asf .avi .divx .dv .f4v .flv .gif .h264 .h265 .hevc .ivf .m2t .m2ts .m2v .m4v .mj2 .mjpeg .mjpg .mkv
     .mov .mp4 .mpe .mpeg .mpg .mts .mxf .nut .obu .ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv .y4m""".split())
-MAX_PIXELS = 100_000_000    # of a picture or a clip's frame; larger ones are refused
 PICTURE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"])
+MAX_PIXELS = 100_000_000    # of a picture or a clip's frame; larger ones are refused
 
 
 def frame_name(clip: str, index: int) -> str:

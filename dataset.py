@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from command_line import UserError, counted, make_parser, printable, run_script
@@ -58,6 +58,11 @@ class Split:
     @property
     def clips_without_face(self) -> list[str]:
         return sorted(set(self.labels.index) - set(self.faces["clip"]))
+
+    def with_faces(self) -> "Split":
+        """Return the split of just the clips with a face. The faces, of which there may be millions, are not copied."""
+        without = self.clips_without_face
+        return replace(self, labels=self.labels.drop(without), speakers=self.speakers.drop(without))
 
     def only(self, clips: Iterable[str], name: str) -> "Split":
         """Return the split of just these clips."""
@@ -186,9 +191,9 @@ def split_by_speaker(split: Split, fraction: float, seed: int) -> tuple[Split, S
 def describe(split: Split) -> str:
     """Return one line on a split: clips with a face, their faces, faces a clip, clips without a face."""
     without = split.clips_without_face
-    speakers = split.speakers.drop(without).nunique()
-    line = (f"{split.name}: {counted(split.number_with_face, 'clip')} of {counted(speakers, 'speaker')}, "
-            f"{counted(len(split.faces), 'face')}, {len(split.faces) / max(1, split.number_with_face):.1f} a clip")
+    with_face, speakers = len(split.labels) - len(without), split.speakers.drop(without).nunique()
+    line = (f"{split.name}: {counted(with_face, 'clip')} of {counted(speakers, 'speaker')}, "
+            f"{counted(len(split.faces), 'face')}, {len(split.faces) / max(1, with_face):.1f} a clip")
     if without:
         line += f"; left out: {counted(len(without), 'clip')} without a face (the first: {printable(without[0])})"
     return line

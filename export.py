@@ -19,7 +19,7 @@ import json
 import sys
 from pathlib import Path
 
-from command_line import UserError, atomic_write, make_parser, run_script
+from command_line import UserError, atomic_write, check_output_file, make_parser, run_script
 
 import torch
 from torch import nn
@@ -128,8 +128,7 @@ def main(argv=None):
     if not args.out:
         folder.mkdir(parents=True, exist_ok=True)   # of the experiment that comes with the suite
     target = Path(args.out) if args.out else folder / FILE_OF_FORMAT[args.format]
-    if not target.parent.is_dir() or target.is_dir():
-        raise UserError(f"--out {target}: give a file in a folder that exists")
+    check_output_file("--out", target)
     if target.suffix != Path(FILE_OF_FORMAT[args.format]).suffix:
         raise UserError(f"--out {target}: give a name that ends in {Path(FILE_OF_FORMAT[args.format]).suffix}")
     checkpoint = load_checkpoint(path)

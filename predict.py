@@ -233,7 +233,6 @@ def check_arguments(args):
         except OSError as error:
             raise UserError(f"{folder}: cannot be made ({error.strerror}); "
                             "name another folder for the pictures") from None
-    for folder in filter(None, (args.annotate, args.explain, args.plot)):
         if not os.access(folder, os.W_OK):
             raise UserError(f"{folder}: cannot be written; name another folder")
 

@@ -123,7 +123,8 @@ class Scorer:
                       **options) -> FaceSettings:
         """Return the settings of the faces that the network was trained on. options: further fields of FaceSettings.
         Raises UserError for a landmark model that cannot be used."""
-        load_predictor(predictor)
+        if predictor is not None:
+            load_predictor(predictor)  # to refuse it before the work
         return FaceSettings(number_of_frames, seed, self.preprocessing["size"], self.preprocessing["padding"],
                             predictor=find_predictor(predictor), **options)
 

@@ -121,9 +121,10 @@ def note_without_effect(args: argparse.Namespace, settings: Settings, shaping: I
     """Print which of the options given change nothing. settings: as settle_memory returns them; shaping: those that
     shape the network (model_architectures.config_keys); is_trained: layers of the backbone learn."""
     useless = {"l1", "l2", "l3", "dropout", "heads", "components"} - set(shaping)
-    useless |= {"one_face"} if is_trained else {"backbone_lr_factor", "layer_decay"}
-    if not is_trained:
-        useless.add("one_face" if settings.augment else "hflip")
+    if is_trained:
+        useless.add("one_face")
+    else:
+        useless |= {"backbone_lr_factor", "layer_decay", "one_face" if settings.augment else "hflip"}
     if settings.memory != "centres":
         useless.add("centres")
     if settings.memory == "none":

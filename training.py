@@ -228,9 +228,8 @@ def validate(network: PersonalityNetwork, samples: Samples, loss: str) -> dict[s
 
 
 def _train_epoch(state, parallel, plan, samples, after_step, show_progress):
-    """Take the steps of an epoch that are still to do; return (samples, mean loss over all processes, learning rates of
-    the last step)."""
-    device, number_of_steps, taken, rates = state.network.mean.device, steps_per_epoch(samples, plan), 0, {}
+    """Take the steps of an epoch that are still to do; return (samples, mean loss over all processes)."""
+    device, number_of_steps, taken = state.network.mean.device, steps_per_epoch(samples, plan), 0
     loss_function = LOSSES[plan.settings.loss]
     state.network.train()
     with progress_bar(total=samples.number_usable, unit="sample", leave=False,
@@ -242,7 +241,6 @@ def _train_epoch(state, parallel, plan, samples, after_step, show_progress):
             loss = torch.stack([loss_function(of_head, targets) for of_head in scores]).mean()
             state.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            rates = {f"learning_rate_{group['name']}": group["lr"] for group in state.optimizer.param_groups}
             state.optimizer.step()
             state.scheduler.step()
             if state.ema:
@@ -261,7 +259,7 @@ def _train_epoch(state, parallel, plan, samples, after_step, show_progress):
     if world_size() > 1:
         torch.distributed.all_reduce(mean_loss)
         mean_loss /= world_size()
-    return taken, float(mean_loss), rates
+    return taken, float(mean_loss)
 
 
 def fit(state: TrainingState, plan: Plan, samples: Samples, validation: Samples | None = None,
@@ -280,11 +278,15 @@ def fit(state: TrainingState, plan: Plan, samples: Samples, validation: Samples 
         parallel = DistributedDataParallel(state.network, device_ids=[device.index] if device.type == "cuda" else None)
     while state.epoch < plan.num_epochs:
         started = time.monotonic()
-        taken, mean_loss, rates = _train_epoch(state, parallel, plan, samples, after_step, show_progress)
+        taken, mean_loss = _train_epoch(state, parallel, plan, samples, after_step, show_progress)
         check_finite(state, mean_loss)
         seconds = max(time.monotonic() - started, 1e-9)
         record = {"epoch": state.epoch + 1, "loss_train": mean_loss, "seconds": seconds,
-                  "samples_per_second": taken * world_size() / seconds, **rates}
+                  "samples_per_second": taken * world_size() / seconds}
+        last = state.scheduler.last_epoch - 1  # the optimiser's own rates are by now those of the next step
+        for group, rate, factor in zip(state.optimizer.param_groups, state.scheduler.base_lrs,
+                                       state.scheduler.lr_lambdas):
+            record[f"learning_rate_{group['name']}"] = rate * factor(last)
         if validation is not None and is_main_process():
             record.update(validate(state.averaged, validation, plan.settings.loss))
             if state.best is None or record["accuracy_mean"] > state.best["accuracy"]:

@@ -72,7 +72,7 @@ def load_training_and_validation(data_dir: str | Path, final_run: bool, val_spli
             if split is not None:
                 print(describe(split), flush=True)
     # What nobody sees must not count: not in the mean label, nor among the known speakers.
-    training, validation = (split and split.only(split.faces["clip"], split.name) for split in (training, validation))
+    training, validation = (split and split.with_faces() for split in (training, validation))
     if is_main_process() and not quiet:
         if validation is not None:
             known = validation.speakers.isin(set(training.speakers))

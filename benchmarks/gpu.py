@@ -145,9 +145,9 @@ def training_speed(network: PersonalityNetwork, samples: Samples, batch_size: in
 
 
 @torch.inference_mode()
-def feature_speed(network: PersonalityNetwork, chips: torch.Tensor, steps: int, warm_up: bool) -> float:
+def feature_speed(network: PersonalityNetwork, chips: torch.Tensor, steps: int) -> float:
     """Return the faces a second whose features are computed, of one batch again and again."""
-    for _ in range(2 if warm_up else 1):
+    for _ in range(2 if steps > 1 else 1):  # to warm up
         features_of_chips(network, chips)
     wait_for(chips.device)
     begin = time.perf_counter()
@@ -162,7 +162,7 @@ def limit_of(job: Job, network: PersonalityNetwork, split: Split, batch_size: in
     """Return the faces a second of one batch that stays on the device."""
     chips = first_chips(split, batch_size, machine.device)
     if not job.is_training:
-        return feature_speed(network, chips, steps, warm_up=steps > 1)
+        return feature_speed(network, chips, steps)
     samples = Samples(split, RepeatedBatch(chips, split, steps))
     return training_speed(network, samples, batch_size, machine, warm_up=steps > 1)
 

@@ -193,7 +193,8 @@ def list_packets(path: str | Path) -> Packets:
     total = int(shown.sum())
     known = _known_times(listing)
     indices = np.full(len(shown), -1, np.int64)
-    timed = listing.codec in TIMED_CODECS and None not in listing.times and len(set(known)) == total
+    are_distinct = len(set(known)) == total
+    timed = listing.codec in TIMED_CODECS and None not in listing.times and are_distinct
     if timed:
         times = np.array(listing.times, np.int64)
         indices[shown] = np.argsort(np.argsort(times[shown]))
@@ -209,7 +210,7 @@ def list_packets(path: str | Path) -> Packets:
     # A packet that is only half there gives half a picture.
     drawable = indices[shown & ~np.array(listing.corrupt)].tolist() if timed else range(total)
     return Packets(times, np.array(listing.sizes), clean, indices, timed, drawable, listing.codec, listing.pixel_aspect,
-                   problem, _seconds_of_pictures(listing, known, total))
+                   problem, _seconds_of_pictures(listing, known if are_distinct else None, total))
 
 
 def _read_listing(path):
@@ -237,8 +238,9 @@ def _read_listing(path):
 
 
 def _seconds_of_pictures(listing, known, total):
-    """Return Packets.seconds: by the time stamps, or evenly over the length in the header where they do not tell."""
-    if len(set(known)) == total:
+    """Return Packets.seconds: by the time stamps, or where these do not tell (None) evenly over the length in the
+    header."""
+    if known is not None:
         return (np.sort(np.array(known, np.int64)) - min(known)) * listing.time_base
     return np.arange(total) * (listing.seconds / total) if listing.seconds > 0 else np.zeros(0)
 

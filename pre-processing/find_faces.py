@@ -77,8 +77,8 @@ class FoundFace(NamedTuple):
 
 class Search(NamedTuple):
     """faces: in a picture; doubtful: what else may be a face at the scale where the search ended; each the largest
-    first. smallest: width in pixels of the picture of the smallest faces that can be found at that scale, 0 at the
-    finest."""
+    first. smallest: width in pixels of the picture of the smallest faces that can be found at that scale; at the finest
+    the width that was asked for."""
     faces: list[FoundFace]
     doubtful: list[FoundFace]
     smallest: float

@@ -33,6 +33,7 @@ try:
     import worker_pool
     worker_pool.serve(int(sys.argv[1]), int(sys.argv[2]))
 except Exception:
+    sys.excepthook(*sys.exc_info())
     sys.exit(70)  # not 1, which is the watchdog's"""
 
 Known = tuple[Any, str | None] | None

@@ -146,11 +146,16 @@ def test_files_of_one_name_and_named_twice(run, trained, tmp_path):
     assert status == 2 and "predict.py pretrained clip.mp4" in errors
 
 
+def forty_clips(folder):
+    """Return the paths of forty equal clips with a face, enough to be stopped in the middle."""
+    picture = np.hstack([portrait(240), np.zeros((240, 80, 3), np.uint8)])
+    clip = write_clip(folder / "clip.mp4", size=(320, 240), picture=lambda *_: picture)
+    return [shutil.copy(clip, folder / f"{number}.mp4") for number in range(40)]
+
+
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
 def test_stopped_run_leaves_no_faces_behind(trained, tmp_path, number, status):
-    picture = np.hstack([portrait(240), np.zeros((240, 80, 3), np.uint8)])
-    clip = write_clip(tmp_path / "clip.mp4", size=(320, 240), picture=lambda *_: picture)
-    clips = [shutil.copy(clip, tmp_path / f"{number}.mp4") for number in range(40)]
+    clips = forty_clips(tmp_path)
     process = subprocess.Popen([sys.executable, REPOSITORY / "predict.py", "demo", *clips, "--workers", "1", "--frames",
                                 "60", "--runs-dir", trained / "runs"], stderr=subprocess.PIPE, text=True,
                                env={**os.environ, "TMPDIR": str(tmp_path)}, preexec_fn=listen_to_ctrl_c)
@@ -168,9 +173,7 @@ def test_stopped_run_leaves_no_faces_behind(trained, tmp_path, number, status):
 
 
 def test_scores_are_kept_when_the_terminal_closes(trained, tmp_path):
-    picture = np.hstack([portrait(240), np.zeros((240, 80, 3), np.uint8)])
-    clip = write_clip(tmp_path / "clip.mp4", size=(320, 240), picture=lambda *_: picture)
-    clips = [shutil.copy(clip, tmp_path / f"{number}.mp4") for number in range(40)]
+    clips = forty_clips(tmp_path)
     master, terminal = os.openpty()
     fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
 
