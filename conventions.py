@@ -27,9 +27,10 @@ PREPROCESSING_FILE = "preprocessing.json"
 DEFAULT_PREPROCESSING = {"size": FACE_SIZE, "padding": 0.25}
 # Endings of names that are taken for clips and for pictures, in folders and in tables of labels.
 CLIP_SUFFIXES = frozenset("""
-    .3g2 .3gp .amv .asf .avi .divx .dv .f4v .flv .gif .h264 .h265 .hevc .ivf .m2t .m2ts .m2v .m4v .mj2 .mjpeg .mjpg .mkv
-    .mov .mp4 .mpe .mpeg .mpg .mts .mxf .nut .obu .ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv .y4m""".split())
-PICTURE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"])
+    .3g2 .3gp .amv .asf .avi .dav .divx .dv .f4v .flv .gif .h264 .h265 .hevc .insv .ivf .lrv .m1v .m2t .m2ts .m2v .m4v
+    .mj2 .mjpeg .mjpg .mkv .mod .mov .mp4 .mpe .mpeg .mpg .mts .mxf .nut .obu .ogm .ogv .qt .rm .rmvb .tod .ts .vob
+    .webm .wmv .wtv .y4m""".split())
+PICTURE_SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"])
 MAX_PIXELS = 100_000_000    # of a picture or a clip's frame; larger ones are refused
 
 

@@ -53,11 +53,13 @@ from scoring import (
     HALF_WIDTHS,
     PEOPLE_COLUMNS,
     SPREADS,
+    UNEXPECTED,
     FileScores,
     Scorer,
     files_below,
     load_scorer,
     score_files,
+    warn_of_unexpected,
     write_csv,
 )
 
@@ -282,7 +284,8 @@ def main(argv=None):
     written = [str(place) for place in (args.out, args.per_frame, args.annotate, args.explain, course_dir) if place]
     print(f"{results.scored_files} of {total} files scored"
           + (f"; results: {', '.join(written)}" if written else "; --out scores.csv writes the table to a file"))
-    return status or (0 if results.scored else 1)
+    is_suspect = warn_of_unexpected(sum(row["problem"].startswith(UNEXPECTED) for row in results.rows), total, "file")
+    return status or (0 if results.scored and not is_suspect else 1)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from command_line import (
 from conventions import JPEG_QUALITY
 from failures import Failures
 from target_folder import FAILURES
-from worker_pool import Known, map_files
+from worker_pool import UNEXPECTED, Known, map_files, warn_of_unexpected
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Summary:
     present: int = 0
     failed: int = 0
     expected: int = 0
+    unexpected: int = 0
     status: int = 0
     seconds: float = 0.0
 
@@ -92,6 +93,7 @@ def run_batch(batch: Batch, workers: int | None = None, ray_address: str | None 
                 summary.present += present
                 summary.failed += len(problems)
                 summary.expected += sum(map(batch.is_expected, problems))
+                summary.unexpected += any(reason.startswith(UNEXPECTED) for reason in problems)
                 failures.add(path, *problems)
                 bar.update()
         complete = True
@@ -124,7 +126,8 @@ def print_dry_run(batch: Batch, workers: int | None = None) -> None:
 
 
 def print_summary(batch: Batch, summary: Summary, following: str) -> None:
-    """Print what a run did and, on the last line, where the results are and what to run next (following).
+    """Print what a run did and, on the last line, where the results are and what to run next (following);
+    set the status to 1 if more than one file in a hundred failed for a reason that nobody thought of.
 
     Raises UserError where a complete run has nothing to show but problems.
     """
@@ -139,6 +142,7 @@ def print_summary(batch: Batch, summary: Summary, following: str) -> None:
                         else f"problems: {counted(summary.failed, inputs)}")
     if problems:
         print(f"{', '.join(problems).capitalize()}; listed in {printable(listed)}")
+    is_suspect = warn_of_unexpected(summary.unexpected, summary.inputs, inputs)
     if summary.status:
         print(f"Stopped. {batch.outputs.capitalize()}s that were finished stay in {printable(target)}; next: the same "
               "command, which goes on")
@@ -147,3 +151,4 @@ def print_summary(batch: Batch, summary: Summary, following: str) -> None:
         raise UserError(f"{target}: {counted(summary.inputs, inputs)}, and nothing could be made of any; {listed} says "
                         "why")
     print(f"{batch.outputs.capitalize()}s: {printable(target)}   next: {following}")
+    summary.status = int(is_suspect)

@@ -22,6 +22,17 @@ from worker_pool import heartbeat
 cv2.setNumThreads(1)
 
 
+def _unlisted_side_data(kind, value):
+    member = object.__new__(kind)
+    member._name_, member._value_ = f"UNLISTED_{value}", value
+    return member
+
+
+# PyAV refuses all side data of a frame if one entry is of a kind that came to FFmpeg later than PyAV's own list (EXIF,
+# spatial video). Such an entry must not hide the display matrix beside it.
+av.sidedata.sidedata.Type._missing_ = classmethod(_unlisted_side_data)
+
+
 @dataclass(frozen=True)
 class FrameSettings:
     """Which frames are drawn and how they are written. quality: of JPEG, 1 to 100; of no account where they are not.
@@ -86,21 +97,21 @@ def earlier_frames(clip: str, chosen: Iterable[int], seed: int) -> dict[int, int
 # ---------------------------------------------------------------- decoding
 
 def _to_picture(frame, reformatter, pixel_format, pixel_aspect):
-    """Return a decoded frame as it is displayed: uint8 array H x W x 3, its pixels square, turned and mirrored as the
-    clip's display matrix asks."""
+    """Return a decoded frame as it is displayed: uint8 array H x W x 3, C-contiguous, its pixels square, turned and
+    mirrored as the clip's display matrix asks."""
     picture = reformatter.reformat(frame, format=pixel_format).to_ndarray()
     size = displayed_size(frame.width, frame.height, pixel_aspect)
     if size != (frame.width, frame.height):
         picture = cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC)
     matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return picture
-    a, b, _, c, d = struct.unpack("=9i", bytes(matrix))[:5]
-    if abs(a) + abs(d) < abs(b) + abs(c):
-        # x' = c y, y' = b x: the picture's axes change places.
-        picture = picture.transpose(1, 0, 2)
-        a, d = c, b
-    picture = picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+    if matrix is not None:
+        a, b, _, c, d = struct.unpack("=9i", bytes(matrix))[:5]
+        if abs(a) + abs(d) < abs(b) + abs(c):
+            # x' = c y, y' = b x: the picture's axes change places.
+            picture = picture.transpose(1, 0, 2)
+            a, d = c, b
+        picture = picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+    # PyAV pads the rows of a picture whose width x 3 is not a multiple of its alignment; dlib takes whole rows only.
     return np.ascontiguousarray(picture)
 
 

@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 from command_line import UserError, counted
 
 STALL_SECONDS = 30
+UNEXPECTED = "unexpected "  # what the reason of an error begins with that nobody thought of
+LONGEST_UNEXPECTED = 200    # characters: C++ libraries list all their signatures
 # So many results may wait for an earlier file that is still being worked on: the order of the files is kept.
 WINDOW = 1000
 # A worker never imports the script that started it, which may import much more (PyTorch) than finding a face needs.
@@ -88,8 +90,20 @@ def answer_for(function: Callable[[str], Any], path: str, stall_seconds: float) 
 
 
 def _unexpected(error):
-    """Return one line that is the same in each run: objects without their addresses."""
-    return f"unexpected {type(error).__name__}: " + re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(str(error).split()))
+    """Return one short line that is the same in each run: objects without their addresses."""
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(str(error).split()))
+    line = f"{UNEXPECTED}{type(error).__name__}: {text}"
+    return line if len(line) <= LONGEST_UNEXPECTED else line[:LONGEST_UNEXPECTED - 3] + "..."
+
+
+def warn_of_unexpected(number: int, total: int, kind: str) -> bool:
+    """Print a line on stderr and return True if more than one file in a hundred failed for an unexpected reason: then
+    the fault is likely in the suite or its installation, not in the files. kind: the word for one file."""
+    if number * 100 <= total:
+        return False
+    print(f"warning: {number} of {counted(total, kind)} failed for an unexpected reason, which is likely a fault of "
+          "this suite and not of the files; please report the reason given for the first of them", file=sys.stderr)
+    return True
 
 
 def serve(descriptor: int, parent: int) -> None:
