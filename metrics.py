@@ -4,7 +4,7 @@ The challenge's accuracy is per clip: a clip's predictions are averaged over its
 clips for each trait, then the mean of the five.
 """
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from command_line import UserError, counted
@@ -52,6 +52,9 @@ class Evaluation:
     seen: set | None = None             # speakers of the training clips; None: not known
     run_dir: Path | None = None         # of an experiment; None: anybody's predictions
     split: Split | None = None          # of an experiment's clips
+    of_faces: pandas.DataFrame | None = None    # an experiment's scores of single faces: index clip, columns TRAITS
+    notes: list[str] = field(default_factory=list)      # what to know, on stderr
+    warnings: list[str] = field(default_factory=list)   # what to know before trusting the figures
     seed: int = 0                       # of the bootstrap
 
     def measure(self, clips: pandas.DataFrame | None = None) -> pandas.DataFrame:
