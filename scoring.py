@@ -28,7 +28,8 @@ from model_architectures import PersonalityNetwork
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "pre-processing"))
 from clip_faces import FaceSettings, FileFaces, KeptPicture, faces_of_file
-from find_faces import OTHER_PICTURE_SUFFIXES, find_predictor, load_predictor, unreadable_kind
+from detectors import find_predictor, load_predictor
+from find_faces import OTHER_PICTURE_SUFFIXES, unreadable_kind
 from target_folder import find_files
 from worker_pool import UNEXPECTED, map_files, warn_of_unexpected  # noqa: F401  (predict.py takes them from here)
 

@@ -21,22 +21,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pre-processing"))
 
 import av
 import cv2
+import dlib
 import numpy as np
 
 from clip_packets import list_packets
 from conventions import CLIP_SUFFIXES
+from detectors import Box, find_predictor, load_models
 from face_tracker import FaceTracker
-from find_faces import (
-    CropSettings,
-    encode_jpeg,
-    extract_faces,
-    find_faces,
-    find_predictor,
-    load_models,
-    overlap,
-    read_picture,
-    write_chips,
-)
+from find_faces import CropSettings, encode_jpeg, extract_faces, find_faces, read_picture, write_chips
 from read_clips import FrameSettings, choose_frames, earlier_frames, extract_frames, read_chosen
 from target_folder import find_files, open_target
 
@@ -101,7 +93,9 @@ class Agreement:
         if alone:
             self.with_face += 1
             self.none += not found
-            self.same += bool(found) and overlap(found[0].rectangle, max(alone, key=lambda face: face.area())) > 0.5
+            largest = max(alone, key=lambda face: face.area())
+            largest = Box(largest.left(), largest.top(), largest.right(), largest.bottom())
+            self.same += bool(found) and found[0].box.overlap(largest) > 0.5
 
     def __str__(self):
         return (f"{self.with_face} of {self.frames} frames have a face for the detector alone; the same largest one "
@@ -118,6 +112,7 @@ def measure_faces(clip_dir, frames_of_each=30):
     """From JPEG frame to JPEG chip, and in one pass from decoded picture to JPEG chip, against dlib's detector alone at
     full size with one upsampling, and how they agree."""
     predictor = find_predictor()
+    alone_detector = dlib.get_frontal_face_detector()
     models = load_models(predictor)  # once in a process of any length: not part of a frame's time
     frames, crop = FrameSettings(frames_of_each), CropSettings(predictor)
     seconds, two_steps, one_pass = np.zeros(3), Agreement(), Agreement()
@@ -136,7 +131,7 @@ def measure_faces(clip_dir, frames_of_each=30):
                 path = Path(folder, "frame.jpg")
                 path.write_bytes(encode_jpeg(picture, frames.quality))
                 read = read_picture(path)
-                alone_seconds, alone = _timed(models.detector, read, 1)
+                alone_seconds, alone = _timed(alone_detector, read, 1)
                 two_steps_seconds, _ = _timed(extract_faces, str(path), folder, folder, crop)
                 one_pass_seconds, found = _timed(to_chip_in_one_pass, index, picture)
                 seconds += alone_seconds, two_steps_seconds, one_pass_seconds
@@ -159,10 +154,10 @@ def _person_frames(clip, models, number_of_frames):
     """Return (RGB pictures of frames drawn from a clip, centre and width in pixels of its face: medians)."""
     frames = read_chosen(clip, list_packets(clip), FrameSettings(number_of_frames), pixel_format="rgb24")
     pictures = [picture for _, picture in frames]
-    faces = [found[0].rectangle for picture in pictures[::3] if (found := find_faces(picture, models))]
+    faces = [found[0].box for picture in pictures[::3] if (found := find_faces(picture, models))]
     if not faces:
         return None
-    return pictures, np.median([(face.center().x, face.center().y, face.width()) for face in faces], axis=0)
+    return pictures, np.median([(*face.centre, face.width) for face in faces], axis=0)
 
 
 def _place(canvas, picture, person, centre, width):
@@ -186,9 +181,9 @@ def _two_people(left, right, left_width, right_width):
 def _agreement(stem, pictures, models, agreement):
     """Count how the tracker agrees with the detector alone on pictures that are the frames drawn from one clip."""
     indices = range(0, 12 * len(pictures), 12)
-    tracker = FaceTracker(models, earlier_frames(stem, indices, 0))
+    tracker, alone = FaceTracker(models, earlier_frames(stem, indices, 0)), dlib.get_frontal_face_detector()
     for index, picture in zip(indices, pictures):
-        agreement.count(models.detector(picture, 1), tracker.find_faces(index, picture))
+        agreement.count(alone(picture, 1), tracker.find_faces(index, picture))
 
 
 def measure_agreement(clip_dir, frames_of_each=15):

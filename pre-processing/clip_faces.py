@@ -13,19 +13,10 @@ import numpy as np
 
 from clip_packets import Packets, list_packets
 from conventions import CLIP_SUFFIXES, NO_FACE, face_name, frame_name
+from detectors import Box, FoundFace, align_face, load_models
 from face_tracker import FaceTracker
 from failures import KnownFailures
-from find_faces import (
-    CropSettings,
-    FoundFace,
-    align_face,
-    edges_of,
-    encode_jpeg,
-    find_faces,
-    load_models,
-    read_picture,
-    write_chips,
-)
+from find_faces import CropSettings, encode_jpeg, find_faces, read_picture, write_chips
 from people import describe_face, number_people
 from read_clips import (
     FrameSettings,
@@ -165,21 +156,20 @@ class FaceSettings:
 
 class Face(NamedTuple):
     """A face: the index of its frame, the frame's time in seconds (0 for a picture, NaN where the clip does not tell),
-    the number of its person from 1, (left, top, right, bottom) in pixels of the frame, the detector's score, and where
-    its JPEG begins and ends in the file of chips."""
+    the number of its person from 1, its box in pixels of the frame, the detector's score, and where its JPEG begins and
+    ends in the file of chips."""
     frame: int
     seconds: float
     person: int
-    box: tuple[int, int, int, int]
+    box: Box
     confidence: float
     chip: tuple[int, int]
 
 
 class KeptPicture(NamedTuple):
-    """A frame to be annotated: bytes of a JPEG file, at most KEPT_HEIGHT high, and for each of its people (left, top,
-    right, bottom) in pixels."""
+    """A frame to be annotated: bytes of a JPEG file, at most KEPT_HEIGHT high, and the box of each of its people."""
     jpeg: bytes
-    boxes: dict[int, tuple[int, int, int, int]]
+    boxes: dict[int, Box]
 
 
 class FileFaces(NamedTuple):
@@ -208,16 +198,16 @@ def faces_of_file(path: str, settings: FaceSettings, chip_dir: str) -> FileFaces
             for face in found:
                 # Networks are trained on chips that went through the JPEG files that the scripts write.
                 begin = chips.tell()
-                chips.write(encode_jpeg(align_face(frame.picture, face.rectangle, models, crop.size, crop.padding)))
-                faces.append(Face(frame.index, seconds, 1, edges_of(face.rectangle), float(face.confidence),
+                chips.write(encode_jpeg(align_face(frame.picture, face.box, models, crop.size, crop.padding)))
+                faces.append(Face(frame.index, seconds, 1, face.box, float(face.confidence),
                                   (begin, chips.tell())))
                 if crop.find_all:
-                    descriptors.append(describe_face(frame.picture, face.rectangle, models))
+                    descriptors.append(describe_face(frame.picture, face.box, models))
             if found and settings.keep_picture:
                 kept.add(frame.index, frame.picture)
     if descriptors:
         people = number_people(np.array(descriptors), np.array([face.frame for face in faces]),
-                               np.array([face.box[0] for face in faces]))
+                               np.array([face.box.left for face in faces]))
         faces = [face._replace(person=int(person)) for face, person in zip(faces, people)]
     faces.sort(key=lambda face: (face.frame, face.person))
     return FileFaces(count, faces, chips.name, kept.middle(faces))
@@ -263,5 +253,4 @@ class _KeptFrames:
         if not self.kept:
             return None
         index, jpeg, scale = self.kept[self.offered // 2 // self.step]
-        return KeptPicture(jpeg, {face.person: tuple(round(edge * scale) for edge in face.box)
-                                  for face in faces if face.frame == index})
+        return KeptPicture(jpeg, {face.person: face.box.scaled(scale) for face in faces if face.frame == index})

@@ -10,7 +10,8 @@ from command_line import positive_int, printable
 import dlib
 
 from conventions import FACE_SIZE, SPLITS
-from find_faces import PADDING, CropSettings, find_predictor, load_predictor
+from detectors import PADDING, find_predictor, load_predictor
+from find_faces import CropSettings
 
 
 def add_face_options(parser: argparse.ArgumentParser) -> None:

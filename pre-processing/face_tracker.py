@@ -2,19 +2,10 @@
 from dataclasses import dataclass
 
 import cv2
-import dlib
 import numpy as np
 
-from find_faces import (
-    PYRAMID_STEP,
-    FoundFace,
-    Models,
-    edges_of,
-    faces_from_width,
-    finest_faces_from_width,
-    search_faces,
-)
-from worker_pool import heartbeat
+from detectors import PYRAMID_STEP, Box, FoundFace, Models, resized
+from find_faces import faces_from_width, search_faces
 
 # The part of a frame that is searched first: how many times as wide as the face of the earlier frame, how wide in
 # pixels that face becomes in it (dlib's smallest face is 80), and the score from which a face found there ends the
@@ -38,7 +29,7 @@ NEAR_SIZE = 0.75
 class Sighting:
     """What a frame tells later ones: where its largest face is, whether it is the only one (else the larger of several
     must be looked for anew), and a thumbnail by which its scene is known again."""
-    face: dlib.rectangle
+    face: Box
     is_alone: bool
     thumbnail: np.ndarray
 
@@ -73,15 +64,15 @@ class FaceTracker:
         if before is not None and before.is_alone:
             face = _find_near(picture, before.face, self.models)
             if face is not None:
-                self.sightings[index] = Sighting(face.rectangle, True, thumbnail)
+                self.sightings[index] = Sighting(face.box, True, thumbnail)
                 return [face]
         # Where several people were seen once, one may only be hidden.
         is_alone = before is None or before.is_alone
-        faces = [] if is_alone else _settle(picture, [before.face.width()], self.models)
+        faces = [] if is_alone else _settle(picture, [before.face.width], self.models)
         if not faces:
-            least = LEAST_WIDTH * before.face.width() if before is not None and is_alone else 0.0
+            least = LEAST_WIDTH * before.face.width if before is not None and is_alone else 0.0
             faces, doubtful, smallest = search_faces(picture, self.models, finest_width=least)
-            widths = [face.rectangle.width() for face in faces]
+            widths = [face.box.width for face in faces]
             is_alone = is_alone and len(faces) + len(doubtful) == 1
             if before is None and is_alone and widths[0] < smallest * PYRAMID_STEP:
                 # Smaller faces cannot have been found there.
@@ -89,7 +80,7 @@ class FaceTracker:
             if faces and not is_alone:
                 faces = _settle(picture, widths, self.models) or faces
         if faces:
-            self.sightings[index] = Sighting(faces[0].rectangle, is_alone, thumbnail)
+            self.sightings[index] = Sighting(faces[0].box, is_alone, thumbnail)
         return faces
 
     def _sighting_before(self, index):
@@ -111,26 +102,20 @@ def _settle(picture: np.ndarray, widths: list[int], models: Models) -> list[Foun
     Of several widths the first one is taken at which there are any; the list is empty where there are none.
     """
     for width in widths:
-        found = finest_faces_from_width(picture, models, NEAR_SIZE * width)
+        found = models.detector.find_finest(picture, NEAR_SIZE * width)
         if found:
             return found
     return []
 
 
-def _find_near(picture: np.ndarray, face: dlib.rectangle, models: Models) -> FoundFace | None:
+def _find_near(picture: np.ndarray, face: Box, models: Models) -> FoundFace | None:
     """Return the face at the place of an earlier frame's, None where there is not one clear one."""
-    heartbeat()
-    centre, reach = face.center(), round(REGION * face.width() / 2)
-    left, top = max(0, centre.x - reach), max(0, centre.y - reach)
-    region = picture[top:max(0, centre.y + reach), left:max(0, centre.x + reach)]
+    (x, y), reach = face.centre, round(REGION * face.width / 2)
+    left, top = max(0, x - reach), max(0, y - reach)
+    region = picture[top:max(0, y + reach), left:max(0, x + reach)]
     if not region.size:  # the clip's pictures have become smaller
         return None
-    region = cv2.cvtColor(region, cv2.COLOR_RGB2GRAY)
-    scale = FACE_WIDTH / face.width()
-    size = [max(1, round(length * scale)) for length in region.shape[::-1]]
-    region = cv2.resize(region, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    boxes, scores, _ = models.detector.run(region, 0, LEAST_SCORE)
-    if len(boxes) != 1:
-        return None
-    edges = [round(edge / scale) for edge in edges_of(boxes[0])]
-    return FoundFace(dlib.translate_rect(dlib.rectangle(*edges), dlib.point(left, top)), scores[0])
+    scale = FACE_WIDTH / face.width
+    region = resized(cv2.cvtColor(region, cv2.COLOR_RGB2GRAY), scale)
+    found = models.detector.find(region, LEAST_SCORE, 1 / scale)
+    return found[0]._replace(box=found[0].box.moved(left, top)) if len(found) == 1 else None

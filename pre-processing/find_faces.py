@@ -1,8 +1,5 @@
 """Faces in pictures: read a picture, find the faces, turn them upright, write them as chips."""
-import functools
-import importlib.util
 import io
-import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +9,6 @@ from typing import NamedTuple
 from command_line import UserError, printable
 
 import cv2
-import dlib
 import numpy as np
 from PIL import (
     BmpImagePlugin,
@@ -25,8 +21,8 @@ from PIL import (
 )
 
 from conventions import FACE_SIZE, JPEG_QUALITY, MAX_PIXELS, NO_FACE, PICTURE_SUFFIXES, face_name
+from detectors import FINEST_SIDE, PADDING, SMALLEST_BOX, FoundFace, Models, align_face, load_models, resized
 from target_folder import check_name, find_files, write_file
-from worker_pool import heartbeat
 
 PICTURE_FORMATS = [plugin.format for plugin in (
     JpegImagePlugin.JpegImageFile, PngImagePlugin.PngImageFile, BmpImagePlugin.BmpImageFile,
@@ -35,7 +31,6 @@ PICTURE_FORMATS = [plugin.format for plugin in (
 OTHER_PICTURE_SUFFIXES = frozenset([
     ".avif", ".dng", ".heic", ".heics", ".heif", ".heifs", ".hif", ".jp2", ".jxl"])
 HEIC_BRANDS = frozenset([b"avif", b"avis", b"heic", b"heim", b"heis", b"heix", b"hevc", b"hevx", b"mif1", b"msf1"])
-PADDING = 0.5
 
 # Longest side in pixels of the pictures searched one after the other, whether in colour, and the score from which a
 # face found there ends the search. dlib's smallest face is 80 pixels wide: at a coarse scale a smaller one gets a low
@@ -45,34 +40,9 @@ PADDING = 0.5
 # one.
 COARSE_SEARCHES = ((320, False, 0.5), (480, False, 0.3), (640, True, 0.15))
 WEAK_SCORE = -0.2
-# The last search is at full size with one upsampling, as far as that is not over this longest side.
-FINEST_SIDE = 4096
-# dlib's detector gives the boxes of the smallest faces this width in pixels, and those of larger ones this width times
-# a power of PYRAMID_STEP.
-SMALLEST_BOX = 72
-PYRAMID_STEP = 6 / 5
 
 Image.MAX_IMAGE_PIXELS = None  # the limit here is checked on the header, before anything is decoded
 cv2.setNumThreads(1)
-
-
-@dataclass(frozen=True)
-class Models:
-    """dlib's face detector and landmark predictor."""
-    detector: dlib.fhog_object_detector
-    predictor: dlib.shape_predictor
-
-
-class FoundFace(NamedTuple):
-    """A face in a picture.
-
-    rectangle: in pixels of the picture; confidence: the score of dlib's detector at the scale where the face was found,
-    how far it lies above the detector's threshold (King 2015, Max-Margin Object Detection,
-    https://arxiv.org/abs/1502.00046). It has no unit and is no probability. Usual are 0.3 to 2.4, the median is 1.2 (9
-    in 10 of 200 frames of 20 clips); below 0 (down to WEAK_SCORE) are faces that two scales found at one place.
-    """
-    rectangle: dlib.rectangle
-    confidence: float
 
 
 class Search(NamedTuple):
@@ -99,54 +69,7 @@ class CropSettings:
     quality: int = JPEG_QUALITY
 
 
-# ---------------------------------------------------------------- models
-
-def packaged_model(name: str, otherwise: str = "") -> Path:
-    """Return the path of a model file of dlib in the package face_recognition_models, which is not imported.
-
-    Raises UserError where the package is not installed. otherwise: what that line names as another way out.
-    """
-    package = importlib.util.find_spec("face_recognition_models")
-    if package is None:
-        raise UserError("the package face_recognition_models is not installed: pip install -r requirements.txt"
-                        + otherwise)
-    return Path(package.origin).with_name("models") / name
-
-
-def find_predictor(predictor_path: str | os.PathLike | None = None) -> str:
-    """Return the path of the landmark model. Raises UserError where there is none."""
-    if predictor_path is None:
-        predictor_path = packaged_model("shape_predictor_5_face_landmarks.dat",
-                                        ", or name a landmark model of dlib")
-    if not os.path.isfile(predictor_path):
-        reason = "is no file" if os.path.exists(predictor_path) else "no such file"
-        raise UserError(f"{predictor_path}: {reason}; name a landmark model of dlib (5 or 68 points)")
-    return os.fspath(predictor_path)
-
-
-@functools.lru_cache(maxsize=1)
-def load_predictor(predictor_path: str | os.PathLike | None = None) -> dlib.shape_predictor:
-    """Return a landmark predictor (5 or 68 points; default the 5-point one). Raises UserError for a missing file or one
-    that is no landmark model."""
-    path = find_predictor(predictor_path)
-    try:
-        predictor = dlib.shape_predictor(path)
-    except RuntimeError as error:
-        raise UserError(f"{path}: no landmark model of dlib ({str(error).splitlines()[0]})") from None
-    points = predictor(np.zeros((100, 100), np.uint8), dlib.rectangle(10, 10, 90, 90)).num_parts
-    if points not in (5, 68):
-        raise UserError(f"{path}: a model of {points} landmarks; alignment needs one of 5 or 68")
-    return predictor
-
-
-@functools.lru_cache(maxsize=1)
-def load_models(predictor_path: str | os.PathLike | None = None) -> Models:
-    """Return Models: dlib's frontal face detector and the predictor of load_predictor. They are loaded once in a
-    process."""
-    return Models(dlib.get_frontal_face_detector(), load_predictor(predictor_path))
-
-
-# ---------------------------------------------------------------- finding and aligning
+# ---------------------------------------------------------------- finding
 
 def find_faces(picture: np.ndarray, models: Models, find_all: bool = False) -> list[FoundFace]:
     """Return the faces in a picture, the largest first.
@@ -165,93 +88,24 @@ def search_faces(picture: np.ndarray, models: Models, find_all: bool = False, fi
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) if searches else None
     weak = []
     for side, in_colour, least_score in searches:
-        heartbeat()
         scale = longest / side
         searched = picture if in_colour else grey
-        found = _detect(_resized(searched, 1 / scale) if scale > 1 else searched, models, WEAK_SCORE, scale)
+        found = models.detector.find(resized(searched, 1 / scale) if scale > 1 else searched, WEAK_SCORE, scale)
         if found and max(face.confidence for face in found) >= least_score:
             # A weak one beside a clear one is noise, mostly.
             return Search([face for face in found if face.confidence >= 0],
                           [face for face in found if face.confidence < 0], SMALLEST_BOX * scale)
-        if found and any(overlap(found[0].rectangle, earlier.rectangle) > 0.5 for earlier in weak):
+        if found and any(found[0].box.overlap(earlier.box) > 0.5 for earlier in weak):
             return Search(found[:1], found[1:], SMALLEST_BOX * scale)
         weak += found[:1]
-    return Search(finest_faces_from_width(picture, models, finest_width), [], finest_width)
+    return Search(models.detector.find_finest(picture, finest_width), [], finest_width)
 
 
 def faces_from_width(picture: np.ndarray, models: Models, width: float) -> list[FoundFace]:
     """Return what may be a face of at least a width in pixels, also with a doubtful score, the largest first: one fast
     search, in grey."""
-    heartbeat()
     scale = max(width / SMALLEST_BOX, 0.5, max(picture.shape[:2]) / FINEST_SIDE)
-    return _detect(_resized(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), 1 / scale), models, WEAK_SCORE, scale)
-
-
-def finest_faces_from_width(picture: np.ndarray, models: Models, width: float) -> list[FoundFace]:
-    """Return the faces of at least a width in pixels that dlib's detector has at full size with one upsampling, the
-    largest first; of equally large ones the one with the highest score.
-
-    They have the same scores and boxes (at a width, rarely a pixel off), the larger ones in a quarter of the time: the
-    picture is made smaller as dlib does it, and only the larger faces of its pyramid are searched. Boxes come in steps
-    of PYRAMID_STEP. So in a picture made smaller in another way the other one of two faces of nearly one size may be
-    the larger.
-    """
-    heartbeat()
-    scale = max(1.0, max(picture.shape[:2]) / FINEST_SIDE)
-    searched = _resized(picture, 1 / scale) if scale > 1 else picture
-    upsampling = int(2 * max(searched.shape[:2]) <= FINEST_SIDE)
-    doubling, pyramid = dlib.pyramid_down(2), dlib.pyramid_down(6)
-    if upsampling:
-        corner = doubling.rect_up(dlib.rectangle(0, 0, searched.shape[1] - 1, searched.shape[0] - 1))
-        searched = dlib.resize_image(searched, corner.bottom() + 1, corner.right() + 1)
-    steps = math.floor(math.log(max(1.0, width / scale * (1 + upsampling) / SMALLEST_BOX), PYRAMID_STEP))
-    for _ in range(steps):
-        searched = pyramid(searched)
-    boxes, scores, _ = models.detector.run(searched, 0, 0.0)
-    found = []
-    for box, score in zip(boxes, scores):
-        if steps:
-            # A box has whole pixels at the step where it was found. From there it is rounded once, as dlib does it.
-            further = round(math.log(box.width() / SMALLEST_BOX, PYRAMID_STEP))
-            box = pyramid.rect_up(pyramid.rect_down(box, further), steps + further)
-        found.append(FoundFace(_scaled(doubling.rect_down(box, upsampling), scale), score))
-    return sorted(found, key=lambda face: -face.rectangle.area())
-
-
-def _detect(searched: np.ndarray, models: Models, least_score: float, scale: float) -> list[FoundFace]:
-    """Return the faces that the detector has in a picture, the largest first, their edges multiplied by scale."""
-    boxes, scores, _ = models.detector.run(searched, 0, least_score)
-    return sorted((FoundFace(_scaled(box, scale), score) for box, score in zip(boxes, scores)),
-                  key=lambda face: -face.rectangle.area())
-
-
-def _resized(picture: np.ndarray, factor: float) -> np.ndarray:
-    size = [max(1, round(length * factor)) for length in picture.shape[1::-1]]
-    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR)
-
-
-def _scaled(box: dlib.rectangle, scale: float) -> dlib.rectangle:
-    return dlib.rectangle(*(round(edge * scale) for edge in edges_of(box)))
-
-
-def edges_of(rectangle: dlib.rectangle) -> tuple[int, int, int, int]:
-    """Return left, top, right and bottom in pixels."""
-    return rectangle.left(), rectangle.top(), rectangle.right(), rectangle.bottom()
-
-
-def overlap(first: dlib.rectangle, second: dlib.rectangle) -> float:
-    """Return the area that two rectangles share, in parts of the area of both together (IoU)."""
-    shared = first.intersect(second).area()
-    return shared / (first.area() + second.area() - shared)
-
-
-def align_face(picture: np.ndarray, rectangle: dlib.rectangle, models: Models, size: int = FACE_SIZE,
-               padding: float = PADDING) -> np.ndarray:
-    """Return the face in a rectangle, turned upright by its landmarks, as uint8 RGB array size x size x 3.
-
-    picture: uint8 RGB array H x W x 3, C-contiguous; padding: margin around the landmarks, in parts of the face's size.
-    """
-    return dlib.get_face_chip(picture, models.predictor(picture, rectangle), size=size, padding=padding)
+    return models.detector.find(resized(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), 1 / scale), WEAK_SCORE, scale)
 
 
 # ---------------------------------------------------------------- pictures
@@ -331,7 +185,7 @@ def write_chips(picture: np.ndarray, faces: list[FoundFace], face_dir: str, fram
     names = []
     # The first name comes last: where it exists, all the others do.
     for number in range(len(faces) if settings.find_all else min(1, len(faces)), 0, -1):
-        chip = align_face(picture, faces[number - 1].rectangle, models, settings.size, settings.padding)
+        chip = align_face(picture, faces[number - 1].box, models, settings.size, settings.padding)
         names.append(face_name(frame_stem, number))
         write_file(face_dir, names[-1], encode_jpeg(chip, settings.quality))
     return names

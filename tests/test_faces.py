@@ -1,6 +1,7 @@
 """Faces: found, aligned, the largest first, searched once."""
 import csv
 import json
+import random
 
 import cv2
 import dlib
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 
 import extract_faces_from_frames
-from find_faces import edges_of, find_faces, find_predictor, finest_faces_from_width, load_models, read_picture
+from conftest import REPOSITORY
+from detectors import Box, find_predictor, load_models
+from find_faces import find_faces, read_picture
 from make_media import portrait
 
 SCRIPT = "pre-processing/extract_faces_from_frames.py"
@@ -17,6 +20,12 @@ SCRIPT = "pre-processing/extract_faces_from_frames.py"
 @pytest.fixture(scope="module")
 def models():
     return load_models()
+
+
+def detector_alone(picture, upsampling=1):
+    """Return [(box, score)] of dlib's own detector: the oracle."""
+    boxes, scores, _ = dlib.get_frontal_face_detector().run(picture, upsampling, 0.0)
+    return [(Box(box.left(), box.top(), box.right(), box.bottom()), score) for box, score in zip(boxes, scores)]
 
 
 def scene(*faces, width=1280, height=720):
@@ -104,36 +113,52 @@ def test_a_folder_of_many_faces(models):
     picture = scene(*[(20 + 210 * column, 10 + 175 * row, 170) for row in range(4) for column in range(6)])
     faces = find_faces(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), models, find_all=True)
     assert len(faces) == 24 and all(face.confidence > 0 for face in faces)
-    areas = [face.rectangle.area() for face in faces]
+    areas = [face.box.area for face in faces]
     assert areas == sorted(areas, reverse=True)
 
 
 @pytest.mark.parametrize("size", [600, 300, 120])
 def test_coarse_search_agrees_with_the_detector_alone(models, size):
     picture = cv2.cvtColor(scene((500, 50, size)), cv2.COLOR_BGR2RGB)
-    found = find_faces(picture, models)[0].rectangle
-    alone = max(models.detector(picture, 1), key=lambda rectangle: rectangle.area())
-    common = found.intersect(alone).area()
-    assert common / (found.area() + alone.area() - common) > 0.5
+    alone = max((box for box, _ in detector_alone(picture)), key=lambda box: box.area)
+    assert find_faces(picture, models)[0].box.overlap(alone) > 0.5
 
 
 @pytest.mark.parametrize("width, height, small", [(1280, 720, (510, 0, 110)),     # with one upsampling
                                                   (2400, 1351, (1100, 10, 260))])  # without
 def test_faces_from_a_width_are_those_of_the_finest_search(models, width, height, small):
     picture = cv2.cvtColor(scene((5, 20, 500), (620, 200, 450), small, width=width, height=height), cv2.COLOR_BGR2RGB)
-    boxes, scores, _ = models.detector.run(picture, int(width < 2048), 0.0)
-    expected = sorted((edges_of(box), round(score, 6)) for box, score in zip(boxes, scores) if box.width() > 130)
-    found = finest_faces_from_width(picture, models, 130)
-    assert len(expected) == 2 < len(boxes)
-    assert sorted((edges_of(face.rectangle), round(face.confidence, 6)) for face in found) == expected
+    alone = detector_alone(picture, int(width < 2048))
+    expected = sorted((box, round(score, 6)) for box, score in alone if box.width > 130)
+    found = models.detector.find_finest(picture, 130)
+    assert len(expected) == 2 < len(alone)
+    assert sorted((face.box, round(face.confidence, 6)) for face in found) == expected
 
 
 def test_the_finest_search_is_that_of_the_detector_alone(models):
     for size in (147, 213, 254, 306, 369):
         picture = np.ascontiguousarray(portrait(size)[:, size // 3:, ::-1])  # the face at the edge, partly outside
-        boxes, scores, _ = models.detector.run(picture, 1, 0.0)
-        found = finest_faces_from_width(picture, models, 0)
-        assert [(face.rectangle, face.confidence) for face in found] == list(zip(boxes, scores)) and len(boxes) == 1
+        alone = detector_alone(picture)
+        assert list(models.detector.find_finest(picture)) == alone and len(alone) == 1
+
+
+def test_a_box_measures_as_dlib_does():
+    chance = random.Random(0)
+    for _ in range(300):
+        corners = [[chance.randint(-200, 200) for _ in range(2)] for _ in range(2)]
+        first, second = (Box(*corner, *(edge + chance.randint(0, 300) for edge in corner)) for corner in corners)
+        own, other = dlib.rectangle(*first), dlib.rectangle(*second)
+        assert (first.width, first.height, first.area) == (own.width(), own.height(), own.area())
+        assert first.centre == (own.center().x, own.center().y)
+        assert dlib.rectangle(*first.moved(7, -9)) == dlib.translate_rect(own, dlib.point(7, -9))
+        shared = own.intersect(other).area()
+        assert first.overlap(second) == second.overlap(first) == shared / (own.area() + other.area() - shared)
+    assert Box(-1, 2, 8, 11).scaled(1.5) == (-2, 3, 12, 16)
+
+
+def test_no_other_module_handles_boxes_of_dlib():
+    sources = (REPOSITORY / "pre-processing").rglob("*.py")
+    assert [path.stem for path in sources if "dlib.rectangle" in path.read_text()] == ["detectors"]
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])

@@ -16,12 +16,14 @@ import extract_faces_from_frames
 import extract_faces_from_videos
 from clip_faces import ClipJob, extract_clip_faces
 from conftest import REPOSITORY, run_script_in
+from detectors import load_models
 from face_tracker import FaceTracker
 from failures import KnownFailures
-from find_faces import CropSettings, load_models, overlap
+from find_faces import CropSettings
 from make_media import portrait, write_clip
 from read_clips import FrameSettings, choose_frames, earlier_frames
 from target_folder import open_target
+from test_faces import detector_alone
 from test_preprocessing_faults import CLUSTER, all_gone, contents, start
 
 SCRIPT = "pre-processing/extract_faces_from_videos.py"
@@ -172,8 +174,8 @@ def test_the_largest_face_stays_the_largest(picture):
         found = tracker.find_faces(index, frame)
         assert found, index
         if index % 4 == 0:  # the detector alone takes its time; 12: just overtaken, 20: just cut
-            expected = max(models.detector(frame, 1), key=lambda rectangle: rectangle.area())
-            assert overlap(found[0].rectangle, expected) > 0.5, index
+            expected = max((box for box, _ in detector_alone(frame)), key=lambda box: box.area)
+            assert found[0].box.overlap(expected) > 0.5, index
 
 
 @pytest.mark.parametrize("ratio", [0.8, 0.9])
@@ -184,8 +186,8 @@ def test_the_largest_of_two_is_that_of_the_detector_alone(ratio):
         size = 520 + 6 * index
         frame = scene(1280, 720, (10, 20 + 3 * index, size), (640 + 2 * index, 90, int(ratio * size)))
         frame = np.ascontiguousarray(frame[..., ::-1])
-        expected = max(models.detector(frame, 1), key=lambda rectangle: rectangle.area())
-        assert overlap(tracker.find_faces(index, frame)[0].rectangle, expected) > 0.9, index
+        expected = max((box for box, _ in detector_alone(frame)), key=lambda box: box.area)
+        assert tracker.find_faces(index, frame)[0].box.overlap(expected) > 0.9, index
 
 
 def test_killed_at_any_moment(clips, undisturbed, tmp_path, run, long_run):
