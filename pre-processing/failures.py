@@ -3,9 +3,6 @@ import csv
 import os
 from pathlib import Path
 
-import numpy as np
-
-from name_index import NameIndex
 from target_folder import FAILURES, SCRATCH
 
 
@@ -38,23 +35,19 @@ class Failures:
         self.start = os.fstat(self.file.fileno()).st_mtime_ns
         self.writer = csv.writer(self.file)
         self.writer.writerow(["input", "reason"])
-        self.before = NameIndex(cell for cell, _ in _read_failures(self.path))
-        self.visited = np.zeros(len(self.before), dtype=bool)
+        # Inputs of the last run's lines that this run has not looked at yet.
+        self.waiting = {cell for cell, _ in _read_failures(self.path)}
 
     def add(self, path: str | os.PathLike, *reasons: str) -> None:
         """Note that a file was looked at, and write a line for each reason why something of it could not be made."""
         cell = _input_cell(path)
-        place = self.before.find(cell) if len(self.before) else None
-        if place is not None:
-            self.visited[place] = True
+        self.waiting.discard(cell)
         self.writer.writerows([cell, reason] for reason in reasons)
 
     def close(self, complete: bool) -> None:
         """Put the lines in place; after a run that was stopped keep the last run's lines on files not looked at."""
         if not complete:
-            for cell, reason in _read_failures(self.path):
-                if not self.visited[self.before.find(cell)]:
-                    self.writer.writerow([cell, reason])
+            self.writer.writerows(line for line in _read_failures(self.path) if line[0] in self.waiting)
         self.file.close()
         # The time of the start: what was changed later than this was not seen by this run.
         os.utime(self.unfinished, ns=(self.start, self.start))
@@ -71,15 +64,9 @@ class KnownFailures:
     def __init__(self, target: str | os.PathLike):
         path = Path(target, FAILURES)
         self.start = path.stat().st_mtime_ns if path.is_file() else 0
-        self.index = NameIndex(self._entry(cell, reason) for cell, reason in _read_failures(path))
-
-    @staticmethod
-    def _entry(cell, reason):
         # Workers of a cluster know files by their absolute paths.
-        return f"{os.path.abspath(cell)}\n{reason}"
+        self.lines = {(os.path.abspath(cell), reason) for cell, reason in _read_failures(path)}
 
     def holds(self, path: str | os.PathLike, reason: str) -> bool:
         """Return True where the last run gave this reason for a file that has not changed since."""
-        if not len(self.index) or self.index.find(self._entry(_input_cell(path), reason)) is None:
-            return False
-        return os.stat(path).st_ctime_ns < self.start
+        return (os.path.abspath(path), reason) in self.lines and os.stat(path).st_ctime_ns < self.start

@@ -17,7 +17,6 @@ from pathlib import Path
 from command_line import UserError, disk_error, folder_lock
 
 from conventions import FRAME_MARK, PREPROCESSING_FILE
-from name_index import NameIndex
 
 SCRATCH = ".unfinished"
 FAILURES = "failures.csv"
@@ -76,31 +75,35 @@ def count_files(find: Callable[[], FoundFiles], name_of: Callable[[str], str], k
 
     name_of(path): the name that the results of a file begin with; kind: the word for the files in messages.
     """
-    def named_files():
-        return ((_comparable(name_of(path)), path) for path, _ in find())
-
-    index = NameIndex(name for name, _ in named_files())
-    if index.repeated:
-        _, first, second, others = _repetition(index, named_files())
-        raise UserError(f"two {kind} of one name, {first} and {second}: rename or remove one{others}")
-    return len(index)
+    # Of millions of names only 64 bits each are kept.
+    total, codes, twice = 0, set(), {}
+    for path, _ in find():
+        code = hash(_comparable(name_of(path)))
+        if code in codes:
+            twice.setdefault(code, path)
+        total += 1
+        codes.add(code)
+    if twice:
+        code, second = next(iter(twice.items()))
+        first = next((path for path, _ in find() if path != second and hash(_comparable(name_of(path))) == code), "")
+        raise UserError(f"two {kind} of one name, {first} and {second}: rename or remove one{_others(twice)}")
+    return total
 
 
 def check_clips(find: Callable[[], FoundFiles]) -> None:
-    """Raise UserError where frames of one clip lie in two folders: two clips of one name would become one clip.
+    """Raise UserError if frames of one clip lie in two folders: two clips of one name would become one clip.
 
     find: function without arguments that yields (path of a frame, problem), folder by folder.
     """
-    def named_folders():
-        for folder, files in itertools.groupby(find(), key=lambda file: os.path.dirname(file[0])):
-            clips = {_comparable(os.path.basename(path).rpartition(FRAME_MARK)[0]) for path, _ in files}
-            yield from ((clip, folder) for clip in clips if clip)
-
-    index = NameIndex(clip for clip, _ in named_folders())
-    if index.repeated:
-        clip, first, second, others = _repetition(index, named_folders())
-        raise UserError(f"frames of a clip {clip} lie in {first} and in {second}: two clips of one name would become "
-                        f"one; rename one of the clips and draw its frames again{others}")
+    folder_of, twice = {}, {}
+    for folder, files in itertools.groupby(find(), key=lambda file: os.path.dirname(file[0])):
+        for clip in {_comparable(os.path.basename(path).rpartition(FRAME_MARK)[0]) for path, _ in files} - {""}:
+            if folder_of.setdefault(clip, folder) != folder:
+                twice.setdefault(clip, folder)
+    if twice:
+        clip, second = next(iter(twice.items()))
+        raise UserError(f"frames of a clip {clip} lie in {folder_of[clip]} and in {second}: two clips of one name "
+                        f"would become one; rename one of the clips and draw its frames again{_others(twice)}")
 
 
 def _comparable(name):
@@ -108,14 +111,8 @@ def _comparable(name):
     return unicodedata.normalize("NFC", name)
 
 
-def _repetition(index, named):
-    """Return (name, first path, second path, how many other names) of the first name that stands for two paths."""
-    others = f" ({len(index.repeated)} names are taken twice)" if len(index.repeated) > 1 else ""
-    first = {}
-    for name, path in named:
-        if index.occurs_twice(name) and first.setdefault(name, path) != path:
-            return name, first[name], path, others
-    raise UserError("the folder changes while it is read; run again when it is complete")
+def _others(twice):
+    return f" ({len(twice)} names are taken twice)" if len(twice) > 1 else ""
 
 
 # ---------------------------------------------------------------- the target folder
