@@ -8,6 +8,8 @@ intervals and percentiles, heat maps, the course over a clip, and gives the tabl
 once; nobody sees another's files or results. Nothing is kept: files are deleted when the last page of their
 browser closes, after an hour, and when the program ends (Ctrl-C). Results are never written to disk.
 """
+import startup  # noqa: F401  before all others
+
 import contextlib
 import copy
 import os
@@ -18,8 +20,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-
-from command_line import UserError, counted, make_parser, positive_int, private_folder, run_script
 
 import cv2
 import numpy as np
@@ -38,10 +38,12 @@ from app_page import (
     side_by_side,
     table_link,
 )
+from command_line import UserError, counted, make_parser, positive_int, run_script
 from conventions import CLIP_SUFFIXES, PICTURE_SUFFIXES
 from drawings import annotate, plot_course
 from experiment import PRETRAINED
 from explain import draw_heat_maps
+from files import private_folder
 from scoring import FRAME_COLUMNS, PEOPLE_COLUMNS, Scorer, load_scorer, score_files
 
 HOST = "127.0.0.1"

@@ -8,11 +8,10 @@ import io
 import os
 from collections.abc import Iterable
 
-from command_line import counted
-
 import cv2
 import numpy as np
 
+from command_line import counted
 from conventions import TRAITS
 from drawings import COLOURS
 from scoring import write_csv

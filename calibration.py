@@ -9,13 +9,13 @@ import dataclasses
 
 import numpy as np
 
+from checkpoint import LEVEL, Intervals
 from conventions import TRAITS
-from dataset import draw_speakers
 from device import Machine, seed_everything
 from features import score_rows
-from intervals import LEVEL, Intervals
-from model_architectures import build_network
+from network import Architecture, build_network
 from settings import Plan
+from splits import draw_speakers
 from training import fit, start_training
 from training_data import Samples
 
@@ -34,7 +34,8 @@ def hold_out(samples: Samples, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.delete(usable, held_out), usable[held_out]
 
 
-def calibrate(model: str, samples: Samples, plan: Plan, weights: str, machine: Machine) -> Intervals | None:
+def calibrate(architecture: Architecture, samples: Samples, plan: Plan, weights: str,
+              machine: Machine) -> Intervals | None:
     """Return the intervals of a frozen network's scores, or None where there are too few clips.
 
     samples: the training clips, read as ClipRows. Costs as much as the training itself.
@@ -45,7 +46,7 @@ def calibrate(model: str, samples: Samples, plan: Plan, weights: str, machine: M
     learning = Samples(samples.split, samples.source.select(training))
     testing = Samples(samples.split, samples.source.select(held_out))
     seed_everything(plan.seed)
-    network = machine.place(build_network(model, plan.settings.as_dict(), weights))
+    network = machine.place(build_network(architecture, plan.settings.as_dict(), weights))
     plan = dataclasses.replace(plan, batch_size=min(plan.batch_size, len(training)))
     state = start_training(network, learning, plan, machine)
     for _ in fit(state, plan, learning, show_progress=False):

@@ -3,27 +3,45 @@ import math
 import os
 import platform
 import subprocess
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 
-from command_line import VERSION, UserError, atomic_write
-
+import numpy as np
 import torch
 
+from command_line import VERSION, UserError
 from conventions import TRAITS
 from device import Machine
 from experiment import PRETRAINED, SUITE, TO_GIVE_AWAY
-from model_architectures import PersonalityNetwork, build_network, load_file, load_network_state
+from files import atomic_write
+from network import BACKBONES, Architecture, PersonalityNetwork, build_network, load_network_state
+from weights import load_file
 
-FORMAT = 3
+FORMAT = 4
+LEVEL = 0.8     # fraction of the labels inside the interval
 BEST, LAST, PREVIOUS = "checkpoint_best.pt", "checkpoint_last.pt", "checkpoint_previous.pt"
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Half the width of the interval of each trait: of a clip of so many faces, and of one face alone."""
+    clip: dict[str, float]
+    one_face: dict[str, float]
+    faces: float
+    level: float = LEVEL
+
+    def half_widths(self, faces: np.ndarray) -> np.ndarray:
+        """Return float64 N x 5 for numbers of faces N. The error's variance falls with 1 / faces, down to a clip's."""
+        clip, one = (np.array([widths[trait] for trait in TRAITS]) for widths in (self.clip, self.one_face))
+        part = np.clip((1 / np.maximum(faces, 1) - 1 / self.faces) / max(1 - 1 / self.faces, 1e-9), 0, 1)[:, None]
+        return np.sqrt(part * np.maximum(one, clip) ** 2 + (1 - part) * clip ** 2)
 
 
 @dataclass
 class Checkpoint:
     """All that evaluation, prediction, export and resuming need of a trained network."""
-    architecture: str           # a key of model_architectures.ARCHITECTURES
+    architecture: Architecture
     config: dict                # the settings that shape the network
     preprocessing: dict         # how its faces were cropped: size (px), padding, ...
     network: dict               # state dict of the network
@@ -33,16 +51,20 @@ class Checkpoint:
     trained_on: str             # name of the training split
     epoch: int                  # epochs done
     metrics: dict               # the last epoch's record
-    intervals: dict | None = None   # fields of intervals.Intervals; None: not known
+    intervals: dict | None = None   # fields of Intervals; None: not known
     training: dict | None = None    # what resuming needs
     backbone: str | None = None     # "dlib": its weights are left out of network, and are those of --weights dlib
     label_quantiles: dict | None = None     # {trait: 0 % to 100 % quantiles of the training labels, 101 numbers}
+    neuroticism_is_stability: bool = False  # the challenge's labels have it the other way round
+    speaker_regex: str | None = None        # how speakers were found in the names of the training clips
+    weights: str | None = None              # what the backbone started from, as --weights names it
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the checkpoint so that the file under its name is always whole."""
         with atomic_write(path) as partial, open(partial, "wb") as file:
             content = {item.name: getattr(self, item.name) for item in fields(self)}
-            torch.save({"format": FORMAT, "traits": list(TRAITS), **content}, file)
+            architecture = asdict(self.architecture)
+            torch.save({"format": FORMAT, "traits": list(TRAITS), **content, "architecture": architecture}, file)
             file.flush()
             os.fsync(file.fileno())
 
@@ -71,6 +93,15 @@ def _is_list_of_names(value):
 
 def _has_keys_of_text(value):
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
+def _is_architecture(value):
+    if not _has_keys_of_text(value) or value.keys() != {item.name for item in fields(Architecture)}:
+        return False
+    kinds = {"trained": (str,), "hidden": (str, int), "dropout": (float,)}
+    return (isinstance(value["name"], str) and value["backbone"] in list(BACKBONES)
+            and all(isinstance(value[key], (list, tuple)) and all(isinstance(part, kind) for part in value[key])
+                    for key, kind in kinds.items()))
 
 
 def _has_number_of_each_trait(value):
@@ -109,7 +140,7 @@ def _is_training(value):
 
 # What is said of a key whose value does not pass its check.
 CHECKS = {
-    "architecture": (lambda value: isinstance(value, str), "is no name of a network"),
+    "architecture": (_is_architecture, "is not one of a network of this suite"),
     "config": (_has_keys_of_text, "is no dictionary of settings"),
     "preprocessing": (lambda value: isinstance(value, dict) and _is_number(value.get("size"), 1, 4096)
                       and isinstance(value.get("size"), int) and _is_number(value.get("padding"), 0, 5),
@@ -125,6 +156,9 @@ CHECKS = {
     "epoch": (lambda value: _is_number(value, 0, 10**9) and isinstance(value, int), "is no number of epochs"),
     "metrics": (_has_keys_of_text, "is no record of figures"),
     "intervals": (lambda value: value is None or _are_intervals(value), "are no intervals of the scores"),
+    "neuroticism_is_stability": (lambda value: isinstance(value, bool), "is neither True nor False"),
+    "speaker_regex": (lambda value: value is None or isinstance(value, str), "is not a rule"),
+    "weights": (lambda value: value is None or isinstance(value, str), "is not a name or path"),
     "training": (lambda value: value is None or _is_training(value), "is no state of a training"),
 }
 
@@ -152,7 +186,10 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
         if torch.is_tensor(value) and value.is_floating_point() and not value.isfinite().all():
             raise UserError(f"{path}: its weights hold numbers that are not finite ({key}); use another checkpoint or "
                             "train again")
-    return Checkpoint(**{item.name: content[item.name] for item in fields(Checkpoint)})
+    architecture = Architecture(**{key: tuple(value) if isinstance(value, list) else value
+                                   for key, value in content["architecture"].items()})
+    values = {item.name: content[item.name] for item in fields(Checkpoint)}
+    return Checkpoint(**{**values, "architecture": architecture})
 
 
 def find_checkpoint(experiment_dir: str | os.PathLike) -> Path:

@@ -14,15 +14,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from command_line import UserError, counted, printable, progress_bar
-
 import numpy as np
 import pandas
 import torch
 from filelock import FileLock
+from torch.utils.data import Dataset
 
-from dataset import FaceDataset, Split, chip_loader, row_batches, stamp_of_files
+from chips import chip_loader, row_batches
+from command_line import UserError, counted, printable, progress_bar
 from device import Machine, pick_device
+from splits import Split, stamp_of_files
 
 BATCH_SIZE = 64
 BATCHES_BETWEEN_FLUSHES = 50
@@ -30,9 +31,9 @@ FACES_A_TASK = 2000     # of a Ray cluster
 MOST_FACES = 2048       # of a clip that are counted: float16 knows whole numbers up to here
 
 
-def rows_of_split(split: Split, backbone: Callable[[torch.Tensor], torch.Tensor], key: str, machine: Machine,
-                  batch_size: int = BATCH_SIZE) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """Return (parts, clips, faces) of a split's clips that have faces, from the disk where they were made before.
+def rows_of_dataset(dataset: Dataset, backbone: Callable[[torch.Tensor], torch.Tensor], key: str, machine: Machine,
+                    batch_size: int = BATCH_SIZE) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Return (parts, clips, faces) of the clips with faces of a dataset.FaceDataset, from the disk if they are there.
 
     parts: arrays C x 2 x F, mostly memory maps, one for each faces folder; clips: names of all rows; faces: int64, the
     number of faces in each mean (0: none can be read, the row is NaN). backbone: maps uint8 chips B x 3 x H x W to
@@ -42,11 +43,12 @@ def rows_of_split(split: Split, backbone: Callable[[torch.Tensor], torch.Tensor]
     batch_size: faces that go through the backbone at once.
     """
     # Faces of several splits (final training) are cached where each split lies, and so shared with the search.
+    split = dataset.split
     folders = split.faces["path"].map(_feature_folder)
     parts, clips = [], []
     for folder in folders.unique():
-        job = _Job(split, split.faces[folders == folder].sort_values("clip", kind="stable"), backbone, machine,
-                   batch_size)
+        job = _Job(split, split.faces[folders == folder].sort_values("clip", kind="stable"), type(dataset), backbone,
+                   machine, batch_size)
         parts.append(_rows_of_folder(Path(folder), job, key) if machine.cache != "off" else _compute_rows(job))
         clips.append(job.clips)
     faces = np.concatenate([part[:, 0, -1] for part in parts]).astype(np.int64)
@@ -58,6 +60,7 @@ class _Job:
     """The faces of one folder, sorted by clip, whose rows are to be computed."""
     split: Split
     faces: pandas.DataFrame
+    dataset_of: Callable[[Split], Dataset]
     backbone: Callable[[torch.Tensor], torch.Tensor]
     machine: Machine
     batch_size: int
@@ -155,10 +158,9 @@ def _compute_rows(job, path=None):
 def _blocks(job):
     """Yield (rows of the next clips, faces read) for all clips of a job, in batches of faces."""
     open_clips, first_open = {}, 0     # clips of which more faces may come
-    of_job = Split(job.split.name, job.faces.reset_index(drop=True), job.split.labels, job.split.speakers,
-                   job.split.preprocessing)
+    of_job = replace(job.split, faces=job.faces.reset_index(drop=True))
     batches = row_batches(len(job.faces), job.batch_size)
-    loader = chip_loader(FaceDataset(of_job), batches, job.machine.num_workers, job.machine.device)
+    loader = chip_loader(job.dataset_of(of_job), batches, job.machine.num_workers, job.machine.device)
     for batch, (chips, rows) in zip(batches, loader):
         features = job.backbone(chips.to(job.machine.device, non_blocking=True)).float().cpu().numpy()
         for row, feature in zip(rows.tolist(), features):
@@ -202,11 +204,12 @@ def _write_row(values, code, clip):
 
 # ---------------------------------------------------------------- on a Ray cluster
 
-def _rows_in_task(split, backbone, machine, batch_size):
+def _rows_in_task(split, dataset_of, backbone, machine, batch_size):
     """Return the rows of some clips, computed by the machine that this Ray task runs on."""
     torch.set_num_threads(1)
     machine = replace(machine, device=pick_device(), num_workers=0)
-    return np.concatenate([rows for rows, _ in _blocks(_Job(split, split.faces, backbone, machine, batch_size))])
+    return np.concatenate([rows for rows, _ in _blocks(
+        _Job(split, split.faces, dataset_of, backbone, machine, batch_size))])
 
 
 def _blocks_by_ray(job, first):
@@ -226,7 +229,7 @@ def _blocks_by_ray(job, first):
             # Without the labels and speakers, which the features do not need.
             part = replace(job.split, faces=faces, labels=job.split.labels.iloc[:0],
                            speakers=job.split.speakers.iloc[:0])
-            waiting.append((start, end, task.remote(part, backbone, job.machine, job.batch_size)))
+            waiting.append((start, end, task.remote(part, job.dataset_of, backbone, job.machine, job.batch_size)))
             if len(waiting) > 2 * resources.get("CPU", 1):
                 yield _finished(job, *waiting.popleft(), ray)
         while waiting:

@@ -1,4 +1,4 @@
-"""What every script does the same way: options, help pages, errors, exit statuses, progress bars, files written whole.
+"""Shared command-line behaviour: options, help pages, errors, exit statuses, progress bars.
 
 Exit statuses: 0 done, 1 the machine failed (disk full) or nothing could be scored, 2 wrong input (one line on stderr
 names the file and the remedy), 129 SIGHUP, 130 Ctrl-C, 141 the reader of the output went away, 143 SIGTERM.
@@ -8,42 +8,20 @@ import contextlib
 import errno
 import os
 import shlex
-import shutil
 import signal
 import sys
-import tempfile
 import termios
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
-
-# PyTorch's threads wait by spinning, which is ten times slower as soon as another program wants the same cores. Read
-# when torch is imported, so the scripts import this module before it.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 VERSION = "1.0.0"
 MOST = 1_000_000_000  # of anything that is counted
 # Errors of the file system that mean a wrong path or missing rights, and no fault of this suite.
 PATH_ERRORS = frozenset((errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
                          errno.ENAMETOOLONG, errno.EROFS, errno.ELOOP))
-
-
-def _end_quietly(kind, error, trace):
-    """Catch Ctrl-C while the libraries are still being imported, which takes seconds: before run_script can."""
-    cause = error
-    while cause is not None and not isinstance(cause, KeyboardInterrupt):
-        cause = cause.__cause__ or cause.__context__
-    if cause is None:
-        sys.__excepthook__(kind, error, trace)
-        return
-    print(f"\n{Path(sys.argv[0]).name}: stopped by Ctrl-C", file=sys.stderr, flush=True)
-    os._exit(130)
-
-
-sys.excepthook = _end_quietly
 
 
 class UserError(Exception):
@@ -185,74 +163,6 @@ def folder_options(args: argparse.Namespace, names: Iterable[str] = ("data_dir",
     """Return, as text for a next command, those of the options --data-dir and --runs-dir that are not the default."""
     return "".join(f" --{name.replace('_', '-')} {shlex.quote(getattr(args, name))}" for name in names
                    if getattr(args, name) != name.removesuffix("_dir"))
-
-
-@contextlib.contextmanager
-def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a path to write to, which is renamed to `path` when the block has ended well and removed when it has not: a
-    file of that name is always a whole one."""
-    path = Path(path)
-    partial = path.with_name(f".partial.{path.name}")  # keeps its ending, by which libraries know the format
-    try:
-        yield partial
-        os.replace(partial, path)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = os.fspath(path)  # a full disk does not say where it is
-        raise
-
-
-@contextlib.contextmanager
-def folder_lock(folder: str | os.PathLike, seconds: float = 5.0, name: str = ".lock") -> Iterator[None]:
-    """Hold an existing folder for this run alone, until the block ends or the process dies. name: of the file that is
-    locked.
-
-    Waits a few seconds for another run, since one that was killed a moment ago may still be ending. Raises UserError
-    where another run holds the folder, or where no file can be written there.
-    """
-    lock = FileLock(Path(folder, name), timeout=seconds)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise UserError(f"{folder}: another run is working there; wait for its end or name another folder") from None
-    except PermissionError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); name another folder") from None
-    except NotImplementedError:
-        pass  # a network folder that knows no locks: the user sees to it that one run works there at a time
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextlib.contextmanager
-def private_folder(prefix: str) -> Iterator[Path]:
-    """Yield a new folder for temporary files that only this user can read; delete it in the end, and also those of the
-    same prefix that killed runs have left."""
-    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-        # Not folder_lock, which lets pass where a disk knows no locks.
-        with contextlib.suppress(OSError, NotImplementedError), FileLock(left / ".lock", timeout=0):
-            shutil.rmtree(left, ignore_errors=True)
-    new = Path(tempfile.mkdtemp(prefix=f"new-{prefix}")).resolve()
-    folder = new.with_name(new.name.removeprefix("new-"))
-    with folder_lock(new):
-        os.rename(new, folder)  # other runs see it when it is locked
-        try:
-            yield folder
-        finally:
-            with undisturbed():
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def check_output_file(option: str, path: Path) -> None:
-    """Raise UserError where no file can be written under the path that an option names: before the work, not after."""
-    if not path.parent.is_dir():
-        raise UserError(f"{option} {path}: the folder {path.parent} does not exist")
-    if path.is_dir():
-        raise UserError(f"{option} {path}: is a folder; name a file in it")
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"{path.parent}: cannot be written; name another folder")
 
 
 def disk_error(error: BaseException | None) -> OSError | None:

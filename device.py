@@ -4,11 +4,11 @@ import os
 import random
 from dataclasses import dataclass
 
-from command_line import whole_number
-
 import numpy as np
 import torch
 from torch import distributed
+
+from command_line import whole_number
 
 
 def pick_device() -> torch.device:

@@ -9,23 +9,59 @@
 Writes runs/EXPERIMENT/evaluation_<split>/: metrics.json, predictions.csv (one row a clip), one picture a trait and
 report.html; with --predictions a folder beside the file, <name>_evaluation/.
 """
+import startup  # noqa: F401  before all others
+
+import argparse
 import shlex
 import sys
 from pathlib import Path
 
-from command_line import UserError, folder_options, make_parser, printable, run_script, seed_number
-
 import pandas
 
-from checkpoint import find_checkpoint, versions
+from checkpoint import Checkpoint, Intervals, find_checkpoint, load_experiment, versions
+from command_line import UserError, folder_options, make_parser, printable, run_script, seed_number
 from conventions import TRAITS
-from dataset import add_speaker_option, describe, load_split
-from device import add_machine_options
+from dataset import FaceDataset
+from device import Machine, add_machine_options
 from experiment import experiment_folder
+from features import make_source, score_rows
 from labels import read_groups, read_scores
 from measure import add_comparison, add_figures, add_groups, evaluate_experiment, evaluate_file
-from metrics import PUBLISHED, format_table
+from metrics import PUBLISHED, format_table, scores_of_clips
 from results import write_results
+from splits import Split, add_speaker_option, describe, load_split
+
+# ---------------------------------------------------------------- scores
+
+def score_split(experiment: str, args: argparse.Namespace,
+                split: Split) -> tuple[pandas.DataFrame, pandas.DataFrame, Checkpoint]:
+    """Return an experiment's predictions of a split's clips, its scores of single faces, and its checkpoint.
+
+    predictions: index clip, columns TRAITS, faces and perhaps spread_<trait>. Scores of single faces: index clip,
+    columns TRAITS; of a frozen network one face a clip, of a trained one all faces.
+
+    Raises UserError where the faces were cropped in another way than those that the network was trained on.
+    """
+    machine = Machine.from_options(args)
+    network, checkpoint = load_experiment(experiment, args.runs_dir, machine)
+    for key in ("size", "padding"):
+        if split.preprocessing[key] != checkpoint.preprocessing[key]:
+            raise UserError(f"the faces of {split.name} were made with --{key} {split.preprocessing[key]}, the network "
+                            f"was trained on {checkpoint.preprocessing[key]}; make the faces again with "
+                            f"--{key} {checkpoint.preprocessing[key]}")
+    source = make_source(network, FaceDataset(split), machine)
+    source.prepare(network)
+    scores = score_rows(network, source, title=f"scores of {split.name}")
+    predictions = scores_of_clips(source.clips, scores)
+    if source.of_clips:
+        predictions = predictions[list(TRAITS)].assign(faces=pandas.Series(source.faces, index=source.clips))
+        scores = score_rows(network, source, alone=True)
+    if checkpoint.intervals:
+        widths = Intervals(**checkpoint.intervals).half_widths(predictions["faces"].to_numpy())
+        widths = pandas.DataFrame(widths, index=predictions.index, columns=list(TRAITS))
+        predictions = predictions.join(widths.add_prefix("half_width_"))
+    return predictions, pandas.DataFrame(scores, index=source.clips, columns=list(TRAITS)).dropna(), checkpoint
+
 
 # ---------------------------------------------------------------- what is printed
 
@@ -113,7 +149,7 @@ def main(argv=None):
         find_checkpoint(experiment_folder(args.runs_dir, args.experiment))
         split = load_split(args.data_dir, args.split, args.speaker_regex)
         print(describe(split))
-        evaluation = evaluate_experiment(args, split)
+        evaluation = evaluate_experiment(args, split, *score_split(args.experiment, args, split))
     evaluation.metrics = metrics = {"command": args.command, "split": "given" if args.predictions else args.split,
                                     "versions": versions(), **evaluation.metrics}
     add_figures(evaluation)
@@ -122,6 +158,8 @@ def main(argv=None):
         add_groups(evaluation, groups, args.group_by)
         print_groups(metrics)
     if args.compare:
+        if other is None:
+            other, _, _ = score_split(args.compare, args, evaluation.split)
         add_comparison(evaluation, args, other)
         print_comparison(metrics["comparison"])
     print(f"\npublished, on the official 2,000 test clips (standard error about 0.001)\n"

@@ -11,7 +11,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from command_line import UserError, folder_lock
+from command_line import UserError
+from files import folder_lock
 
 SUITE = Path(__file__).resolve().parent
 PRETRAINED = "pretrained"   # the experiment that comes with the suite, in SUITE / PRETRAINED

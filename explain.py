@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional
 
 from conventions import TRAITS
-from model_architectures import PersonalityNetwork
+from network import PersonalityNetwork
 
 CAPTION, LEGEND = 28, 28    # heights in pixels of what stands below the maps
 BAR = 112                   # width in pixels of the legend's bar of colours

@@ -13,22 +13,24 @@ normalisation happen inside. Its metadata (ONNX: metadata_props, torch: extra_fi
 the cropping. A file of that name is replaced. A network with a memory of clips takes descriptors of the training clips'
 faces with it: see the README before you publish it.
 """
+import startup  # noqa: F401  before all others
+
 import dataclasses
 import io
 import json
 import sys
 from pathlib import Path
 
-from command_line import UserError, atomic_write, check_output_file, make_parser, run_script
-
 import torch
 from torch import nn
 from torch.nn import functional
 
 from checkpoint import TO_GIVE_AWAY, Checkpoint, find_checkpoint, load_checkpoint
+from command_line import UserError, make_parser, run_script
 from conventions import TRAITS
 from experiment import experiment_folder
-from model_architectures import PersonalityNetwork, build_network
+from files import atomic_write, check_output_file
+from network import PersonalityNetwork, build_network
 
 FILE_OF_FORMAT = {"onnx": "model.onnx", "torch": "model.pt2", "checkpoint": TO_GIVE_AWAY}
 MOST_SINGLE = 20_000    # numbers of a tensor that keeps single precision: little to gain from halves
@@ -67,7 +69,7 @@ def export_model(checkpoint: Checkpoint, path: Path, target: Path, file_format: 
     """Write the network of a checkpoint (read from path) to the file target. file_format: "onnx" or "torch"."""
     network = checkpoint.build(path)
     size = checkpoint.preprocessing["size"]
-    metadata = {"architecture": checkpoint.architecture, "traits": ",".join(TRAITS), "scores": "in [0, 1]",
+    metadata = {"architecture": checkpoint.architecture.name, "traits": ",".join(TRAITS), "scores": "in [0, 1]",
                 "input": f"uint8 RGB face chips N x 3 x {size} x {size}",
                 "preprocessing": json.dumps(checkpoint.preprocessing)}
     chips = torch.zeros(2, 3, size, size, dtype=torch.uint8)

@@ -6,12 +6,12 @@ The network is that of dlib's dnn_face_recognition_ex.cpp (http://dlib.net/dnn_f
 import importlib.util
 import os
 
-from command_line import UserError
-
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+
+from command_line import UserError
 
 FACE_WEIGHTS = "dlib_face_recognition_resnet_model_v1.dat"
 FACE_MEAN = (122.782 / 255, 117.001 / 255, 104.298 / 255)  # of RGB pictures in [0, 1]

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from command_line import progress_bar
-
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 
-from clip_rows import rows_of_split
+from chips import chip_loader, row_batches
+from clip_rows import rows_of_dataset
+from command_line import progress_bar
 from conventions import TRAITS
-from dataset import FaceDataset, Split, chip_loader, row_batches
 from device import Machine
-from model_architectures import PersonalityNetwork, backbone_key
+from network import PersonalityNetwork, backbone_key
 from settings import Settings
 
 # A function of a bool array B, True where another form of that row is wanted: the mirror image of a chip, the one face
@@ -29,17 +29,14 @@ Inputs = Callable[[np.ndarray], torch.Tensor]
 
 
 class FaceChips:
-    """The face chips of a split, read from their files for every epoch.
-
-    augment: strength of crops, colour and erasing, 0 to 1; what is random depends on seed, epoch and row.
-    """
+    """The face chips of a dataset.FaceDataset, read from their files for every epoch."""
 
     of_clips: ClassVar[bool] = False    # a row is a face
 
-    def __init__(self, split: Split, machine: Machine, augment: float = 0.0, seed: int = 0):
-        self.dataset = FaceDataset(split, augment, seed)
+    def __init__(self, dataset: Dataset, machine: Machine):
+        self.dataset = dataset
         self.machine = machine
-        self.clips = split.faces["clip"].to_numpy()
+        self.clips = dataset.split.faces["clip"].to_numpy()
         self.usable = np.arange(len(self.dataset))
 
     def __len__(self) -> int:
@@ -148,13 +145,13 @@ def features_of_chips(network: PersonalityNetwork, chips: torch.Tensor) -> torch
     return network.to(chips.device).features_of_both(chips)
 
 
-def make_source(network: PersonalityNetwork, split: Split, machine: Machine, augment: float = 0.0,
-                seed: int = 0) -> FaceChips | ClipRows:
-    """Return ClipRows where the backbone is frozen and no augmentation needs pictures, else FaceChips."""
-    if network.frozen and not augment:
+def make_source(network: PersonalityNetwork, dataset: Dataset, machine: Machine) -> FaceChips | ClipRows:
+    """Return ClipRows of a dataset.FaceDataset if the backbone is frozen and no augmentation needs pictures, else
+    FaceChips."""
+    if network.frozen and dataset.transform is None:
         backbone = partial(features_of_chips, network)
-        return ClipRows(*rows_of_split(split, backbone, backbone_key(network), machine), machine)
-    return FaceChips(split, machine, augment, seed)
+        return ClipRows(*rows_of_dataset(dataset, backbone, backbone_key(network), machine), machine)
+    return FaceChips(dataset, machine)
 
 
 # ---------------------------------------------------------------- scores

@@ -9,12 +9,11 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from command_line import UserError
-
 import numpy as np
 import pandas
 
 from annotation_pickle import read_annotation
+from command_line import UserError
 from conventions import ANNOTATION_FILES, LABEL_TABLE, TRAITS, clip_name
 from tables import SIZE_LIMIT, numbers_of, read_table
 

@@ -6,56 +6,22 @@ import argparse
 import json
 from pathlib import Path
 
-from command_line import UserError, counted
-
 import pandas
 
-from checkpoint import Checkpoint, load_experiment
+from checkpoint import LEVEL, Checkpoint
+from command_line import UserError, counted
 from conventions import TRAITS
-from dataset import Split
-from device import Machine
 from experiment import TRAINING_RECORD, experiment_folder
-from features import make_source, score_rows
-from intervals import LEVEL, Intervals
 from labels import read_labels, read_scores, read_speakers, speakers_of
-from metrics import Evaluation, compare, scores_of_clips, trait_accuracies, trait_correlations, warnings_about
+from metrics import Evaluation, compare, trait_accuracies, trait_correlations, warnings_about
+from splits import Split
 
 # ---------------------------------------------------------------- predictions
 
-def score_split(experiment: str, args: argparse.Namespace,
-                split: Split) -> tuple[pandas.DataFrame, pandas.DataFrame, Checkpoint]:
-    """Return an experiment's predictions of a split's clips, its scores of single faces, and its checkpoint.
-
-    predictions: index clip, columns TRAITS, faces and perhaps spread_<trait>. Scores of single faces: index clip,
-    columns TRAITS; of a frozen network one face a clip, of a trained one all faces.
-
-    Raises UserError where the faces were cropped in another way than those that the network was trained on.
-    """
-    machine = Machine.from_options(args)
-    network, checkpoint = load_experiment(experiment, args.runs_dir, machine)
-    for key in ("size", "padding"):
-        if split.preprocessing[key] != checkpoint.preprocessing[key]:
-            raise UserError(f"the faces of {split.name} were made with --{key} {split.preprocessing[key]}, the network "
-                            f"was trained on {checkpoint.preprocessing[key]}; make the faces again with "
-                            f"--{key} {checkpoint.preprocessing[key]}")
-    source = make_source(network, split, machine)
-    source.prepare(network)
-    scores = score_rows(network, source, title=f"scores of {split.name}")
-    predictions = scores_of_clips(source.clips, scores)
-    if source.of_clips:
-        predictions = predictions[list(TRAITS)].assign(faces=pandas.Series(source.faces, index=source.clips))
-        scores = score_rows(network, source, alone=True)
-    if checkpoint.intervals:
-        widths = Intervals(**checkpoint.intervals).half_widths(predictions["faces"].to_numpy())
-        widths = pandas.DataFrame(widths, index=predictions.index, columns=list(TRAITS))
-        predictions = predictions.join(widths.add_prefix("half_width_"))
-    return predictions, pandas.DataFrame(scores, index=source.clips, columns=list(TRAITS)).dropna(), checkpoint
-
-
-def evaluate_experiment(args: argparse.Namespace, split: Split) -> Evaluation:
-    """Return the Evaluation of an experiment on a split, with its scores of single faces."""
+def evaluate_experiment(args: argparse.Namespace, split: Split, predictions: pandas.DataFrame,
+                        of_faces: pandas.DataFrame, checkpoint: Checkpoint) -> Evaluation:
+    """Return the Evaluation of an experiment on a split, from what evaluate.score_split returned."""
     run_dir = experiment_folder(args.runs_dir, args.experiment)
-    predictions, of_faces, checkpoint = score_split(args.experiment, args, split)
     evaluation = Evaluation(
         split.labels, predictions, split.speakers, pandas.Series(checkpoint.constant),
         run_dir / f"evaluation_{args.split}", {}, set(speakers_of(checkpoint.clips, args.speaker_regex))
@@ -66,7 +32,7 @@ def evaluate_experiment(args: argparse.Namespace, split: Split) -> Evaluation:
         evaluation.seen = None
         evaluation.notes.append(f"{args.experiment} keeps no names of its training clips; with --train-labels FILE the "
                                 "speakers among them are told from others")
-    evaluation.metrics.update(experiment=args.experiment, architecture=checkpoint.architecture, epoch=checkpoint.epoch,
+    evaluation.metrics.update(experiment=args.experiment, architecture=checkpoint.architecture.name, epoch=checkpoint.epoch,
                               data_fingerprint=split.fingerprint(), trained_on=checkpoint.trained_on)
     known = len(set(split.labels.index) & set(checkpoint.clips))
     if known:
@@ -180,10 +146,8 @@ def add_groups(evaluation: Evaluation, groups: pandas.Series, path: str) -> None
                                 f"first: {in_no_group[0]}")
 
 
-def add_comparison(evaluation: Evaluation, args: argparse.Namespace, other: pandas.DataFrame | None) -> None:
-    """Compare with other predictions, or those of another experiment."""
-    if other is None:
-        other, _, _ = score_split(args.compare, args, evaluation.split)
+def add_comparison(evaluation: Evaluation, args: argparse.Namespace, other: pandas.DataFrame) -> None:
+    """Compare with other predictions, those of another experiment or of a file."""
     comparison = compare(evaluation.labels, evaluation.predictions, other, evaluation.speakers, args.seed)
     evaluation.metrics["comparison"] = {"with": args.compare, **comparison.T.to_dict()}
 

@@ -7,13 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from command_line import UserError, counted
-
 import numpy as np
 import pandas
 
+from command_line import UserError, counted
 from conventions import TRAITS
-from dataset import Split
+from splits import Split
 
 # Accuracies on the official 2,000 test clips. Sources: Ponce-Lopez et al., ChaLearn LAP 2016: First Round Challenge on
 # First Impressions (NJU-LAMDA); Kaya et al., Multi-modal Score Fusion and Decision Trees for Explainable Automatic Job

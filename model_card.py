@@ -5,12 +5,12 @@ train.py writes it, evaluate.py adds its figures. The text is model_card_templat
 import json
 from pathlib import Path
 
-from command_line import VERSION, UserError, atomic_write
-
 import jinja2
 
+from command_line import VERSION, UserError
 from conventions import ANNOTATION_FILES, TRAITS
 from experiment import MODEL_CARD, SUITE, TRAINING_RECORD
+from files import atomic_write
 
 KEEPS = {
     "exact": "A row of every training clip, with dlib's descriptor of the face, **by which people can be recognised**. "

@@ -15,6 +15,8 @@ to 2.4. Heat maps and their scores are of one face, the middle one of the clip. 
 stability in truth: high means calm. A file that cannot be scored costs a line on stderr and, with --out, a row with its
 problem.
 """
+import startup  # noqa: F401  before all others
+
 import argparse
 import contextlib
 import json
@@ -25,10 +27,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import cv2
+import numpy as np
+
+from checkpoint import find_checkpoint
 from command_line import (
     UserError,
-    atomic_write,
-    check_output_file,
     disk_error,
     make_parser,
     positive_int,
@@ -39,15 +43,11 @@ from command_line import (
     stop_name,
     stop_status,
 )
-
-import cv2
-import numpy as np
-
-from checkpoint import find_checkpoint
 from conventions import TRAITS
 from drawings import annotate, plot_course
 from experiment import experiment_folder
 from explain import draw_heat_maps
+from files import atomic_write, check_output_file
 from scoring import (
     FRAME_COLUMNS,
     HALF_WIDTHS,

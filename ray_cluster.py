@@ -1,24 +1,9 @@
-"""Ray, for the search and the pre-processing: its environment, and joining a cluster.
-
-Import this module before ray, which reads these variables when it is imported.
-"""
+"""Ray, for the search, the features and the pre-processing: starting it here, or joining a cluster."""
 import logging
-import os
 import socket
-import sys
 from pathlib import Path
 
 from command_line import UserError
-
-# Ray Tune's own event files would carry other tags than train.py's, and its usage report would leave the machine.
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-if "RAY_ADDRESS" not in os.environ and not any(word.startswith("--ray-address") for word in sys.argv):
-    # Ray alone on this machine then listens on 127.0.0.1 only, on Linux as it does elsewhere.
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-
 
 # What a task on another machine imports: this folder's modules.
 SUITE_ENVIRONMENT = {"working_dir": str(Path(__file__).resolve().parent),

@@ -11,8 +11,6 @@ import json
 import math
 from pathlib import Path
 
-from command_line import UserError, atomic_write
-
 import cv2
 import jinja2
 import numpy as np
@@ -20,9 +18,11 @@ import pandas
 import plotly.graph_objects as plots
 from plotly.offline import get_plotlyjs
 
+from chips import read_chip
+from command_line import UserError
 from conventions import TRAITS
-from dataset import read_chip
 from experiment import TRAINING_RECORD, TRAINING_TABLE
+from files import atomic_write
 from metrics import PUBLISHED, Evaluation
 
 CLIPS_SHOWN = 6         # best ones, and as many worst ones

@@ -2,14 +2,14 @@
 import json
 import sys
 
-from command_line import UserError, atomic_write, folder_lock
-
 import numpy as np
 import pandas
 from matplotlib import pyplot
 
+from command_line import UserError
 from conventions import TRAITS
 from experiment import TRAINING_RECORD
+from files import atomic_write, folder_lock
 from metrics import Evaluation
 from model_card import write_model_card
 from plots import trait_figure

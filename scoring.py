@@ -14,17 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from command_line import printable, private_folder
-
 import cv2
 import numpy as np
 import torch
 
-from checkpoint import load_experiment
+from checkpoint import Intervals, load_experiment
+from command_line import printable
 from conventions import CLIP_SUFFIXES, NO_FACE, PICTURE_SUFFIXES, TRAITS
 from device import Machine, pick_device
-from intervals import Intervals
-from model_architectures import PersonalityNetwork
+from files import private_folder
+from network import PersonalityNetwork
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "pre-processing"))
 from clip_faces import FaceSettings, FileFaces, KeptPicture, faces_of_file

@@ -6,21 +6,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from command_line import atomic_write, progress_bar
-
 import pandas
 import torch
 from ray import tune
+from torch.utils.data import Dataset
 from torch.utils.tensorboard import SummaryWriter
 
+from command_line import progress_bar
 from device import Machine, pick_device, seed_everything
 from experiment import SECONDS_BETWEEN_CHECKPOINTS, TRAINING_TABLE
 from features import make_source
-from model_architectures import architecture_named, build_network, load_file
+from files import atomic_write
+from network import Architecture, build_network
 from settings import Plan, resolve_settings, settle_memory
 from tensorboard_logs import log_epoch
 from training import fit, start_training
 from training_data import Samples, load_training_and_validation
+from weights import load_file
 
 METRIC = "accuracy_mean"
 
@@ -28,7 +30,8 @@ METRIC = "accuracy_mean"
 @dataclass(frozen=True)
 class Search:
     """What all trials have in common: plain data, which travels to them."""
-    model: str
+    architecture: Architecture
+    dataset_of: type[Dataset]     # dataset.FaceDataset: made of a split, a strength of augmentation and a seed
     num_epochs: int
     seed: int
     weights: str
@@ -53,12 +56,12 @@ def run_trial(trial_config: dict, search: Search) -> None:
     seed_everything(search.seed)
     splits = load_training_and_validation(search.data_dir, False, search.val_split, search.speaker_regex, search.seed,
                                           quiet=True)
-    has_memory = architecture_named(search.model).has_memory
-    settings = settle_memory(resolve_settings(trial_config), splits[0].number_with_face, has_memory)
+    settings = settle_memory(resolve_settings(trial_config), splits[0].number_with_face,
+                             search.architecture.has_memory)
     plan = Plan(settings, search.num_epochs, trial_config["batch_size"], search.seed)
     machine = search.machine
-    network = machine.place(build_network(search.model, settings.as_dict(), search.weights))
-    samples, validation = (Samples(split, make_source(network, split, machine, augment, search.seed))
+    network = machine.place(build_network(search.architecture, settings.as_dict(), search.weights))
+    samples, validation = (Samples(split, make_source(network, search.dataset_of(split, augment, search.seed), machine))
                            for split, augment in zip(splits, (settings.augment, 0.0)))
     saved = None
     if tune.get_checkpoint():

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from command_line import UserError, true_or_false
-
 from device import is_main_process
 from gaussian_process import MOST_CLIPS
 

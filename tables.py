@@ -12,9 +12,9 @@ import os
 import re
 from pathlib import Path
 
-from command_line import UserError
-
 import pandas
+
+from command_line import UserError
 
 SIZE_LIMIT = 200_000_000  # bytes
 SEPARATORS = (",", ";", "\t", "|")

@@ -6,11 +6,12 @@ from pathlib import Path
 import pandas
 import torch
 from torch.nn import functional
+from torch.utils.data import Dataset
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from chips import chip_loader
 from conventions import TRAITS
-from dataset import FaceDataset, Split
 from metrics import format_table
 
 # The columns of TensorBoard's table of hyperparameters; accuracy_test comes from evaluate.py.
@@ -30,11 +31,10 @@ def log_epoch(writer: SummaryWriter, record: dict) -> None:
             writer.add_scalar(tag, value, record["epoch"])
 
 
-def log_pictures(writer: SummaryWriter, split: Split, input_size: int, augment: float, seed: int) -> None:
-    """Write a grid of 32 training chips as the network sees them: after augmentation, scaled to its input."""
-    dataset = FaceDataset(split, augment, seed)
+def log_pictures(writer: SummaryWriter, dataset: Dataset, input_size: int, seed: int) -> None:
+    """Write a grid of 32 chips of a dataset.FaceDataset as the network sees them: augmented, scaled to its input."""
     rows = random.Random(seed).sample(range(len(dataset)), min(32, len(dataset)))
-    chips, _ = dataset.__getitems__(rows)
+    chips, _ = next(iter(chip_loader(dataset, [rows], 0, torch.device("cpu"))))
     if len(chips):
         size = (input_size, input_size)
         pictures = functional.interpolate(chips.float() / 255, size, mode="bilinear", antialias=True).clamp(0, 1)

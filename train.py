@@ -14,6 +14,8 @@ FINAL_RUN true trains on training + validation clips for exactly NUM_EPOCHS and 
 Writes runs/EXPERIMENT/: args.json, training.csv (one row an epoch), checkpoint_last.pt, checkpoint_best.pt (FINAL_RUN
 false), checkpoint_previous.pt, MODEL_CARD.md and TensorBoard's event files.
 """
+import startup  # noqa: F401  before all others
+
 import argparse
 import contextlib
 import dataclasses
@@ -26,9 +28,15 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pandas
+from torch import distributed
+from torch.utils.tensorboard import SummaryWriter
+
+from calibration import calibrate
+from checkpoint import BEST, LAST, PREVIOUS, Checkpoint, load_checkpoint, versions
+from chips import epoch_batches
 from command_line import (
     UserError,
-    atomic_write,
     folder_options,
     leave_closed_terminal,
     make_parser,
@@ -38,15 +46,8 @@ from command_line import (
     stop_name,
     true_or_false,
 )
-
-import pandas
-from torch import distributed
-from torch.utils.tensorboard import SummaryWriter
-
-from calibration import calibrate
-from checkpoint import BEST, LAST, PREVIOUS, Checkpoint, load_checkpoint, versions
 from conventions import TRAITS
-from dataset import Split, describe, epoch_batches
+from dataset import FaceDataset
 from device import (
     Machine,
     add_machine_options,
@@ -68,16 +69,11 @@ from experiment import (
     start_replacement,
 )
 from features import make_source
+from files import atomic_write
 from labels import quantiles_of
-from model_architectures import (
-    ARCHITECTURES,
-    BACKBONES,
-    PersonalityNetwork,
-    architecture_named,
-    build_network,
-    config_keys,
-)
+from model_architectures import ARCHITECTURES, architecture_named
 from model_card import write_model_card
+from network import Architecture, PersonalityNetwork, build_network
 from settings import (
     SETTING_NAMES,
     Plan,
@@ -87,6 +83,7 @@ from settings import (
     resolve_settings,
     settle_memory,
 )
+from splits import Split, describe
 from tensorboard_logs import log_epoch, log_hyperparameters, log_pictures
 from training import TrainingState, check_finite, fit, start_training
 from training_data import (
@@ -126,7 +123,7 @@ class Run:
     """A training's folder and what is written there."""
     folder: Path
     target: Path                # folder, or the one beside the old training's files until the first checkpoint is there
-    model: str
+    architecture: Architecture
     plan: Plan
     split: Split
     record: dict                # content of args.json
@@ -146,15 +143,19 @@ class Run:
         if not saved:
             used = json.dumps(self.record["used"], indent=2)
             self.writer.add_text("command", f"`{self.record['command']}`\n\n```\n{used}\n```")
-            log_pictures(self.writer, self.split, network.kind.input_size, self.plan.settings.augment, self.plan.seed)
+            log_pictures(self.writer, FaceDataset(self.split, self.plan.settings.augment, self.plan.seed),
+                         network.kind.input_size, self.plan.seed)
 
     def checkpoint_of(self, network_state: dict, metrics: dict, epoch: int, training: dict | None = None) -> Checkpoint:
         """Return the checkpoint of a network's state dict."""
         settings = self.plan.settings.as_dict()
-        return Checkpoint(self.model, {key: settings[key] for key in config_keys(self.model)}, self.split.preprocessing,
-                          network_state, {trait: float(self.split.labels[trait].mean()) for trait in TRAITS},
-                          list(self.split.labels.index), sorted(set(self.split.speakers)), self.split.name, epoch,
-                          metrics, self.intervals, training, label_quantiles=quantiles_of(self.split.labels))
+        return Checkpoint(
+            self.architecture, {key: settings[key] for key in self.architecture.config_keys}, self.split.preprocessing,
+            network_state, {trait: float(self.split.labels[trait].mean()) for trait in TRAITS},
+            list(self.split.labels.index), sorted(set(self.split.speakers)), self.split.name, epoch, metrics,
+            self.intervals, training, label_quantiles=quantiles_of(self.split.labels),
+            neuroticism_is_stability=self.split.is_chalearn, speaker_regex=self.split.speaker_regex,
+            weights=self.record["used"]["weights"])
 
     def save(self, state: TrainingState) -> None:
         """Write the checkpoints; the first ones of a training that replaces another one put it in its place."""
@@ -248,7 +249,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     if config.get("model", args.model) != args.model:
         raise UserError(f"--config {args.config}: was found for {config['model']}, not for {args.model}")
     settings = resolve_settings(config, {name: getattr(args, name) for name in SETTING_NAMES})
-    if args.memory not in (None, "auto", "none") and "memory" not in config_keys(args.model):
+    if args.memory not in (None, "auto", "none") and "memory" not in architecture_named(args.model).config_keys:
         raise UserError(f"--memory {args.memory}: {args.model} has none; FaceResNet29_v1.0 has")
     if settings.augment and not architecture_named(args.model).trained and is_main_process():
         print("note: --augment needs the pictures, so the heads train on single faces and BATCH_SIZE counts faces",
@@ -282,12 +283,13 @@ def make_samples(network: PersonalityNetwork, splits: tuple[Split, Split | None]
     for turn in (True, False):
         # With several processes the first one makes the cached features, the others then find them.
         if is_main_process() == turn:
-            samples = Samples(training, make_source(network, training, machine, plan.settings.augment, plan.seed))
+            samples = Samples(training, make_source(
+                network, FaceDataset(training, plan.settings.augment, plan.seed), machine))
         if world_size() > 1:
             distributed.barrier()
     if validation is None or not is_main_process():
         return samples, None
-    return samples, Samples(validation, make_source(network, validation, machine))
+    return samples, Samples(validation, make_source(network, FaceDataset(validation), machine))
 
 
 def print_dry_run(args: argparse.Namespace, plan: Plan, network: PersonalityNetwork, weights: str, samples: int,
@@ -310,7 +312,7 @@ def train(run: Run, network: PersonalityNetwork, splits: tuple[Split, Split | No
     try:
         samples, validation = make_samples(network, splits, plan, machine)
         if saved is None and samples.source.of_clips and world_size() == 1:
-            intervals = calibrate(run.model, samples, plan, run.record["used"]["weights"], machine)
+            intervals = calibrate(run.architecture, samples, plan, run.record["used"]["weights"], machine)
             run.intervals = dataclasses.asdict(intervals) if intervals else None
             if intervals is None:
                 print("note: too few training clips to measure the intervals of scores", flush=True)
@@ -335,7 +337,7 @@ def train(run: Run, network: PersonalityNetwork, splits: tuple[Split, Split | No
         if validation is not None:
             record = state.history[state.best["epoch"] - 1]
             print(f"best epoch {record['epoch']}: validation accuracy {record['accuracy_mean']:.4f}")
-        log_hyperparameters(run.writer, run.model, plan.settings.as_dict(), plan.batch_size, record)
+        log_hyperparameters(run.writer, run.architecture.name, plan.settings.as_dict(), plan.batch_size, record)
         run.writer.close()
     return 0
 
@@ -351,11 +353,11 @@ def main(argv=None):
                                                         args.speaker_regex, args.seed)
     settings = settle_memory(plan.settings, training.number_with_face, architecture.has_memory)
     plan = dataclasses.replace(plan, settings=settings)
-    note_without_effect(args, settings, config_keys(args.model), bool(architecture.trained))
+    note_without_effect(args, settings, architecture.config_keys, bool(architecture.trained))
     in_clips = not architecture.trained and not plan.settings.augment
     check_batch_size(plan.batch_size, training, in_clips)
-    weights = args.weights or BACKBONES[architecture.backbone].default_weights
-    network = build_network(args.model, plan.settings.as_dict(), weights)
+    weights = args.weights or architecture.kind.default_weights
+    network = build_network(architecture, plan.settings.as_dict(), weights)
     used = {"model": args.model, "num_epochs": args.num_epochs, "final_run": args.final_run,
             "batch_size": args.batch_size, "seed": args.seed, "weights": weights, "val_split": args.val_split,
             "cache": args.cache, "precision": args.precision, "settings": plan.settings.as_dict(),
@@ -379,7 +381,7 @@ def main(argv=None):
         record = {"used": used, "command": args.command, "data_dir": str(Path(args.data_dir).resolve()),
                   "training_data": describe(training), "preprocessing": training.preprocessing,
                   "versions": versions(), "resumed": args.resume}
-        run = Run(folder, folder, args.model, plan, training, record, last.intervals if last else None)
+        run = Run(folder, folder, architecture, plan, training, record, last.intervals if last else None)
         if is_main_process():
             run.target = start_replacement(folder) if has_training(folder) and not args.resume else folder
             run.start(network, saved)

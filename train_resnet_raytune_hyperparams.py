@@ -12,6 +12,8 @@ behind the others are stopped early. The best trial is the one with the highest 
 clips over all of its epochs. Writes runs/EXPERIMENT/: best_config.json (for train.py --config), trials.csv (one row a
 trial), search_args.json, and search/<trial>/ with each trial's TensorBoard logs and checkpoints.
 """
+import startup  # noqa: F401  before all others
+
 import argparse
 import dataclasses
 import errno
@@ -24,9 +26,16 @@ import signal
 import sys
 from pathlib import Path
 
+import pandas
+import ray
+import torch
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+from torch.utils.tensorboard import SummaryWriter
+
+from checkpoint import versions
 from command_line import (
     UserError,
-    atomic_write,
     disk_error,
     folder_options,
     leave_closed_terminal,
@@ -36,30 +45,17 @@ from command_line import (
     run_script,
     seed_number,
 )
-from ray_cluster import start_ray
-
-import pandas
-import ray
-import torch
-from ray import tune
-from ray.tune.schedulers import ASHAScheduler
-from torch.utils.tensorboard import SummaryWriter
-
-from checkpoint import versions
-from dataset import Split
+from dataset import FaceDataset
 from device import add_machine_options, seed_everything
 from experiment import SEARCH_RECORD, TRAINING_TABLE, check_experiment, experiment_folder, open_experiment
 from features import make_source
-from model_architectures import (
-    ARCHITECTURES,
-    BACKBONES,
-    PersonalityNetwork,
-    architecture_named,
-    build_network,
-    config_keys,
-)
+from files import atomic_write
+from model_architectures import ARCHITECTURES, architecture_named
+from network import PersonalityNetwork, build_network
+from ray_cluster import start_ray
 from search_trial import METRIC, Search, TrialProgress, run_trial
 from settings import SETTING_NAMES, Settings, resolve_settings, settle_memory
+from splits import Split
 from tensorboard_logs import log_hyperparameters
 from training_data import add_data_options, load_training_and_validation, number_of_samples
 
@@ -88,7 +84,7 @@ def space_of(model: str) -> dict:
     """Return the part of the search space that this network has a use for."""
     shaping = {"l1", "l2", "l3", "dropout", "heads", "components", "memory", "memory_weight", "noise", "centres",
                "one_face"}
-    known = config_keys(model)
+    known = architecture_named(model).config_keys
     # noise and centres shape the regression, one_face the rows of a frozen network.
     known += ("noise", "centres") if "memory" in known else ()
     known += ("one_face",) if "components" in known else ()
@@ -137,7 +133,7 @@ def write_results(folder: Path, search: Search, table: pandas.DataFrame, space: 
     best = table.iloc[0]
     chosen = {key: best[key].item() if hasattr(best[key], "item") else best[key] for key in space}
     with atomic_write(folder / "best_config.json") as partial:
-        partial.write_text(json.dumps({"model": search.model, **chosen}, indent=2) + "\n")
+        partial.write_text(json.dumps({"model": search.architecture.name, **chosen}, indent=2) + "\n")
     for row in table[table["best_accuracy"].notna()].to_dict("records"):
         trial_dir = Path(search.trials_dir) / row["trial"]
         values = {key: row[key] for key in space if key != "batch_size"}
@@ -147,7 +143,8 @@ def write_results(folder: Path, search: Search, table: pandas.DataFrame, space: 
             epoch = int(row["best_epoch"])
             best = (history.loc[epoch].to_dict() if epoch in history.index else
                     {"epoch": epoch, METRIC: row["best_accuracy"], "pearson_mean": row["best_pearson"]})
-            log_hyperparameters(writer, search.model, {**Settings().as_dict(), **values}, row["batch_size"], best)
+            log_hyperparameters(writer, search.architecture.name, {**Settings().as_dict(), **values}, row["batch_size"],
+                                best)
 
 
 def print_results(args: argparse.Namespace, table: pandas.DataFrame, splits: tuple[Split, Split]) -> int:
@@ -168,7 +165,7 @@ def print_results(args: argparse.Namespace, table: pandas.DataFrame, splits: tup
     if unfinished:
         print("next: the same command with --resume finishes the rest")
         return 130
-    samples = [number_of_samples(split, "components" in config_keys(args.model))
+    samples = [number_of_samples(split, not architecture_named(args.model).trained)
                for split in (training, validation)]
     batch_size = min(int(best["batch_size"]), sum(samples))
     print(f"next: python train.py {args.num_epochs} final {args.model} true {batch_size} --config "
@@ -255,7 +252,7 @@ def run_search(args: argparse.Namespace, search: Search, network: PersonalityNet
     if network.frozen and args.cache != "off" and search.weights != "none":
         machine = dataclasses.replace(search.machine, ray_address=args.ray_address)
         for split in splits:
-            make_source(search.machine.place(network), split, machine)
+            make_source(search.machine.place(network), FaceDataset(split), machine)
     start_ray(args.ray_address)
     stopped = []
     for number in (signal.SIGTERM, signal.SIGHUP):  # in place of Ray's handlers
@@ -329,7 +326,7 @@ def main(argv=None):
     architecture = architecture_named(args.model)
     folder = experiment_folder(args.runs_dir, args.experiment).resolve()
     space = checked_space(args.model)
-    weights = args.weights or BACKBONES[architecture.backbone].default_weights
+    weights = args.weights or architecture.kind.default_weights
     if Path(weights).exists():
         weights = str(Path(weights).resolve())
     splits = load_training_and_validation(args.data_dir, False, args.val_split, args.speaker_regex, args.seed)
@@ -340,7 +337,7 @@ def main(argv=None):
     example = settle_memory(resolve_settings({key: example_of(value) for key, value in space.items()}),
                             splits[0].number_with_face, architecture.has_memory)
     seed_everything(args.seed)
-    network = build_network(args.model, example.as_dict(), weights)
+    network = build_network(architecture, example.as_dict(), weights)
     exists = (folder / SEARCH_RECORD).exists()
     check_experiment(folder / SEARCH_RECORD, exists, used, args)
     if args.dry_run:
@@ -349,8 +346,9 @@ def main(argv=None):
               f"each; drawn from\n{drawn_from}\n"
               f"Nothing was written; next: the same command without --dry-run, which writes {folder}")
         return 0
-    search = Search(args.model, args.num_epochs, args.seed, weights, str(Path(args.data_dir).resolve()), args.val_split,
-                    args.speaker_regex, args.precision, args.cache, args.num_workers, str(folder / TRIALS_DIR))
+    search = Search(architecture, FaceDataset, args.num_epochs, args.seed, weights, str(Path(args.data_dir).resolve()),
+                    args.val_split, args.speaker_regex, args.precision, args.cache, args.num_workers,
+                    str(folder / TRIALS_DIR))
     with open_experiment(folder):
         restore_old_trials(folder)
         check_experiment(folder / SEARCH_RECORD, (folder / SEARCH_RECORD).exists(), used, args)

@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from command_line import UserError, counted, progress_bar
-
 import numpy as np
 import torch
 from torch import nn
@@ -19,14 +17,16 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from chips import epoch_batches
+from command_line import UserError, counted, progress_bar
 from conventions import TRAITS
-from dataset import Split, epoch_batches
 from device import Machine, is_main_process, rank, world_size
 from features import make_source, score_rows
 from metrics import scores_of_clips, trait_accuracies, trait_correlations
-from model_architectures import PersonalityNetwork, load_network_state
+from network import PersonalityNetwork, load_network_state
 from principal_components import MOST_ROWS
 from settings import Plan, Settings
+from splits import Split
 from training_data import Samples, training_steps
 
 # ---------------------------------------------------------------- loss
@@ -178,7 +178,7 @@ def start_training(network: PersonalityNetwork, samples: Samples, plan: Plan, ma
         if network.frozen:
             rows = samples
             if not samples.source.of_clips:
-                rows = Samples(samples.split, make_source(network, samples.split, machine))
+                rows = Samples(samples.split, make_source(network, samples.source.dataset.plain(), machine))
             fit_frozen_parts(network, rows, settings, plan.seed)
     if saved:  # else the fit above has done it
         samples.source.prepare(network)

@@ -6,25 +6,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from command_line import UserError, counted
-
 import numpy as np
 import torch
 
-from dataset import (
-    Split,
-    add_speaker_option,
-    check_same_crop,
-    describe,
-    epoch_batches,
-    join_splits,
-    load_split,
-    split_by_speaker,
-)
+from chips import epoch_batches
+from command_line import UserError, counted
 from device import is_main_process, rank, world_size
 from features import ClipRows, FaceChips
 from labels import SPEAKER_REGEX
 from settings import Plan
+from splits import (
+    Split,
+    add_speaker_option,
+    check_same_crop,
+    describe,
+    join_splits,
+    load_split,
+    split_by_speaker,
+)
 
 HELD_OUT = 0.2  # of the clips, for --val-split speaker
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import counted, make_parser, positive_int, run_script
+import startup  # noqa: F401  before all others
 
 import numpy as np
 import pandas
@@ -33,6 +33,8 @@ from portraits import (
     set_aside,
     train_once,
 )
+
+from command_line import counted, make_parser, positive_int, run_script
 
 # The recipe is what train.py does without any option.
 FINAL = {"the recipe": {}, "no row of a person kept (centres)": {"memory": "centres"},

@@ -24,20 +24,25 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import UserError, atomic_write, check_output_file, make_parser, run_script, whole_number
+import startup  # noqa: F401  before all others
 
 import numpy as np
 import pandas
 import torch
 
-from clip_rows import rows_of_split
+from chips import chip_loader
+from clip_rows import rows_of_dataset
+from command_line import UserError, make_parser, run_script, whole_number
 from conventions import DEFAULT_PREPROCESSING, TRAITS
-from dataset import Split, chip_loader, list_faces
+from dataset import FaceDataset
 from device import Machine, autocast_dtype, pick_device, seed_everything
 from features import FaceChips, Inputs, features_of_chips
+from files import atomic_write, check_output_file
 from labels import speakers_of
-from model_architectures import BACKBONES, PersonalityNetwork, build_network, make_head
+from model_architectures import architecture_named
+from network import BACKBONES, PersonalityNetwork, build_network, make_head
 from settings import Plan, Settings
+from splits import Split, list_faces
 from training import fit, start_training
 from training_data import Samples
 
@@ -72,7 +77,7 @@ def trained_resnet50() -> PersonalityNetwork:
 
 def named(name: str, weights: str) -> Callable[[], PersonalityNetwork]:
     """Return a function that builds a named network, without regression."""
-    return lambda: build_network(name, {**Settings().as_dict(), "memory": "none"}, weights)
+    return lambda: build_network(architecture_named(name), {**Settings().as_dict(), "memory": "none"}, weights)
 
 
 JOBS = (Job("FaceResNet29_v1.0, features", named("FaceResNet29_v1.0", "dlib")),
@@ -132,7 +137,7 @@ def wait_for(device: torch.device) -> None:
 def first_chips(split: Split, number: int, device: torch.device) -> torch.Tensor:
     """Return uint8 number x 3 x H x W on the device: chips of a split, again and again where it has fewer."""
     rows = np.resize(np.arange(len(split.faces)), number).tolist()
-    chips, _ = FaceChips(split, Machine(device)).dataset.__getitems__(rows)
+    chips = torch.stack([FaceDataset(split)[row][0] for row in rows])
     return chips.to(device)
 
 
@@ -178,9 +183,10 @@ def speed_from_files(job: Job, network: PersonalityNetwork, split: Split, batch_
     limit was measured, so that torch.compile has its code for them."""
     split = repeated(split, max(len(split.faces) // batch_size, LEAST_BATCHES) * batch_size)
     if job.is_training:
-        return training_speed(network, Samples(split, FaceChips(split, machine)), batch_size, machine, warm_up)
+        samples = Samples(split, FaceChips(FaceDataset(split), machine))
+        return training_speed(network, samples, batch_size, machine, warm_up)
     begin = time.perf_counter()
-    rows_of_split(split, partial(features_of_chips, network), job.name, machine, batch_size)
+    rows_of_dataset(FaceDataset(split), partial(features_of_chips, network), job.name, machine, batch_size)
     wait_for(machine.device)
     return len(split.faces) / (time.perf_counter() - begin)
 
@@ -224,7 +230,7 @@ def measure(job: Job, split: Split, machine: Machine, is_compiled: bool, is_quic
 def reading_speed(split: Split, machine: Machine) -> float:
     """Return the chips a second that are read from their files, with nothing done to them."""
     rows = np.array_split(np.arange(len(split.faces)), max(1, len(split.faces) // 64))
-    dataset = FaceChips(split, machine).dataset
+    dataset = FaceChips(FaceDataset(split), machine).dataset
     begin = time.perf_counter()
     for _ in chip_loader(dataset, [batch.tolist() for batch in rows], machine.num_workers, machine.device):
         pass
@@ -238,7 +244,7 @@ def waits_in_steps(network: PersonalityNetwork, split: Split, machine: Machine, 
     """Return {event of WAITS: how often in a step} of so many steps in the middle of an epoch of training.fit, read
     from files. The end of an epoch, which has to wait for its losses, is not among them."""
     split = repeated(split, (steps + 4) * plan.batch_size)
-    samples = Samples(split, FaceChips(split, machine))
+    samples = Samples(split, FaceChips(FaceDataset(split), machine))
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if machine.device.type == "cuda" else []
     profiler = torch.profiler.profile(activities=activities)

@@ -5,10 +5,10 @@ import numpy as np
 import pandas
 
 from conventions import DEFAULT_PREPROCESSING, TRAITS
-from dataset import Split
 from device import Machine
 from face_resnet29 import FACE_VIEWS, FEATURES_PER_VIEW
 from features import ClipRows
+from splits import Split
 from training_data import Samples
 
 WIDTH = FEATURES_PER_VIEW * len(FACE_VIEWS)     # features of a face by dlib's network

@@ -6,19 +6,20 @@ import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from command_line import UserError
-
 import numpy as np
 import pandas
 
 from calibration import calibrate
+from command_line import UserError
 from conventions import ANNOTATION_FILES
-from dataset import Split, load_split
+from dataset import FaceDataset
 from device import Machine, pick_device, seed_everything
 from features import ClipRows, make_source, score_rows
 from metrics import measure, scores_of_clips
-from model_architectures import architecture_named, build_network
+from model_architectures import architecture_named
+from network import build_network
 from settings import Plan, resolve_settings, settle_memory
+from splits import Split, load_split
 from training import fit, start_training
 from training_data import Samples
 
@@ -94,7 +95,7 @@ def train_once(portraits: Portraits, clips: list[str], changes: dict, seed: int)
     samples = portraits.part(clips, changes.pop("single_faces", False))
     plan = _plan(samples, changes, seed)
     seed_everything(seed)
-    network = portraits.source.machine.place(build_network(MODEL, plan.settings.as_dict(), "dlib"))
+    network = portraits.source.machine.place(build_network(architecture_named(MODEL), plan.settings.as_dict(), "dlib"))
     state = start_training(network, samples, plan, portraits.source.machine)
     for _ in fit(state, plan, samples, show_progress=False):
         pass
@@ -112,7 +113,8 @@ def measure_coverage(portraits: Portraits, clips: list[str], parts: dict[str, li
     that was trained on some clips: with all pictures, and under "<part> one face" with one."""
     network = train_once(portraits, clips, changes, seed)
     training = portraits.part(clips)
-    intervals = calibrate(MODEL, training, _plan(training, changes, seed), "dlib", portraits.source.machine)
+    intervals = calibrate(architecture_named(MODEL), training, _plan(training, changes, seed), "dlib",
+                          portraits.source.machine)
     result = {}
     for name, some in parts.items():
         samples = portraits.part(some)
@@ -144,5 +146,6 @@ def load_portraits(work_dir: Path, faces_a_clip: int | None = None) -> Portraits
         first = split.faces.groupby("clip").cumcount() < faces_a_clip
         split = replace(split, faces=split.faces[first].reset_index(drop=True))
     machine = Machine(pick_device())
-    network = machine.place(build_network(MODEL, {**resolve_settings({}).as_dict(), "memory": "none"}, "dlib"))
-    return Portraits(split, make_source(network, split, machine))
+    settings = {**resolve_settings({}).as_dict(), "memory": "none"}
+    network = machine.place(build_network(architecture_named(MODEL), settings, "dlib"))
+    return Portraits(split, make_source(network, FaceDataset(split), machine))

@@ -17,10 +17,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import UserError, check_output_file, make_parser, positive_int, run_script
+import startup  # noqa: F401  before all others
 
 import av
 import pandas
+
+from command_line import UserError, make_parser, positive_int, run_script
+from files import check_output_file
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PREDICT = [sys.executable, REPOSITORY / "predict.py", "pretrained"]

@@ -19,6 +19,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pre-processing"))
 
+import startup  # noqa: F401  before all others
+
 import av
 import cv2
 import dlib

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import VERSION, atomic_write, make_parser, run_script
+import startup  # noqa: F401  before all others
 
 import numpy as np
 import pandas
@@ -33,12 +33,14 @@ from portraits import (
 from scipy.stats import mannwhitneyu
 
 from checkpoint import load_experiment
+from command_line import VERSION, make_parser, run_script
 from conventions import TRAITS, clip_name
-from dataset import describe
 from experiment import MODEL_CARD
 from features import score_rows
+from files import atomic_write
 from metrics import scores_of_clips
 from model_card import KEEPS, render_model_card
+from splits import describe
 
 SETTINGS = {"memory": "centres", "components": 256}     # 256: with 512 the file is over 6 MB
 TARGET = REPOSITORY / "pretrained"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import UserError, check_output_file, make_parser, positive_int, run_script
+import startup  # noqa: F401  before all others
 
 import cv2
 import numpy as np
@@ -28,14 +28,18 @@ from PIL import Image
 from torchvision import transforms
 
 from calibration import calibrate
+from command_line import UserError, make_parser, positive_int, run_script
 from conventions import DEFAULT_PREPROCESSING, FACE_SIZE, JPEG_QUALITY, TRAITS, face_name
-from dataset import FaceDataset, Split, list_faces
+from dataset import FaceDataset
 from device import Machine, autocast_dtype, seed_everything
 from features import FaceChips, make_source
+from files import check_output_file
 from labels import speakers_of
-from model_architectures import IMAGENET_MEAN, IMAGENET_STD, PersonalityNetwork, architecture_named, build_network
+from model_architectures import architecture_named
+from network import IMAGENET_MEAN, IMAGENET_STD, PersonalityNetwork, build_network
 from scoring import score_clip
 from settings import Plan, resolve_settings, settle_memory
+from splits import Split, list_faces
 from training import fit, start_training
 from training_data import Samples
 
@@ -70,7 +74,8 @@ def plan_for(model: str, clips: int, epochs: int, changes: dict) -> Plan:
 def make_network(model: str, plan: Plan) -> PersonalityNetwork:
     """Return a new network on the CPU; random numbers stand for ImageNet's weights, dlib's are there."""
     seed_everything(0)
-    network = build_network(model, plan.settings.as_dict(), "dlib" if model == FACE_MODEL else "none")
+    network = build_network(architecture_named(model), plan.settings.as_dict(),
+                            "dlib" if model == FACE_MODEL else "none")
     return machine_with().place(network)
 
 
@@ -109,10 +114,10 @@ def measure_search(split: Split) -> tuple:
     def trial():
         # The random weights are the same, and so is the key of the cache: the trials share one file of rows.
         network = make_network(OTHER_MODEL, plan)
-        train(network, plan, Samples(split, make_source(network, split, machine_with())))
+        train(network, plan, Samples(split, make_source(network, FaceDataset(split), machine_with())))
 
     ours = seconds_of(lambda: [trial() for _ in range(TRIALS)])
-    chips = Samples(split, FaceChips(split, machine_with("off")))
+    chips = Samples(split, FaceChips(FaceDataset(split), machine_with("off")))
     one_epoch = plan_for(OTHER_MODEL, len(split.labels), 1, MIDDLE)
     state = start_training(make_network(OTHER_MODEL, one_epoch), chips, one_epoch, machine_with())
     uncached = seconds_of(lambda: list(fit(state, one_epoch, chips, show_progress=False))) * TRIALS * EPOCHS
@@ -132,7 +137,7 @@ def measure_decoding(split: Split) -> tuple:
         for batch in batches:
             torch.stack([original(Image.open(dataset.paths[row]).convert("RGB")) for row in batch])
 
-    ours = seconds_of(lambda: [dataset.__getitems__(batch) for batch in batches], repeat=3)
+    ours = seconds_of(lambda: [dataset[row] for batch in batches for row in batch], repeat=3)
     theirs = seconds_of(as_the_original, repeat=3)
     print(f"reading chips: {len(rows) / ours:.0f} chips/s on one core (goal 2500)")
     return ("reading chips", "Pillow and torchvision's transforms", theirs, ours, ours / theirs, None)
@@ -141,7 +146,7 @@ def measure_decoding(split: Split) -> tuple:
 def measure_forward(split: Split, model: str) -> tuple:
     """Return the row on the forward pass: channels-last and bfloat16 where the CPU has it, against plain float32."""
     network = make_network(model, plan_for(model, 64, 1, {}))
-    chips = FaceDataset(split).__getitems__(list(range(64)))[0]
+    chips = torch.stack([chip for chip, _ in map(FaceDataset(split).__getitem__, range(64))])
     # Features of random weights are huge; standardised as after training, the scores are like real ones.
     with torch.inference_mode():
         network.train()
@@ -175,7 +180,7 @@ def seconds_of_training() -> tuple[float, float, float]:
     samples = made_up_samples(TRAINING_CLIPS + VALIDATION_CLIPS, machine)
     plan = plan_for(FACE_MODEL, len(samples.source), FINAL_EPOCHS, {})
     final = seconds_of(lambda: train(make_network(FACE_MODEL, plan), plan, samples))
-    return trial, final, seconds_of(lambda: calibrate(FACE_MODEL, samples, plan, "dlib", machine))
+    return trial, final, seconds_of(lambda: calibrate(architecture_named(FACE_MODEL), samples, plan, "dlib", machine))
 
 
 def print_cost(split: Split, seconds_a_clip: float, seconds_a_frame: float) -> None:
@@ -185,7 +190,7 @@ def print_cost(split: Split, seconds_a_clip: float, seconds_a_frame: float) -> N
     is measured or multiplied from a measured one. No trial of the search is stopped early, as a real search does.
     """
     network = make_network(FACE_MODEL, plan_for(FACE_MODEL, len(split.labels), 1, {}))
-    features = seconds_of(lambda: make_source(network, split, machine_with())) / len(split.faces)
+    features = seconds_of(lambda: make_source(network, FaceDataset(split), machine_with())) / len(split.faces)
     trial, final, calibration = seconds_of_training()
     faces, both = CLIPS * FACES_A_CLIP, TRAINING_CLIPS + VALIDATION_CLIPS
     parts = {f"frames, {CLIPS:,} clips x {FACES_A_CLIP}": CLIPS * seconds_a_clip,

@@ -25,20 +25,23 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import UserError, check_output_file, make_parser, positive_int, run_script
+import startup  # noqa: F401  before all others
 
 import pandas
 import torch
 from made_up import BYTES_A_CLIP, FACES_A_CLIP, made_up_samples, write_file
 
+from command_line import UserError, make_parser, positive_int, run_script
 from conventions import face_name, frame_name
-from dataset import list_faces
 from device import Machine, seed_everything
 from features import ClipRows, score_rows
+from files import check_output_file
 from gaussian_process import GaussianProcess
-from model_architectures import architecture_named, build_network
+from model_architectures import architecture_named
+from network import build_network
 from principal_components import PrincipalComponents
 from settings import Plan, resolve_settings, settle_memory
+from splits import list_faces
 from training import fit, start_training
 
 MODEL, EPOCHS, BATCH_SIZE = "FaceResNet29_v1.0", 10, 128
@@ -101,7 +104,7 @@ def measure_size(clips: int, path: Path) -> list[dict]:
         samples = made_up_samples(clips, machine, path)
     settings = settle_memory(resolve_settings({"memory": "centres"}), clips, architecture_named(MODEL).has_memory)
     plan = Plan(settings, EPOCHS, BATCH_SIZE)
-    network = machine.place(build_network(MODEL, settings.as_dict(), "dlib"))
+    network = machine.place(build_network(architecture_named(MODEL), settings.as_dict(), "dlib"))
     steps.watch_calls(PrincipalComponents, "fit", "projection: principal components")
     steps.watch_calls(ClipRows, "prepare", "projected rows of all clips")
     steps.watch_calls(GaussianProcess, "fit_centres", "regression on centres")

@@ -32,7 +32,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from command_line import UserError, make_parser, positive_int, progress_bar, run_script
+import startup  # noqa: F401  before all others
 
 import av
 import cv2
@@ -40,6 +40,8 @@ import numpy as np
 import pandas
 from scipy.stats import qmc
 from skimage import data
+
+from command_line import UserError, make_parser, positive_int, progress_bar, run_script
 
 # As in conventions.py; this script needs nothing of the suite.
 TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")

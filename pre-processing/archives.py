@@ -18,11 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from command_line import Terminated, UserError, disk_error, printable
-
 import pybit7z
 from tqdm import tqdm
 
+from command_line import Terminated, UserError, disk_error, printable
 from conventions import ANNOTATION_FILES
 from failures import Failures
 from target_folder import check_name

@@ -7,17 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from command_line import (
-    UserError,
-    counted,
-    disk_error,
-    positive_int,
-    printable,
-    progress_bar,
-    stop_status,
-    undisturbed,
-)
-
+from command_line import UserError, counted, disk_error, positive_int, printable, progress_bar, stop_status, undisturbed
 from conventions import JPEG_QUALITY
 from failures import Failures
 from target_folder import FAILURES

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from command_line import UserError
-
 import cv2
 import numpy as np
 
 from clip_packets import Packets, list_packets
+from command_line import UserError
 from conventions import CLIP_SUFFIXES, NO_FACE, face_name, frame_name
 from detectors import Box, FoundFace, align_face, load_models
 from face_tracker import FaceTracker

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from command_line import UserError, positive_int, seed_number
-
 from conventions import CLIP_SUFFIXES
 from target_folder import count_files, find_files
 from worker_pool import Known

@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
-from command_line import UserError, counted
-
 import av
 import numpy as np
 
+from command_line import UserError, counted
 from conventions import MAX_PIXELS
 from worker_pool import heartbeat
 

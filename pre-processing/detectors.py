@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from command_line import UserError
-
 import cv2
 import dlib
 import numpy as np
 
+from command_line import UserError
 from conventions import FACE_SIZE
 from worker_pool import heartbeat
 

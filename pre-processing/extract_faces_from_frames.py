@@ -21,9 +21,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import UserError, counted, make_parser, printable, run_script
+import startup  # noqa: F401  before all others
 
 from batch import Batch, add_batch_options, print_summary, run_batch
+from command_line import UserError, counted, make_parser, printable, run_script
 from conventions import NO_FACE, PICTURE_SUFFIXES, face_name
 from face_options import add_face_options, crop_settings, next_command, noted_settings
 from failures import KnownFailures

@@ -20,11 +20,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import make_parser, run_script
+import startup  # noqa: F401  before all others
 
 from batch import Batch, add_batch_options, print_dry_run, print_summary, run_batch
 from clip_faces import ClipJob, extract_clip_faces
 from clip_options import add_clip_options, count_clips, find_clips
+from command_line import make_parser, run_script
 from conventions import NO_FACE
 from face_options import add_face_options, crop_settings, next_command, noted_settings
 from failures import KnownFailures

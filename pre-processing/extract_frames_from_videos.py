@@ -18,10 +18,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import make_parser, printable, run_script
+import startup  # noqa: F401  before all others
 
 from batch import Batch, add_batch_options, print_dry_run, print_summary, run_batch
 from clip_options import add_clip_options, count_clips, find_clips
+from command_line import make_parser, printable, run_script
 from read_clips import FrameSettings, extract_frames
 from target_folder import check_folders, check_settings, open_target
 

@@ -5,10 +5,9 @@ import os
 import shlex
 from pathlib import Path
 
-from command_line import positive_int, printable
-
 import dlib
 
+from command_line import positive_int, printable
 from conventions import FACE_SIZE, SPLITS
 from detectors import PADDING, find_predictor, load_predictor
 from find_faces import CropSettings

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from command_line import UserError, printable
-
 import cv2
 import numpy as np
 from PIL import (
@@ -20,6 +18,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from command_line import UserError, printable
 from conventions import FACE_SIZE, JPEG_QUALITY, MAX_PIXELS, NO_FACE, PICTURE_SUFFIXES, face_name
 from detectors import FINEST_SIDE, PADDING, SMALLEST_BOX, FoundFace, Models, align_face, load_models, resized
 from target_folder import check_name, find_files, write_file

@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from command_line import UserError
-
 import av
 import cv2
 import numpy as np
 
 from clip_packets import Packets, demux, displayed_size, list_packets, open_clip
+from command_line import UserError
 from conventions import JPEG_QUALITY, face_name, frame_name
 from target_folder import check_name, is_finished, write_file
 from worker_pool import heartbeat

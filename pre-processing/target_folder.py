@@ -14,9 +14,9 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from command_line import UserError, disk_error, folder_lock
-
+from command_line import UserError, disk_error
 from conventions import FRAME_MARK, PREPROCESSING_FILE
+from files import folder_lock
 
 SCRATCH = ".unfinished"
 FAILURES = "failures.csv"

@@ -25,20 +25,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from command_line import (
-    UserError,
-    counted,
-    disk_error,
-    make_parser,
-    printable,
-    progress_bar,
-    run_script,
-    stop_status,
-)
+import startup  # noqa: F401  before all others
 
 import pybit7z
 
 from archives import PASSWORD_VARIABLE, RESERVE, Unpacker, kind_of, open_archive, refusal
+from command_line import UserError, counted, disk_error, make_parser, printable, progress_bar, run_script, stop_status
 from conventions import ANNOTATION_FILES, SPLITS
 from failures import Failures
 from labels import read_labels

@@ -16,10 +16,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from command_line import UserError
-
 import pytest
 from filelock import FileLock
+
+from command_line import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")

@@ -4,8 +4,7 @@ import io
 import os
 import pickle
 import random
-
-from command_line import UserError
+import re
 
 import numpy as np
 import pandas
@@ -13,13 +12,16 @@ import pytest
 import torch
 
 import clip_rows
-from clip_rows import rows_of_split
-from conftest import write_chips
+from chips import chip_loader, epoch_batches, read_chip
+from clip_rows import rows_of_dataset
+from command_line import UserError
+from conftest import REPOSITORY, write_chips
 from conventions import TRAITS, clip_name
-from dataset import FaceDataset, epoch_batches, list_faces, load_split, read_chip, split_by_speaker
+from dataset import FaceDataset
 from device import Machine
 from features import ClipRows
 from labels import read_labels, read_scores, speakers_of
+from splits import list_faces, load_split, split_by_speaker
 
 MACHINE = Machine(torch.device("cpu"), cache="float32")
 HEADER = "clip," + ",".join(TRAITS) + "\n"
@@ -126,7 +128,8 @@ def test_split_checks(tmp_path):
     with open(data / "train" / "labels.csv", "a") as file:
         file.write("nobody.000.mp4,0.5,0.5,0.5,0.5,0.5\n")
     split = load_split(data, "train")
-    assert split.clips_without_face == ["nobody.000"] and len(split.labels) == 5 and split.targets.shape == (8, 5)
+    assert split.clips_without_face == ["nobody.000"] and len(split.labels) == 5
+    assert FaceDataset(split).labels.shape == (8, 5)
     with pytest.raises(UserError, match="valid"):
         load_split(data, "valid")
 
@@ -141,11 +144,24 @@ def test_pictures_keep_their_places(chip_data):
     """The original's mistake: pictures reshaped to channels first, which scrambles every pixel."""
     import cv2
     split = load_split(chip_data, "train")
-    chips, rows = FaceDataset(split).__getitems__([3])
+    chip, label = FaceDataset(split)[3]
     expected = cv2.cvtColor(cv2.imread(split.faces["path"][3]), cv2.COLOR_BGR2RGB)
-    assert chips.shape == (1, 3, 224, 224) and chips.dtype == torch.uint8 and rows.tolist() == [3]
-    difference = np.abs(chips[0].permute(1, 2, 0).numpy().astype(int) - expected)
+    assert chip.shape == (3, 224, 224) and chip.dtype == torch.uint8
+    assert label.tolist() == split.labels.loc[split.faces["clip"][3]].astype(np.float32).tolist()
+    difference = np.abs(chip.permute(1, 2, 0).numpy().astype(int) - expected)
     assert difference.max() == 0
+
+
+def test_a_network_and_a_loop_of_ones_own(chip_data):
+    """The ten lines of docs/training.md, as they stand there."""
+    text = (REPOSITORY / "docs" / "training.md").read_text()
+    code = re.search(r"```python\n(from dataset import FaceDataset.*?)```", text, re.DOTALL)[1]
+    assert len(code.splitlines()) == 10
+    found = {"DATA": str(chip_data)}
+    torch.manual_seed(0)
+    exec(code.replace('"data"', "DATA"), found)
+    assert found["loss"].isfinite() and found["chips"].shape[1:] == (3, 224, 224)
+    assert len(found["loader"]) == 3  # 96 chips
 
 
 def test_broken_chip_is_named_and_left_out(tmp_path, capsys):
@@ -153,7 +169,7 @@ def test_broken_chip_is_named_and_left_out(tmp_path, capsys):
     split = load_split(data, "train")
     with open(split.faces["path"][1], "r+b") as file:
         file.truncate(30)
-    chips, rows = FaceDataset(split).__getitems__([0, 1, 2])
+    (chips, rows), = chip_loader(FaceDataset(split), [[0, 1, 2]], 0, torch.device("cpu"))
     assert rows.tolist() == [0, 2] and len(chips) == 2
     assert split.faces["path"][1] in capsys.readouterr().err
 
@@ -167,7 +183,7 @@ def test_every_epoch_is_shuffled_anew_and_repeatable():
 
 
 def rows_of(split, backbone, key, machine, batch_size=64):
-    return ClipRows(*rows_of_split(split, backbone, key, machine, batch_size), machine)
+    return ClipRows(*rows_of_dataset(FaceDataset(split), backbone, key, machine, batch_size), machine)
 
 
 def mean_colour(chips):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas
 
 from conventions import TRAITS, clip_name
-from dataset import list_faces
+from splits import list_faces
 
 SMALL = ("--clips-train", 2, "--clips-valid", 1, "--clips-test", 2)
 

@@ -1,14 +1,13 @@
 """Figures against independent computations, the bootstrap, and anybody's predictions."""
 import json
 
-from command_line import UserError
-
 import numpy as np
 import pandas
 import pytest
 import scipy.stats
 
 import evaluate
+from command_line import UserError
 from conventions import TRAITS
 from labels import speakers_of
 from metrics import compare, measure, scores_of_clips, speaker_interval, warnings_about

@@ -6,7 +6,8 @@ import torch
 
 from conventions import TRAITS
 from explain import contributions, explain_chips, overlay
-from model_architectures import build_network
+from model_architectures import architecture_named
+from network import build_network
 
 CONFIG = {"l1": 32, "l2": 16, "dropout": 0.0, "heads": 1, "components": 64}
 SPOTS = ((80, 112), (144, 112), (112, 60), (112, 164), (60, 60))  # x, y in the chip; one for each trait
@@ -36,7 +37,7 @@ def spotted_chips(number, generator):
 
 def trained_network(chips, strengths):
     """Return a network of the heads alone that has learnt the strengths from the chips."""
-    network = build_network("FaceResNet29_v1.0", CONFIG, "dlib")
+    network = build_network(architecture_named("FaceResNet29_v1.0"), CONFIG, "dlib")
     with torch.no_grad():
         features = torch.cat([network.eval().features(chips[start:start + 32]) for start in range(0, len(chips), 32)])
     network.train()
@@ -104,7 +105,7 @@ def test_maps_lie_on_the_spots_that_steer_and_tell_the_traits_apart():
     for module in network.heads.modules():
         if isinstance(module, torch.nn.Linear):
             module.reset_parameters()
-    for randomised in (network, build_network("FaceResNet29_v1.0", CONFIG, "none").eval()):
+    for randomised in (network, build_network(architecture_named("FaceResNet29_v1.0"), CONFIG, "none").eval()):
         correlation = mean_correlation(maps, explain_chips(randomised, chips))
         print(f"correlation with the maps of random weights {correlation:.2f}")
         assert correlation < 0.4
@@ -127,7 +128,7 @@ def test_picture_shows_the_maps_in_colour_over_a_grey_face():
 @pytest.mark.parametrize("name", ["ResNet18_v1.0", "ResNet50_v1.0", "ResNet18_v3.0", "FaceResNet29_v3.0"])
 def test_every_kind_of_network_has_maps(name):
     torch.manual_seed(0)
-    network = build_network(name, CONFIG, "none").eval()
+    network = build_network(architecture_named(name), CONFIG, "none").eval()
     before = [parameter.requires_grad for parameter in network.parameters()]
     with torch.inference_mode():
         chips = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)

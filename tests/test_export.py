@@ -9,7 +9,8 @@ import torch
 import export
 from checkpoint import Checkpoint
 from conventions import TRAITS
-from model_architectures import build_network
+from model_architectures import architecture_named
+from network import build_network
 
 CONFIG = {"l1": 16, "l2": 8, "dropout": 0.2, "heads": 2, "components": 20}
 
@@ -21,13 +22,13 @@ def experiment(request, tmp_path_factory):
     name, weights = request.param
     torch.manual_seed(0)
     config = {**CONFIG, "memory": "exact", "memory_weight": 0.5} if name == "FaceResNet29_v1.0" else CONFIG
-    network = build_network(name, config, weights).eval()
+    network = build_network(architecture_named(name), config, weights).eval()
     with torch.no_grad():
         features = network.features(torch.randint(0, 256, (12, 3, 224, 224), dtype=torch.uint8))
         network.projection.fit(features)
         if network.memory is not None:
             network.memory.fit_exact(network.represent(features), torch.rand(12, 5), 0.3)
-    checkpoint = Checkpoint(name, config, {"size": 224, "padding": 0.25}, network.state_dict(),
+    checkpoint = Checkpoint(architecture_named(name), config, {"size": 224, "padding": 0.25}, network.state_dict(),
                             dict.fromkeys(TRAITS, 0.5), ["a.1"], ["a"], "train", 1, {})
     runs = tmp_path_factory.mktemp("runs")
     (runs / "small").mkdir()

@@ -11,8 +11,6 @@ import threading
 import time
 from types import SimpleNamespace
 
-from command_line import UserError, run_script
-
 import pandas
 import pytest
 import torch
@@ -23,10 +21,11 @@ import predict
 import train
 import train_resnet_raytune_hyperparams as search
 from checkpoint import load_checkpoint
+from command_line import UserError, run_script
 from conftest import REPOSITORY, write_chips
 from conventions import TRAITS
-from dataset import Split, list_faces, load_split, split_by_speaker
 from make_media import portrait, write_clip
+from splits import Split, list_faces, load_split, split_by_speaker
 from training import ccc_loss
 
 MODEL = "FaceResNet29_v1.0"

@@ -15,10 +15,10 @@ import numpy as np, torch
 from pathlib import Path
 from ray.cluster_utils import Cluster
 import clip_rows
-from dataset import load_split
+from splits import load_split
 from device import Machine
 from features import make_source
-from model_architectures import build_network
+from network import build_network
 from settings import Settings
 
 clip_rows.FACES_A_TASK = 10
@@ -27,10 +27,12 @@ cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_
 cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
 split = load_split(sys.argv[2], "train")
 Path(split.faces["path"].iloc[7]).write_text("broken")
-network = build_network("FaceResNet29_v1.0", {**Settings().as_dict(), "memory": "none"}, "dlib").eval()
+network = build_network(architecture_named("FaceResNet29_v1.0"), {**Settings().as_dict(), "memory": "none"},
+                        "dlib").eval()
 here = Machine(torch.device("cpu"), cache="off")
-local = make_source(network, split, here)
-spread = make_source(network, split, Machine(torch.device("cpu"), cache="float32", ray_address=cluster.address))
+local = make_source(network, FaceDataset(split), here)
+spread = make_source(network, FaceDataset(split), Machine(
+    torch.device("cpu"), cache="float32", ray_address=cluster.address))
 rows = np.arange(len(local))
 print("rows:", len(spread), "faces:", spread.faces.sum(), "same clips:", list(spread.clips) == list(local.clips))
 print("largest difference:", max(float((spread.features(rows, form) - local.features(rows, form)).abs().max())

@@ -1,9 +1,8 @@
 """Networks, weights and checkpoints."""
+import dataclasses
 import os
 import random
 import zipfile
-
-from command_line import UserError
 
 import cv2
 import numpy as np
@@ -11,12 +10,15 @@ import pytest
 import torch
 
 from checkpoint import FORMAT, Checkpoint, load_checkpoint
+from command_line import UserError
 from conventions import DEFAULT_PREPROCESSING, TRAITS
 from face_resnet29 import FACE_INPUT_SIZE, face_weights_path, read_face_weights
 from gaussian_process import GaussianProcess
-from model_architectures import ARCHITECTURES, build_network, config_keys, load_file, load_network_state
+from model_architectures import ARCHITECTURES, architecture_named, load_model, load_trained
+from network import build_network, load_network_state
 from settings import Settings
 from training import parameter_groups
+from weights import load_file
 
 SMALL = {**Settings().as_dict(), "l1": 16, "l2": 8, "l3": 4, "memory": "none", "memory_weight": 0.0}
 LIGHT = ["ResNet18_v1.0", "ResNet18_v2.0", "ResNet18_v3.0", "ResNet34_v2.0", "ResNet101_v2.0", "FaceResNet29_v1.0",
@@ -27,13 +29,13 @@ def test_names_of_the_original_are_there():
     assert set(ARCHITECTURES) >= {"ResNet18_v1.0", "ResNet18_v2.0", "ResNet18_v3.0", "ResNet34_v1.0", "ResNet34_v2.0",
                                   "ResNet50_v1.0", "ResNet101_v1.0", "ResNet101_v2.0", "ResNet152_v1.0"}
     with pytest.raises(UserError, match="ResNet18_v1.0.*ResNet152_v1.0"):
-        build_network("ResNet19", SMALL)
+        build_network(architecture_named("ResNet19"), SMALL)
 
 
 @pytest.mark.parametrize("name", LIGHT)
 def test_what_is_frozen_stays_and_what_is_not_learns(name):
     torch.manual_seed(0)
-    network = build_network(name, SMALL, "none")
+    network = build_network(architecture_named(name), SMALL, "none")
     chips = torch.randint(0, 256, (4, 3, 224, 224), dtype=torch.uint8)
     if network.frozen:
         with torch.no_grad():
@@ -61,7 +63,7 @@ def test_exact_memory_is_gaussian_process_regression():
     """Against the textbook's formulas, written down anew; a checkpoint of it comes back whole, a damaged one not."""
     torch.manual_seed(0)
     config = {**SMALL, "memory": "exact", "memory_weight": 1.0}
-    network = build_network("FaceResNet29_v1.0", config, "dlib").eval()
+    network = build_network(architecture_named("FaceResNet29_v1.0"), config, "dlib").eval()
     width = network.memory.width
     generator = np.random.default_rng(0)
     features = generator.normal(size=(40, width)) * generator.uniform(0.1, 3, width) + 1
@@ -125,7 +127,7 @@ def test_centres_are_means_of_many_clips_of_several_speakers_and_hold_no_descrip
 
 
 def test_scores_are_five_numbers_between_0_and_1():
-    network = build_network("ResNet18_v1.0", {**SMALL, "heads": 3}, "none").eval()
+    network = build_network(architecture_named("ResNet18_v1.0"), {**SMALL, "heads": 3}, "none").eval()
     chips = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
     scores = network(chips)
     assert scores.shape == (2, 5) and 0 < scores.min() and scores.max() < 1
@@ -139,7 +141,7 @@ def test_face_network_agrees_with_dlib(chalearn_dir):
     portraits = zipfile.ZipFile(chalearn_dir / "portraits_train.zip")
     names = sorted(name for name in portraits.namelist() if name.endswith(".jpg"))[::220][:50]
     dlib_network = dlib.face_recognition_model_v1(str(face_weights_path()))
-    network = build_network("FaceResNet29_v1.0", SMALL, "dlib").eval()
+    network = build_network(architecture_named("FaceResNet29_v1.0"), SMALL, "dlib").eval()
     chips, expected = [], []
     for name in names:
         picture = cv2.imdecode(np.frombuffer(portraits.read(name), np.uint8), cv2.IMREAD_COLOR_RGB)
@@ -174,27 +176,29 @@ def test_weights_from_a_file(tmp_path):
     state = torchvision.models.resnet18(weights=None).state_dict()
     path = tmp_path / "resnet18.pt"
     torch.save(state, path)
-    network = build_network("ResNet18_v1.0", SMALL, str(path))
+    network = build_network(architecture_named("ResNet18_v1.0"), SMALL, str(path))
     assert torch.equal(network.backbone.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
     with pytest.raises(UserError, match="layer1.2.bn1.* is missing"):
-        build_network("ResNet34_v1.0", SMALL, str(path))
+        build_network(architecture_named("ResNet34_v1.0"), SMALL, str(path))
     torch.save({**state, "surprise": torch.zeros(1)}, path)
     with pytest.raises(UserError, match="surprise is foreign"):
-        build_network("ResNet18_v1.0", SMALL, str(path))
+        build_network(architecture_named("ResNet18_v1.0"), SMALL, str(path))
     with pytest.raises(UserError, match="no such file"):
-        build_network("ResNet18_v1.0", SMALL, "nowhere.pt")
+        build_network(architecture_named("ResNet18_v1.0"), SMALL, "nowhere.pt")
     with pytest.raises(UserError, match="takes imagenet, none or a path"):
-        build_network("ResNet18_v1.0", SMALL, "dlib")
+        build_network(architecture_named("ResNet18_v1.0"), SMALL, "dlib")
 
 
 def checkpoint_of(network, name="ResNet18_v1.0", settings=SMALL):
-    return Checkpoint(name, {key: settings[key] for key in config_keys(name)}, DEFAULT_PREPROCESSING,
+    architecture = architecture_named(name)
+    return Checkpoint(architecture, {key: settings[key] for key in architecture.config_keys}, DEFAULT_PREPROCESSING,
                       network.state_dict(), dict.fromkeys(TRAITS, 0.5), ["a.1", "b.1"], ["a", "b"], "train", 1,
                       {"loss_train": 0.1})
 
 
 def content_of(network):
-    return {"format": FORMAT, "traits": list(TRAITS), **vars(checkpoint_of(network))}
+    return {"format": FORMAT, "traits": list(TRAITS), **vars(checkpoint_of(network)),
+            "architecture": dataclasses.asdict(architecture_named("ResNet18_v1.0"))}
 
 
 class _Touch:
@@ -206,7 +210,7 @@ class _Touch:
 
 
 def test_checkpoints_run_no_code_and_damage_is_named(tmp_path):
-    network = build_network("ResNet18_v1.0", SMALL, "none").eval()
+    network = build_network(architecture_named("ResNet18_v1.0"), SMALL, "none").eval()
     path = tmp_path / "checkpoint_best.pt"
     checkpoint_of(network).save(path)
     assert os.listdir(tmp_path) == [path.name]
@@ -223,7 +227,8 @@ def test_checkpoints_run_no_code_and_damage_is_named(tmp_path):
                 with pytest.raises(UserError, match="evil.pt"):
                     load_checkpoint(evil)
                 assert not mark.exists()
-    for key, value in {"architecture": "ResNet99", "config": {"l1": 10**9, "l2": 8, "dropout": 0.1, "heads": 1},
+    no_such = {**content_of(network)["architecture"], "backbone": "resnet99"}
+    for key, value in {"architecture": no_such, "config": {"l1": 10**9, "l2": 8, "dropout": 0.1, "heads": 1},
                        "traits": ["O"], "network": {}, "format": 99}.items():
         torch.save({**content_of(network), key: value}, evil)
         with pytest.raises(UserError):
@@ -233,7 +238,8 @@ def test_checkpoints_run_no_code_and_damage_is_named(tmp_path):
 def test_fuzzed_checkpoints(tmp_path, long_run):
     """Checkpoints with mutated bytes (headers, pickled part, directory of the zip) are read or refused in one line."""
     path = tmp_path / "mutated.pt"
-    torch.save({**content_of(build_network("ResNet18_v1.0", SMALL, "none")), "network": {"w": torch.zeros(3)}}, path)
+    network = build_network(architecture_named("ResNet18_v1.0"), SMALL, "none")
+    torch.save({**content_of(network), "network": {"w": torch.zeros(3)}}, path)
     whole = path.read_bytes()
     generator = random.Random(7)
     refused = 0
@@ -259,3 +265,13 @@ def test_not_a_checkpoint(tmp_path):
     for name in ("empty.pt", "text.pt", "missing.pt"):
         with pytest.raises(UserError, match=name):
             load_file(tmp_path / name, "a checkpoint")
+
+
+def test_load_model_and_load_trained():
+    network = load_model("ResNet18_v1.0", {"l1": 16, "l2": 8}, "none").eval()
+    assert network(torch.zeros(2, 3, 224, 224, dtype=torch.uint8)).shape == (2, 5)
+    with pytest.raises(UserError, match="unknown setting 'L1'"):
+        load_model("ResNet18_v1.0", {"L1": 16}, "none")
+    trained, checkpoint = load_trained("pretrained")
+    assert not trained.training and checkpoint.preprocessing["size"] == 224
+    assert trained(torch.zeros(2, 3, 224, 224, dtype=torch.uint8)).shape == (2, 5)

@@ -4,13 +4,12 @@ import json
 import random
 import unicodedata
 
-from command_line import UserError
-
 import numpy as np
 import pandas
 import pytest
 
 import evaluate
+from command_line import UserError
 from conventions import TRAITS
 from labels import read_groups, read_labels, read_scores, read_speakers
 

@@ -8,8 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-from command_line import UserError
-
 import numpy as np
 import pandas
 import pytest
@@ -20,13 +18,16 @@ import evaluate
 import train
 import train_resnet_raytune_hyperparams
 from checkpoint import load_checkpoint
+from command_line import UserError
 from conftest import REPOSITORY, listen_to_ctrl_c, signals_kept, write_chips
 from conventions import TRAITS
-from dataset import load_split
+from dataset import FaceDataset
 from device import Machine
 from features import make_source
-from model_architectures import build_network
+from model_architectures import architecture_named
+from network import build_network
 from settings import Plan, Settings
+from splits import load_split
 from tensorboard_logs import picture_grid
 from training import fit, start_training
 from training_data import Samples
@@ -94,8 +95,8 @@ def test_scrambled_pictures_teach_nothing(tmp_path):
 
     def best_pearson():
         torch.manual_seed(0)
-        network = build_network("FaceResNet29_v1.0", plan.settings.as_dict(), "dlib")
-        samples, validation = (Samples(split, make_source(network, split, machine))
+        network = build_network(architecture_named("FaceResNet29_v1.0"), plan.settings.as_dict(), "dlib")
+        samples, validation = (Samples(split, make_source(network, FaceDataset(split), machine))
                                for split in (load_split(data, "train"), load_split(data, "valid")))
         state = start_training(network, samples, plan, machine)
         return max(record["pearson_mean"] for record in fit(state, plan, samples, validation, show_progress=False))
