@@ -32,7 +32,8 @@ def evaluate_experiment(args: argparse.Namespace, split: Split, predictions: pan
         evaluation.seen = None
         evaluation.notes.append(f"{args.experiment} keeps no names of its training clips; with --train-labels FILE the "
                                 "speakers among them are told from others")
-    evaluation.metrics.update(experiment=args.experiment, architecture=checkpoint.architecture.name, epoch=checkpoint.epoch,
+    evaluation.metrics.update(experiment=args.experiment, architecture=checkpoint.architecture.name,
+                              epoch=checkpoint.epoch,
                               data_fingerprint=split.fingerprint(), trained_on=checkpoint.trained_on)
     known = len(set(split.labels.index) & set(checkpoint.clips))
     if known:
