@@ -8,8 +8,9 @@ intervals and percentiles, heat maps, the course over a clip, and gives the tabl
 once; nobody sees another's files or results. Nothing is kept: files are deleted when the last page of their
 browser closes, after an hour, and when the program ends (Ctrl-C). Results are never written to disk.
 """
-import startup  # noqa: F401  before all others
+import first_impressions.common.startup  # noqa: F401  (before torch)
 
+# isort: split
 import contextlib
 import copy
 import os
@@ -24,8 +25,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from app_gate import Gate, Visitors, delete_older
-from app_page import (
+from first_impressions.common.command_line import UserError, counted, make_parser, positive_int, run_script
+from first_impressions.common.constants import CLIP_SUFFIXES, PICTURE_SUFFIXES
+from first_impressions.common.experiment import PRETRAINED
+from first_impressions.common.files import private_folder
+from first_impressions.prediction.drawings import annotate, plot_course
+from first_impressions.prediction.guard import Gate, Visitors, delete_older
+from first_impressions.prediction.page import (
     CAUTION,
     CSS,
     INTRODUCTION,
@@ -38,13 +44,8 @@ from app_page import (
     side_by_side,
     table_link,
 )
-from command_line import UserError, counted, make_parser, positive_int, run_script
-from conventions import CLIP_SUFFIXES, PICTURE_SUFFIXES
-from drawings import annotate, plot_course
-from experiment import PRETRAINED
-from explain import draw_heat_maps
-from files import private_folder
-from scoring import FRAME_COLUMNS, PEOPLE_COLUMNS, Scorer, load_scorer, score_files
+from first_impressions.prediction.saliency import draw_heat_maps
+from first_impressions.prediction.scoring import FRAME_COLUMNS, PEOPLE_COLUMNS, Scorer, load_scorer, score_files
 
 HOST = "127.0.0.1"
 FOLDER_PREFIX = "apparent-personality-"

@@ -9,23 +9,24 @@ what the suite makes of a data folder:
 From Python, for a network and a loop of your own:
 
     from dataset import FaceDataset
-    from splits import load_split
+    from first_impressions.data.splits import load_split
     loader = torch.utils.data.DataLoader(FaceDataset(load_split("data", "train")), batch_size=32, shuffle=True)
     for chips, labels in loader:        # uint8 32 x 3 x 224 x 224, float32 32 x 5 in [0, 1]
         ...
 """
-import startup  # noqa: F401  before all others
+import first_impressions.common.startup  # noqa: F401  (before torch)
 
+# isort: split
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
 
-from chips import read_chip
-from command_line import UserError, make_parser, run_script
-from conventions import FACE_SIZE, SPLITS, TRAITS
-from splits import Split, add_speaker_option, describe, load_split
+from first_impressions.common.command_line import UserError, make_parser, run_script
+from first_impressions.common.constants import FACE_SIZE, SPLITS, TRAITS
+from first_impressions.data.chips import read_chip
+from first_impressions.data.splits import Split, add_speaker_option, describe, load_split
 
 
 def augmentation(strength: float) -> Callable[[torch.Tensor], torch.Tensor] | None:

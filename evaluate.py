@@ -9,8 +9,9 @@
 Writes runs/EXPERIMENT/evaluation_<split>/: metrics.json, predictions.csv (one row a clip), one picture a trait and
 report.html; with --predictions a folder beside the file, <name>_evaluation/.
 """
-import startup  # noqa: F401  before all others
+import first_impressions.common.startup  # noqa: F401  (before torch)
 
+# isort: split
 import argparse
 import shlex
 import sys
@@ -18,18 +19,31 @@ from pathlib import Path
 
 import pandas
 
-from checkpoint import Checkpoint, Intervals, find_checkpoint, load_experiment, versions
-from command_line import UserError, folder_options, make_parser, printable, run_script, seed_number
-from conventions import TRAITS
 from dataset import FaceDataset
-from device import Machine, add_machine_options
-from experiment import experiment_folder
-from features import make_source, score_rows
-from labels import read_groups, read_scores
-from measure import add_comparison, add_figures, add_groups, evaluate_experiment, evaluate_file
-from metrics import PUBLISHED, format_table, scores_of_clips
-from results import write_results
-from splits import Split, add_speaker_option, describe, load_split
+from first_impressions.common.command_line import (
+    UserError,
+    folder_options,
+    make_parser,
+    printable,
+    run_script,
+    seed_number,
+)
+from first_impressions.common.constants import TRAITS
+from first_impressions.common.device import Machine, add_machine_options
+from first_impressions.common.experiment import experiment_folder
+from first_impressions.data.labels import read_groups, read_scores
+from first_impressions.data.splits import Split, add_speaker_option, describe, load_split
+from first_impressions.evaluation.measure import (
+    add_comparison,
+    add_figures,
+    add_groups,
+    evaluate_experiment,
+    evaluate_file,
+)
+from first_impressions.evaluation.metrics import PUBLISHED, format_table, scores_of_clips
+from first_impressions.evaluation.results import write_results
+from first_impressions.networks.checkpoint import Checkpoint, Intervals, find_checkpoint, load_experiment, versions
+from first_impressions.training.inputs import make_source, score_rows
 
 # ---------------------------------------------------------------- scores
 

@@ -13,8 +13,9 @@ normalisation happen inside. Its metadata (ONNX: metadata_props, torch: extra_fi
 the cropping. A file of that name is replaced. A network with a memory of clips takes descriptors of the training clips'
 faces with it: see the README before you publish it.
 """
-import startup  # noqa: F401  before all others
+import first_impressions.common.startup  # noqa: F401  (before torch)
 
+# isort: split
 import dataclasses
 import io
 import json
@@ -25,12 +26,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from checkpoint import TO_GIVE_AWAY, Checkpoint, find_checkpoint, load_checkpoint
-from command_line import UserError, make_parser, run_script
-from conventions import TRAITS
-from experiment import experiment_folder
-from files import atomic_write, check_output_file
-from network import PersonalityNetwork, build_network
+from first_impressions.common.command_line import UserError, make_parser, run_script
+from first_impressions.common.constants import TRAITS
+from first_impressions.common.experiment import experiment_folder
+from first_impressions.common.files import atomic_write, check_output_file
+from first_impressions.networks.checkpoint import TO_GIVE_AWAY, Checkpoint, find_checkpoint, load_checkpoint
+from first_impressions.networks.network import PersonalityNetwork, build_network
 
 FILE_OF_FORMAT = {"onnx": "model.onnx", "torch": "model.pt2", "checkpoint": TO_GIVE_AWAY}
 MOST_SINGLE = 20_000    # numbers of a tensor that keeps single precision: little to gain from halves

@@ -9,18 +9,19 @@ From Python, a new network and a trained one:
     network = load_model("ResNet18_v1.0", {"l1": 512, "l2": 128})
     network, checkpoint = load_trained("pretrained")
 """
-import startup  # noqa: F401  before all others
+import first_impressions.common.startup  # noqa: F401  (before torch)
 
+# isort: split
 import os
 import sys
 from pathlib import Path
 
-from checkpoint import Checkpoint, load_experiment
-from command_line import UserError, make_parser, run_script
-from conventions import TRAITS
-from device import Machine, pick_device
-from network import Architecture, PersonalityNetwork, build_network
-from settings import SETTING_NAMES, resolve_settings, settle_memory
+from first_impressions.common.command_line import UserError, make_parser, run_script
+from first_impressions.common.constants import TRAITS
+from first_impressions.common.device import Machine, pick_device
+from first_impressions.networks.checkpoint import Checkpoint, load_experiment
+from first_impressions.networks.network import Architecture, PersonalityNetwork, build_network
+from first_impressions.training.settings import SETTING_NAMES, resolve_settings, settle_memory
 
 ARCHITECTURES = {architecture.name: architecture for architecture in (
     Architecture("ResNet18_v1.0", "resnet18", (), ("l1", "l2")),

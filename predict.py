@@ -15,8 +15,9 @@ to 2.4. Heat maps and their scores are of one face, the middle one of the clip. 
 stability in truth: high means calm. A file that cannot be scored costs a line on stderr and, with --out, a row with its
 problem.
 """
-import startup  # noqa: F401  before all others
+import first_impressions.common.startup  # noqa: F401  (before torch)
 
+# isort: split
 import argparse
 import contextlib
 import json
@@ -30,8 +31,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from checkpoint import find_checkpoint
-from command_line import (
+from first_impressions.common.command_line import (
     UserError,
     disk_error,
     make_parser,
@@ -43,12 +43,13 @@ from command_line import (
     stop_name,
     stop_status,
 )
-from conventions import TRAITS
-from drawings import annotate, plot_course
-from experiment import experiment_folder
-from explain import draw_heat_maps
-from files import atomic_write, check_output_file
-from scoring import (
+from first_impressions.common.constants import TRAITS
+from first_impressions.common.experiment import experiment_folder
+from first_impressions.common.files import atomic_write, check_output_file
+from first_impressions.networks.checkpoint import find_checkpoint
+from first_impressions.prediction.drawings import annotate, plot_course
+from first_impressions.prediction.saliency import draw_heat_maps
+from first_impressions.prediction.scoring import (
     FRAME_COLUMNS,
     HALF_WIDTHS,
     PEOPLE_COLUMNS,

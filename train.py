@@ -14,8 +14,9 @@ FINAL_RUN true trains on training + validation clips for exactly NUM_EPOCHS and 
 Writes runs/EXPERIMENT/: args.json, training.csv (one row an epoch), checkpoint_last.pt, checkpoint_best.pt (FINAL_RUN
 false), checkpoint_previous.pt, MODEL_CARD.md and TensorBoard's event files.
 """
-import startup  # noqa: F401  before all others
+import first_impressions.common.startup  # noqa: F401  (before torch)
 
+# isort: split
 import argparse
 import contextlib
 import dataclasses
@@ -32,10 +33,8 @@ import pandas
 from torch import distributed
 from torch.utils.tensorboard import SummaryWriter
 
-from calibration import calibrate
-from checkpoint import BEST, LAST, PREVIOUS, Checkpoint, load_checkpoint, versions
-from chips import epoch_batches
-from command_line import (
+from dataset import FaceDataset
+from first_impressions.common.command_line import (
     UserError,
     folder_options,
     leave_closed_terminal,
@@ -46,9 +45,8 @@ from command_line import (
     stop_name,
     true_or_false,
 )
-from conventions import TRAITS
-from dataset import FaceDataset
-from device import (
+from first_impressions.common.constants import TRAITS
+from first_impressions.common.device import (
     Machine,
     add_machine_options,
     any_process,
@@ -57,7 +55,7 @@ from device import (
     start_processes,
     world_size,
 )
-from experiment import (
+from first_impressions.common.experiment import (
     SECONDS_BETWEEN_CHECKPOINTS,
     TRAINING_RECORD,
     TRAINING_TABLE,
@@ -68,13 +66,25 @@ from experiment import (
     open_experiment,
     start_replacement,
 )
-from features import make_source
-from files import atomic_write
-from labels import quantiles_of
-from model_architectures import ARCHITECTURES, architecture_named
-from model_card import write_model_card
-from network import Architecture, PersonalityNetwork, build_network
-from settings import (
+from first_impressions.common.files import atomic_write
+from first_impressions.data.chips import epoch_batches
+from first_impressions.data.labels import quantiles_of
+from first_impressions.data.splits import Split, describe
+from first_impressions.evaluation.logs import log_epoch, log_hyperparameters, log_pictures
+from first_impressions.evaluation.model_card import write_model_card
+from first_impressions.networks.checkpoint import BEST, LAST, PREVIOUS, Checkpoint, load_checkpoint, versions
+from first_impressions.networks.network import Architecture, PersonalityNetwork, build_network
+from first_impressions.training.conformal import calibrate
+from first_impressions.training.inputs import make_source
+from first_impressions.training.loop import TrainingState, check_finite, fit, start_training
+from first_impressions.training.samples import (
+    Samples,
+    add_data_options,
+    check_batch_size,
+    load_training_and_validation,
+    number_of_samples,
+)
+from first_impressions.training.settings import (
     SETTING_NAMES,
     Plan,
     add_settings_options,
@@ -83,16 +93,7 @@ from settings import (
     resolve_settings,
     settle_memory,
 )
-from splits import Split, describe
-from tensorboard_logs import log_epoch, log_hyperparameters, log_pictures
-from training import TrainingState, check_finite, fit, start_training
-from training_data import (
-    Samples,
-    add_data_options,
-    check_batch_size,
-    load_training_and_validation,
-    number_of_samples,
-)
+from model_architectures import ARCHITECTURES, architecture_named
 
 
 class Stopped(Exception):

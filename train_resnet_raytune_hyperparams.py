@@ -12,8 +12,9 @@ behind the others are stopped early. The best trial is the one with the highest 
 clips over all of its epochs. Writes runs/EXPERIMENT/: best_config.json (for train.py --config), trials.csv (one row a
 trial), search_args.json, and search/<trial>/ with each trial's TensorBoard logs and checkpoints.
 """
-import startup  # noqa: F401  before all others
+import first_impressions.common.startup  # noqa: F401  (before torch)
 
+# isort: split
 import argparse
 import dataclasses
 import errno
@@ -33,8 +34,8 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from torch.utils.tensorboard import SummaryWriter
 
-from checkpoint import versions
-from command_line import (
+from dataset import FaceDataset
+from first_impressions.common.command_line import (
     UserError,
     disk_error,
     folder_options,
@@ -45,19 +46,25 @@ from command_line import (
     run_script,
     seed_number,
 )
-from dataset import FaceDataset
-from device import add_machine_options, seed_everything
-from experiment import SEARCH_RECORD, TRAINING_TABLE, check_experiment, experiment_folder, open_experiment
-from features import make_source
-from files import atomic_write
+from first_impressions.common.device import add_machine_options, seed_everything
+from first_impressions.common.experiment import (
+    SEARCH_RECORD,
+    TRAINING_TABLE,
+    check_experiment,
+    experiment_folder,
+    open_experiment,
+)
+from first_impressions.common.files import atomic_write
+from first_impressions.common.ray_cluster import start_ray
+from first_impressions.data.splits import Split
+from first_impressions.evaluation.logs import log_hyperparameters
+from first_impressions.networks.checkpoint import versions
+from first_impressions.networks.network import PersonalityNetwork, build_network
+from first_impressions.training.inputs import make_source
+from first_impressions.training.samples import add_data_options, load_training_and_validation, number_of_samples
+from first_impressions.training.search_trial import METRIC, Search, TrialProgress, run_trial
+from first_impressions.training.settings import SETTING_NAMES, Settings, resolve_settings, settle_memory
 from model_architectures import ARCHITECTURES, architecture_named
-from network import PersonalityNetwork, build_network
-from ray_cluster import start_ray
-from search_trial import METRIC, Search, TrialProgress, run_trial
-from settings import SETTING_NAMES, Settings, resolve_settings, settle_memory
-from splits import Split
-from tensorboard_logs import log_hyperparameters
-from training_data import add_data_options, load_training_and_validation, number_of_samples
 
 # The search space: a setting (see settings.py) or batch_size, and what it is drawn from. A network that has no use for
 # a key (l3 is of ResNet101_v1.0 alone) does without it; a key that is not here keeps its default.

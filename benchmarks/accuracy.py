@@ -19,8 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import startup  # noqa: F401  before all others
+import first_impressions.common.startup  # noqa: F401  (before torch)
 
+# isort: split
 import numpy as np
 import pandas
 from portraits import (
@@ -34,7 +35,7 @@ from portraits import (
     train_once,
 )
 
-from command_line import counted, make_parser, positive_int, run_script
+from first_impressions.common.command_line import counted, make_parser, positive_int, run_script
 
 # The recipe is what train.py does without any option.
 FINAL = {"the recipe": {}, "no row of a person kept (centres)": {"memory": "centres"},

@@ -24,27 +24,28 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import startup  # noqa: F401  before all others
+import first_impressions.common.startup  # noqa: F401  (before torch)
 
+# isort: split
 import numpy as np
 import pandas
 import torch
 
-from chips import chip_loader
-from clip_rows import rows_of_dataset
-from command_line import UserError, make_parser, run_script, whole_number
-from conventions import DEFAULT_PREPROCESSING, TRAITS
 from dataset import FaceDataset
-from device import Machine, autocast_dtype, pick_device, seed_everything
-from features import FaceChips, Inputs, features_of_chips
-from files import atomic_write, check_output_file
-from labels import speakers_of
+from first_impressions.common.command_line import UserError, make_parser, run_script, whole_number
+from first_impressions.common.constants import DEFAULT_PREPROCESSING, TRAITS
+from first_impressions.common.device import Machine, autocast_dtype, pick_device, seed_everything
+from first_impressions.common.files import atomic_write, check_output_file
+from first_impressions.data.chips import chip_loader
+from first_impressions.data.labels import speakers_of
+from first_impressions.data.splits import Split, list_faces
+from first_impressions.networks.network import BACKBONES, PersonalityNetwork, build_network, make_head
+from first_impressions.training.feature_cache import rows_of_dataset
+from first_impressions.training.inputs import FaceChips, Inputs, features_of_chips
+from first_impressions.training.loop import fit, start_training
+from first_impressions.training.samples import Samples
+from first_impressions.training.settings import Plan, Settings
 from model_architectures import architecture_named
-from network import BACKBONES, PersonalityNetwork, build_network, make_head
-from settings import Plan, Settings
-from splits import Split, list_faces
-from training import fit, start_training
-from training_data import Samples
 
 BATCH_SIZES = (32, 64, 128, 256, 512, 1024, 2048)
 LEAST_GAIN = 1.05       # a larger batch is worth it from here on

@@ -4,12 +4,12 @@ from pathlib import Path
 import numpy as np
 import pandas
 
-from conventions import DEFAULT_PREPROCESSING, TRAITS
-from device import Machine
-from face_resnet29 import FACE_VIEWS, FEATURES_PER_VIEW
-from features import ClipRows
-from splits import Split
-from training_data import Samples
+from first_impressions.common.constants import DEFAULT_PREPROCESSING, TRAITS
+from first_impressions.common.device import Machine
+from first_impressions.data.splits import Split
+from first_impressions.networks.face_resnet29 import FACE_VIEWS, FEATURES_PER_VIEW
+from first_impressions.training.inputs import ClipRows
+from first_impressions.training.samples import Samples
 
 WIDTH = FEATURES_PER_VIEW * len(FACE_VIEWS)     # features of a face by dlib's network
 BYTES_A_CLIP = 2 * (WIDTH + 1) * 2              # of float16, in a cache file of clip_rows.py

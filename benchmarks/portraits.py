@@ -9,19 +9,19 @@ from pathlib import Path
 import numpy as np
 import pandas
 
-from calibration import calibrate
-from command_line import UserError
-from conventions import ANNOTATION_FILES
 from dataset import FaceDataset
-from device import Machine, pick_device, seed_everything
-from features import ClipRows, make_source, score_rows
-from metrics import measure, scores_of_clips
+from first_impressions.common.command_line import UserError
+from first_impressions.common.constants import ANNOTATION_FILES
+from first_impressions.common.device import Machine, pick_device, seed_everything
+from first_impressions.data.splits import Split, load_split
+from first_impressions.evaluation.metrics import measure, scores_of_clips
+from first_impressions.networks.network import build_network
+from first_impressions.training.conformal import calibrate
+from first_impressions.training.inputs import ClipRows, make_source, score_rows
+from first_impressions.training.loop import fit, start_training
+from first_impressions.training.samples import Samples
+from first_impressions.training.settings import Plan, resolve_settings, settle_memory
 from model_architectures import architecture_named
-from network import build_network
-from settings import Plan, resolve_settings, settle_memory
-from splits import Split, load_split
-from training import fit, start_training
-from training_data import Samples
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EPOCHS, BATCH_SIZE = 30, 128

@@ -17,13 +17,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import startup  # noqa: F401  before all others
+import first_impressions.common.startup  # noqa: F401  (before torch)
 
+# isort: split
 import av
 import pandas
 
-from command_line import UserError, make_parser, positive_int, run_script
-from files import check_output_file
+from first_impressions.common.command_line import UserError, make_parser, positive_int, run_script
+from first_impressions.common.files import check_output_file
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PREDICT = [sys.executable, REPOSITORY / "predict.py", "pretrained"]

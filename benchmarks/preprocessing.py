@@ -19,20 +19,34 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pre-processing"))
 
-import startup  # noqa: F401  before all others
+import first_impressions.common.startup  # noqa: F401  (before torch)
 
+# isort: split
 import av
 import cv2
 import dlib
 import numpy as np
 
-from clip_packets import list_packets
-from conventions import CLIP_SUFFIXES
-from detectors import Box, find_predictor, load_models
-from face_tracker import FaceTracker
-from find_faces import CropSettings, encode_jpeg, extract_faces, find_faces, read_picture, write_chips
-from read_clips import FrameSettings, choose_frames, earlier_frames, extract_frames, read_chosen
-from target_folder import find_files, open_target
+from first_impressions.common.constants import CLIP_SUFFIXES
+from first_impressions.extraction.detectors import Box, find_predictor, load_models
+from first_impressions.extraction.faces import (
+    CropSettings,
+    encode_jpeg,
+    extract_faces,
+    find_faces,
+    read_picture,
+    write_chips,
+)
+from first_impressions.extraction.frames import (
+    FrameSettings,
+    choose_frames,
+    earlier_frames,
+    extract_frames,
+    read_chosen,
+)
+from first_impressions.extraction.packets import list_packets
+from first_impressions.extraction.tracking import FaceTracker
+from first_impressions.jobs.target_folder import find_files, open_target
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FRAME_SCRIPT = REPOSITORY / "pre-processing" / "extract_frames_from_videos.py"

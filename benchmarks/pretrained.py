@@ -13,8 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import startup  # noqa: F401  before all others
+import first_impressions.common.startup  # noqa: F401  (before torch)
 
+# isort: split
 import numpy as np
 import pandas
 from portraits import (
@@ -32,15 +33,15 @@ from portraits import (
 )
 from scipy.stats import mannwhitneyu
 
-from checkpoint import load_experiment
-from command_line import VERSION, make_parser, run_script
-from conventions import TRAITS, clip_name
-from experiment import MODEL_CARD
-from features import score_rows
-from files import atomic_write
-from metrics import scores_of_clips
-from model_card import KEEPS, render_model_card
-from splits import describe
+from first_impressions.common.command_line import VERSION, make_parser, run_script
+from first_impressions.common.constants import TRAITS, clip_name
+from first_impressions.common.experiment import MODEL_CARD
+from first_impressions.common.files import atomic_write
+from first_impressions.data.splits import describe
+from first_impressions.evaluation.metrics import scores_of_clips
+from first_impressions.evaluation.model_card import KEEPS, render_model_card
+from first_impressions.networks.checkpoint import load_experiment
+from first_impressions.training.inputs import score_rows
 
 SETTINGS = {"memory": "centres", "components": 256}     # 256: with 512 the file is over 6 MB
 TARGET = REPOSITORY / "pretrained"

@@ -16,8 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import startup  # noqa: F401  before all others
+import first_impressions.common.startup  # noqa: F401  (before torch)
 
+# isort: split
 import cv2
 import numpy as np
 import pandas
@@ -27,21 +28,21 @@ from made_up import BYTES_A_CLIP, FACES_A_CLIP, made_up_samples
 from PIL import Image
 from torchvision import transforms
 
-from calibration import calibrate
-from command_line import UserError, make_parser, positive_int, run_script
-from conventions import DEFAULT_PREPROCESSING, FACE_SIZE, JPEG_QUALITY, TRAITS, face_name
 from dataset import FaceDataset
-from device import Machine, autocast_dtype, seed_everything
-from features import FaceChips, make_source
-from files import check_output_file
-from labels import speakers_of
+from first_impressions.common.command_line import UserError, make_parser, positive_int, run_script
+from first_impressions.common.constants import DEFAULT_PREPROCESSING, FACE_SIZE, JPEG_QUALITY, TRAITS, face_name
+from first_impressions.common.device import Machine, autocast_dtype, seed_everything
+from first_impressions.common.files import check_output_file
+from first_impressions.data.labels import speakers_of
+from first_impressions.data.splits import Split, list_faces
+from first_impressions.networks.network import IMAGENET_MEAN, IMAGENET_STD, PersonalityNetwork, build_network
+from first_impressions.prediction.scoring import score_clip
+from first_impressions.training.conformal import calibrate
+from first_impressions.training.inputs import FaceChips, make_source
+from first_impressions.training.loop import fit, start_training
+from first_impressions.training.samples import Samples
+from first_impressions.training.settings import Plan, resolve_settings, settle_memory
 from model_architectures import architecture_named
-from network import IMAGENET_MEAN, IMAGENET_STD, PersonalityNetwork, build_network
-from scoring import score_clip
-from settings import Plan, resolve_settings, settle_memory
-from splits import Split, list_faces
-from training import fit, start_training
-from training_data import Samples
 
 TRIALS, EPOCHS, BATCH_SIZE = 20, 10, 128
 FINAL_EPOCHS = 30

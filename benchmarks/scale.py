@@ -25,24 +25,25 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import startup  # noqa: F401  before all others
+import first_impressions.common.startup  # noqa: F401  (before torch)
 
+# isort: split
 import pandas
 import torch
 from made_up import BYTES_A_CLIP, FACES_A_CLIP, made_up_samples, write_file
 
-from command_line import UserError, make_parser, positive_int, run_script
-from conventions import face_name, frame_name
-from device import Machine, seed_everything
-from features import ClipRows, score_rows
-from files import check_output_file
-from gaussian_process import GaussianProcess
+from first_impressions.common.command_line import UserError, make_parser, positive_int, run_script
+from first_impressions.common.constants import face_name, frame_name
+from first_impressions.common.device import Machine, seed_everything
+from first_impressions.common.files import check_output_file
+from first_impressions.data.splits import list_faces
+from first_impressions.networks.gaussian_process import GaussianProcess
+from first_impressions.networks.network import build_network
+from first_impressions.networks.principal_components import PrincipalComponents
+from first_impressions.training.inputs import ClipRows, score_rows
+from first_impressions.training.loop import fit, start_training
+from first_impressions.training.settings import Plan, resolve_settings, settle_memory
 from model_architectures import architecture_named
-from network import build_network
-from principal_components import PrincipalComponents
-from settings import Plan, resolve_settings, settle_memory
-from splits import list_faces
-from training import fit, start_training
 
 MODEL, EPOCHS, BATCH_SIZE = "FaceResNet29_v1.0", 10, 128
 SIZES, MILLION = (10_000, 100_000), 1_000_000

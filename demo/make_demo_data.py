@@ -32,8 +32,9 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import startup  # noqa: F401  before all others
+import first_impressions.common.startup  # noqa: F401  (before torch)
 
+# isort: split
 import av
 import cv2
 import numpy as np
@@ -41,7 +42,7 @@ import pandas
 from scipy.stats import qmc
 from skimage import data
 
-from command_line import UserError, make_parser, positive_int, progress_bar, run_script
+from first_impressions.common.command_line import UserError, make_parser, positive_int, progress_bar, run_script
 
 # As in conventions.py; this script needs nothing of the suite.
 TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")

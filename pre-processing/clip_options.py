@@ -3,10 +3,10 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from command_line import UserError, positive_int, seed_number
-from conventions import CLIP_SUFFIXES
-from target_folder import count_files, find_files
-from worker_pool import Known
+from first_impressions.common.command_line import UserError, positive_int, seed_number
+from first_impressions.common.constants import CLIP_SUFFIXES
+from first_impressions.jobs.target_folder import count_files, find_files
+from first_impressions.jobs.worker_pool import Known
 
 
 def add_clip_options(parser: argparse.ArgumentParser, target: str, target_help: str) -> None:

@@ -21,15 +21,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import startup  # noqa: F401  before all others
+import first_impressions.common.startup  # noqa: F401  (before torch)
 
-from batch import Batch, add_batch_options, print_summary, run_batch
-from command_line import UserError, counted, make_parser, printable, run_script
-from conventions import NO_FACE, PICTURE_SUFFIXES, face_name
+# isort: split
 from face_options import add_face_options, crop_settings, next_command, noted_settings
-from failures import KnownFailures
-from find_faces import extract_faces, find_pictures, stem_of, unreadable_kind
-from target_folder import (
+from first_impressions.common.command_line import UserError, counted, make_parser, printable, run_script
+from first_impressions.common.constants import NO_FACE, PICTURE_SUFFIXES, face_name
+from first_impressions.extraction.faces import extract_faces, find_pictures, stem_of, unreadable_kind
+from first_impressions.jobs.failures import KnownFailures
+from first_impressions.jobs.job import Batch, add_batch_options, print_summary, run_batch
+from first_impressions.jobs.target_folder import (
     check_clips,
     check_folders,
     check_settings,

@@ -20,17 +20,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import startup  # noqa: F401  before all others
+import first_impressions.common.startup  # noqa: F401  (before torch)
 
-from batch import Batch, add_batch_options, print_dry_run, print_summary, run_batch
-from clip_faces import ClipJob, extract_clip_faces
+# isort: split
 from clip_options import add_clip_options, count_clips, find_clips
-from command_line import make_parser, run_script
-from conventions import NO_FACE
 from face_options import add_face_options, crop_settings, next_command, noted_settings
-from failures import KnownFailures
-from read_clips import FrameSettings
-from target_folder import check_folders, check_settings, open_target
+from first_impressions.common.command_line import make_parser, run_script
+from first_impressions.common.constants import NO_FACE
+from first_impressions.extraction.clip_faces import ClipJob, extract_clip_faces
+from first_impressions.extraction.frames import FrameSettings
+from first_impressions.jobs.failures import KnownFailures
+from first_impressions.jobs.job import Batch, add_batch_options, print_dry_run, print_summary, run_batch
+from first_impressions.jobs.target_folder import check_folders, check_settings, open_target
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -18,13 +18,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import startup  # noqa: F401  before all others
+import first_impressions.common.startup  # noqa: F401  (before torch)
 
-from batch import Batch, add_batch_options, print_dry_run, print_summary, run_batch
+# isort: split
 from clip_options import add_clip_options, count_clips, find_clips
-from command_line import make_parser, printable, run_script
-from read_clips import FrameSettings, extract_frames
-from target_folder import check_folders, check_settings, open_target
+from first_impressions.common.command_line import make_parser, printable, run_script
+from first_impressions.extraction.frames import FrameSettings, extract_frames
+from first_impressions.jobs.job import Batch, add_batch_options, print_dry_run, print_summary, run_batch
+from first_impressions.jobs.target_folder import check_folders, check_settings, open_target
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import dlib
 
-from command_line import positive_int, printable
-from conventions import FACE_SIZE, SPLITS
-from detectors import PADDING, find_predictor, load_predictor
-from find_faces import CropSettings
+from first_impressions.common.command_line import positive_int, printable
+from first_impressions.common.constants import FACE_SIZE, SPLITS
+from first_impressions.extraction.detectors import PADDING, find_predictor, load_predictor
+from first_impressions.extraction.faces import CropSettings
 
 
 def add_face_options(parser: argparse.ArgumentParser) -> None:

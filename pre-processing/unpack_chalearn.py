@@ -25,16 +25,26 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import startup  # noqa: F401  before all others
+import first_impressions.common.startup  # noqa: F401  (before torch)
 
+# isort: split
 import pybit7z
 
-from archives import PASSWORD_VARIABLE, RESERVE, Unpacker, kind_of, open_archive, refusal
-from command_line import UserError, counted, disk_error, make_parser, printable, progress_bar, run_script, stop_status
-from conventions import ANNOTATION_FILES, SPLITS
-from failures import Failures
-from labels import read_labels
-from target_folder import FAILURES, check_folders, open_target
+from first_impressions.common.command_line import (
+    UserError,
+    counted,
+    disk_error,
+    make_parser,
+    printable,
+    progress_bar,
+    run_script,
+    stop_status,
+)
+from first_impressions.common.constants import ANNOTATION_FILES, SPLITS
+from first_impressions.data.archives import PASSWORD_VARIABLE, RESERVE, Unpacker, kind_of, open_archive, refusal
+from first_impressions.data.labels import read_labels
+from first_impressions.jobs.failures import Failures
+from first_impressions.jobs.target_folder import FAILURES, check_folders, open_target
 
 DOWNLOADS = {
     "train": [*(f"train-{number}.zip" for number in range(1, 7)), "train-annotation.zip"],

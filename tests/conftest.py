@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from command_line import UserError
+from first_impressions.common.command_line import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -184,7 +184,7 @@ def write_chips(folder, clips_of_split, faces_a_clip=2, seed=0):
     import numpy as np
     import pandas
 
-    from conventions import TRAITS
+    from first_impressions.common.constants import TRAITS
 
     generator = np.random.default_rng(seed)
     number = 0

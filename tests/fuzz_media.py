@@ -23,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pre-processing"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from conventions import CLIP_SUFFIXES
-from find_faces import CropSettings, extract_faces
+from first_impressions.common.constants import CLIP_SUFFIXES
+from first_impressions.extraction.faces import CropSettings, extract_faces
+from first_impressions.extraction.frames import FrameSettings, extract_frames
+from first_impressions.jobs.target_folder import open_target
+from first_impressions.jobs.worker_pool import map_files
 from make_media import portrait, write_clip
-from read_clips import FrameSettings, extract_frames
-from target_folder import open_target
-from worker_pool import map_files
 
 
 def make_seeds(folder):

@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 
 from app import KEPT_SECONDS
-from app_gate import delete_older
 from conftest import REPOSITORY, listen_to_ctrl_c, run_script_in
-from conventions import TRAITS
+from first_impressions.common.constants import TRAITS
+from first_impressions.prediction.guard import delete_older
 from make_media import portrait, write_clip
 
 pytest.importorskip("gradio", reason="pip install -r requirements-app.txt")

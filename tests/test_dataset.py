@@ -11,17 +11,17 @@ import pandas
 import pytest
 import torch
 
-import clip_rows
-from chips import chip_loader, epoch_batches, read_chip
-from clip_rows import rows_of_dataset
-from command_line import UserError
 from conftest import REPOSITORY, write_chips
-from conventions import TRAITS, clip_name
 from dataset import FaceDataset
-from device import Machine
-from features import ClipRows
-from labels import read_labels, read_scores, speakers_of
-from splits import list_faces, load_split, split_by_speaker
+from first_impressions.common.command_line import UserError
+from first_impressions.common.constants import TRAITS, clip_name
+from first_impressions.common.device import Machine
+from first_impressions.data.chips import chip_loader, epoch_batches, read_chip
+from first_impressions.data.labels import read_labels, read_scores, speakers_of
+from first_impressions.data.splits import list_faces, load_split, split_by_speaker
+from first_impressions.training import feature_cache
+from first_impressions.training.feature_cache import rows_of_dataset
+from first_impressions.training.inputs import ClipRows
 
 MACHINE = Machine(torch.device("cpu"), cache="float32")
 HEADER = "clip," + ",".join(TRAITS) + "\n"
@@ -226,7 +226,7 @@ def test_rows_of_clips_are_means_reused_and_made_anew(tmp_path):
 def test_interrupted_rows_go_on(tmp_path, monkeypatch):
     """Killed between two batches: the clips that were flushed are not computed again, and the rows are the same."""
     data = write_chips(tmp_path / "data", {"train": 9}, faces_a_clip=3)
-    monkeypatch.setattr(clip_rows, "BATCHES_BETWEEN_FLUSHES", 2)
+    monkeypatch.setattr(feature_cache, "BATCHES_BETWEEN_FLUSHES", 2)
     split, seen = load_split(data, "train"), []
 
     def network(chips):

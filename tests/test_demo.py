@@ -3,8 +3,8 @@ import cv2
 import numpy as np
 import pandas
 
-from conventions import TRAITS, clip_name
-from splits import list_faces
+from first_impressions.common.constants import TRAITS, clip_name
+from first_impressions.data.splits import list_faces
 
 SMALL = ("--clips-train", 2, "--clips-valid", 1, "--clips-test", 2)
 

@@ -7,10 +7,10 @@ import pytest
 import scipy.stats
 
 import evaluate
-from command_line import UserError
-from conventions import TRAITS
-from labels import speakers_of
-from metrics import compare, measure, scores_of_clips, speaker_interval, warnings_about
+from first_impressions.common.command_line import UserError
+from first_impressions.common.constants import TRAITS
+from first_impressions.data.labels import speakers_of
+from first_impressions.evaluation.metrics import compare, measure, scores_of_clips, speaker_interval, warnings_about
 
 
 def made_up(clips=120, noise=0.08, seed=0):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from conventions import TRAITS
-from explain import contributions, explain_chips, overlay
+from first_impressions.common.constants import TRAITS
+from first_impressions.networks.network import build_network
+from first_impressions.prediction.saliency import contributions, explain_chips, overlay
 from model_architectures import architecture_named
-from network import build_network
 
 CONFIG = {"l1": 32, "l2": 16, "dropout": 0.0, "heads": 1, "components": 64}
 SPOTS = ((80, 112), (144, 112), (112, 60), (112, 164), (60, 60))  # x, y in the chip; one for each trait

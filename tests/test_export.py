@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import export
-from checkpoint import Checkpoint
-from conventions import TRAITS
+from first_impressions.common.constants import TRAITS
+from first_impressions.networks.checkpoint import Checkpoint
+from first_impressions.networks.network import build_network
 from model_architectures import architecture_named
-from network import build_network
 
 CONFIG = {"l1": 16, "l2": 8, "dropout": 0.2, "heads": 2, "components": 20}
 

@@ -10,8 +10,8 @@ import pytest
 
 import extract_faces_from_frames
 from conftest import REPOSITORY
-from detectors import Box, find_predictor, load_models
-from find_faces import find_faces, read_picture
+from first_impressions.extraction.detectors import Box, find_predictor, load_models
+from first_impressions.extraction.faces import find_faces, read_picture
 from make_media import portrait
 
 SCRIPT = "pre-processing/extract_faces_from_frames.py"

@@ -20,13 +20,13 @@ import export
 import predict
 import train
 import train_resnet_raytune_hyperparams as search
-from checkpoint import load_checkpoint
-from command_line import UserError, run_script
 from conftest import REPOSITORY, write_chips
-from conventions import TRAITS
+from first_impressions.common.command_line import UserError, run_script
+from first_impressions.common.constants import TRAITS
+from first_impressions.data.splits import Split, list_faces, load_split, split_by_speaker
+from first_impressions.networks.checkpoint import load_checkpoint
+from first_impressions.training.loop import ccc_loss
 from make_media import portrait, write_clip
-from splits import Split, list_faces, load_split, split_by_speaker
-from training import ccc_loss
 
 MODEL = "FaceResNet29_v1.0"
 SMALL = ["--l1", "16", "--l2", "8"]

@@ -9,19 +9,19 @@ from conftest import REPOSITORY, write_chips
 CLUSTER = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import ray_cluster
+from first_impressions.common import ray_cluster
 import ray
 import numpy as np, torch
 from pathlib import Path
 from ray.cluster_utils import Cluster
-import clip_rows
-from splits import load_split
-from device import Machine
-from features import make_source
-from network import build_network
-from settings import Settings
+from first_impressions.training import feature_cache
+from first_impressions.data.splits import load_split
+from first_impressions.common.device import Machine
+from first_impressions.training.inputs import make_source
+from first_impressions.networks.network import build_network
+from first_impressions.training.settings import Settings
 
-clip_rows.FACES_A_TASK = 10
+feature_cache.FACES_A_TASK = 10
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False,
                                                         "node_ip_address": "127.0.0.1"})
 cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")

@@ -20,10 +20,10 @@ import extract_faces_from_frames
 import extract_faces_from_videos
 import extract_frames_from_videos
 import predict
-from conventions import CLIP_SUFFIXES, TRAITS
+from first_impressions.common.constants import CLIP_SUFFIXES, TRAITS
+from first_impressions.extraction.frames import read_frames
+from first_impressions.prediction.scoring import load_scorer
 from make_media import write_clip
-from read_clips import read_frames
-from scoring import load_scorer
 
 FOREIGN = Path(__file__).with_name("foreign")
 FILES = sorted(path.name for path in FOREIGN.iterdir() if path.name != "README.md")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import extract_frames_from_videos
-from clip_packets import list_packets
+from first_impressions.extraction.frames import choose_frames, decode_wanted, read_frames
+from first_impressions.extraction.packets import list_packets
 from make_media import plain_decode, rotate_clip, set_pixel_aspect, write_clip
-from read_clips import choose_frames, decode_wanted, read_frames
 
 SCRIPT = "pre-processing/extract_frames_from_videos.py"
 KINDS = {

@@ -4,7 +4,7 @@ import importlib.util
 import sys
 
 from conftest import REPOSITORY
-from device import autocast_dtype, pick_device
+from first_impressions.common.device import autocast_dtype, pick_device
 
 SCRIPT = "benchmarks/gpu.py"
 

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from checkpoint import FORMAT, Checkpoint, load_checkpoint
-from command_line import UserError
-from conventions import DEFAULT_PREPROCESSING, TRAITS
-from face_resnet29 import FACE_INPUT_SIZE, face_weights_path, read_face_weights
-from gaussian_process import GaussianProcess
+from first_impressions.common.command_line import UserError
+from first_impressions.common.constants import DEFAULT_PREPROCESSING, TRAITS
+from first_impressions.networks.checkpoint import FORMAT, Checkpoint, load_checkpoint
+from first_impressions.networks.face_resnet29 import FACE_INPUT_SIZE, face_weights_path, read_face_weights
+from first_impressions.networks.gaussian_process import GaussianProcess
+from first_impressions.networks.network import build_network, load_network_state
+from first_impressions.networks.weights import load_file
+from first_impressions.training.loop import parameter_groups
+from first_impressions.training.settings import Settings
 from model_architectures import ARCHITECTURES, architecture_named, load_model, load_trained
-from network import build_network, load_network_state
-from settings import Settings
-from training import parameter_groups
-from weights import load_file
 
 SMALL = {**Settings().as_dict(), "l1": 16, "l2": 8, "l3": 4, "memory": "none", "memory_weight": 0.0}
 LIGHT = ["ResNet18_v1.0", "ResNet18_v2.0", "ResNet18_v3.0", "ResNet34_v2.0", "ResNet101_v2.0", "FaceResNet29_v1.0",

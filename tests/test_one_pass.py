@@ -11,18 +11,18 @@ import cv2
 import numpy as np
 import pytest
 
-import clip_faces
 import extract_faces_from_frames
 import extract_faces_from_videos
-from clip_faces import ClipJob, extract_clip_faces
 from conftest import REPOSITORY, run_script_in
-from detectors import load_models
-from face_tracker import FaceTracker
-from failures import KnownFailures
-from find_faces import CropSettings
+from first_impressions.extraction import clip_faces
+from first_impressions.extraction.clip_faces import ClipJob, extract_clip_faces
+from first_impressions.extraction.detectors import load_models
+from first_impressions.extraction.faces import CropSettings
+from first_impressions.extraction.frames import FrameSettings, choose_frames, earlier_frames
+from first_impressions.extraction.tracking import FaceTracker
+from first_impressions.jobs.failures import KnownFailures
+from first_impressions.jobs.target_folder import open_target
 from make_media import portrait, write_clip
-from read_clips import FrameSettings, choose_frames, earlier_frames
-from target_folder import open_target
 from test_faces import detector_alone
 from test_preprocessing_faults import CLUSTER, all_gone, contents, start
 

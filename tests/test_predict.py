@@ -18,7 +18,7 @@ import pytest
 import evaluate
 import predict
 from conftest import REPOSITORY, listen_to_ctrl_c, run_script_in
-from conventions import TRAITS
+from first_impressions.common.constants import TRAITS
 from make_media import portrait, write_clip
 
 

@@ -18,7 +18,7 @@ from filelock import FileLock
 from PIL import Image
 
 from conftest import REPOSITORY, listen_to_ctrl_c, run_script_in
-from failures import Failures
+from first_impressions.jobs.failures import Failures
 from fuzz_media import fuzz
 from make_media import portrait, rotate_clip, write_clip
 
@@ -183,7 +183,7 @@ def test_stopped_run_keeps_the_last_failures(tmp_path, run):
 def test_hang_is_bounded(tmp_path):
     (tmp_path / "work.py").write_text("""
 import os, time
-from worker_pool import heartbeat
+from first_impressions.jobs.worker_pool import heartbeat
 
 def work(path):
     if path == "hangs":
@@ -201,7 +201,7 @@ def work(path):
 import contextlib, re, sys
 sys.path[1:1] = {[str(REPOSITORY), str(REPOSITORY / "pre-processing")]!r}
 from work import work
-from worker_pool import map_files
+from first_impressions.jobs.worker_pool import map_files
 
 items = [(name, None) for name in ("hangs", "a", "crashes", "b", "unpicklable", "c")]
 with contextlib.closing(map_files(work, items, workers=2, stall_seconds=1)) as results:

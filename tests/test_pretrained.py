@@ -11,10 +11,10 @@ import torch
 import evaluate
 import export
 import train
-from checkpoint import load_checkpoint
 from conftest import REPOSITORY, signals_kept
-from conventions import TRAITS
-from gaussian_process import LEAST_CLIPS, LEAST_SPEAKERS
+from first_impressions.common.constants import TRAITS
+from first_impressions.networks.checkpoint import load_checkpoint
+from first_impressions.networks.gaussian_process import LEAST_CLIPS, LEAST_SPEAKERS
 
 SHIPPED = REPOSITORY / "pretrained" / "model.pt"
 

@@ -6,7 +6,7 @@ import pandas
 import pytest
 
 import evaluate
-from conventions import TRAITS
+from first_impressions.common.constants import TRAITS
 
 EVIL = "<img src=x onerror=alert(1)>'\"<b>&{{7*7}}"  # a clip's name; a slash would end it
 EVIL_GROUP = EVIL + "</script>"

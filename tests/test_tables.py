@@ -9,9 +9,9 @@ import pandas
 import pytest
 
 import evaluate
-from command_line import UserError
-from conventions import TRAITS
-from labels import read_groups, read_labels, read_scores, read_speakers
+from first_impressions.common.command_line import UserError
+from first_impressions.common.constants import TRAITS
+from first_impressions.data.labels import read_groups, read_labels, read_scores, read_speakers
 
 NAMES = ["J4GQm9j0JZ0.003", "José.001", "a b (1).002", "x;y.004", "plain"]
 SCORES = np.round(np.random.default_rng(0).uniform(0, 1, (len(NAMES), 5)), 4)

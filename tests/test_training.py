@@ -17,20 +17,20 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import evaluate
 import train
 import train_resnet_raytune_hyperparams
-from checkpoint import load_checkpoint
-from command_line import UserError
 from conftest import REPOSITORY, listen_to_ctrl_c, signals_kept, write_chips
-from conventions import TRAITS
 from dataset import FaceDataset
-from device import Machine
-from features import make_source
+from first_impressions.common.command_line import UserError
+from first_impressions.common.constants import TRAITS
+from first_impressions.common.device import Machine
+from first_impressions.data.splits import load_split
+from first_impressions.evaluation.logs import picture_grid
+from first_impressions.networks.checkpoint import load_checkpoint
+from first_impressions.networks.network import build_network
+from first_impressions.training.inputs import make_source
+from first_impressions.training.loop import fit, start_training
+from first_impressions.training.samples import Samples
+from first_impressions.training.settings import Plan, Settings
 from model_architectures import architecture_named
-from network import build_network
-from settings import Plan, Settings
-from splits import load_split
-from tensorboard_logs import picture_grid
-from training import fit, start_training
-from training_data import Samples
 
 SMALL_HEAD = ["--l1", 32, "--l2", 16, "--dropout", 0.1]
 

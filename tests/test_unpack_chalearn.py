@@ -19,7 +19,7 @@ import pytest
 
 import unpack_chalearn
 from conftest import listen_to_ctrl_c
-from conventions import ANNOTATION_FILES, TRAITS
+from first_impressions.common.constants import ANNOTATION_FILES, TRAITS
 
 SCRIPT = "pre-processing/unpack_chalearn.py"
 OUTER, INNER = "outer pass", "inner.Pass!"

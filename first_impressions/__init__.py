@@ -1,0 +1,1 @@
+"""Apparent personality from faces: the code that the scripts share."""

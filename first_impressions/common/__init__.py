@@ -1,0 +1,1 @@
+"""Environment, command line, files on disk, constants, device, experiment folders, Ray."""

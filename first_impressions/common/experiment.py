@@ -1,0 +1,119 @@
+"""The folder of an experiment, runs/EXPERIMENT: its name, its settings, and how a new training replaces an old one.
+
+A training that is to replace another one (--overwrite) writes into runs/EXPERIMENT/.new. When its first checkpoint is
+there, all that the old training, its evaluations and its exports left goes at once, and the new files take their place.
+"""
+import argparse
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from first_impressions.common.command_line import UserError
+from first_impressions.common.files import folder_lock
+
+SUITE = Path(__file__).resolve().parents[2]
+PRETRAINED = "pretrained"   # the experiment that comes with the suite, in SUITE / PRETRAINED
+TRAINING_RECORD, SEARCH_RECORD = "args.json", "search_args.json"
+TRAINING_TABLE = "training.csv"     # one row an epoch
+MODEL_CARD = "MODEL_CARD.md"
+TO_GIVE_AWAY = "model.pt"           # a checkpoint as export.py --format checkpoint writes it
+# What train.py, evaluate.py and export.py write into the folder.
+TRAINING_FILES = (TRAINING_RECORD, TRAINING_TABLE, "checkpoint_*.pt", "events.out.tfevents.*", "evaluation_*",
+                  "model.onnx", "model.pt2", TO_GIVE_AWAY, MODEL_CARD)
+# The tests set the variable to save after every step.
+SECONDS_BETWEEN_CHECKPOINTS = float(os.environ.get("SECONDS_BETWEEN_CHECKPOINTS", 30))
+NEW, REPLACING, MOVING = ".new", ".replacing", ".moving"
+LONGEST_NAME = 200  # bytes; a name in a folder has at most 255, and files of this name get endings
+
+
+def experiment_folder(runs_dir: str | os.PathLike, experiment: str) -> Path:
+    """Return the path of an experiment. Raises UserError for a name that is no plain folder's name in runs_dir."""
+    if not experiment or experiment.startswith((".", "-")) or any(mark in experiment for mark in "/\\\0"):
+        raise UserError(f"EXPERIMENT {experiment!r}: give a plain name; its folder is made in {runs_dir}")
+    if len(os.fsencode(experiment)) > LONGEST_NAME:
+        raise UserError(f"EXPERIMENT {experiment[:20]}...: is longer than {LONGEST_NAME} bytes; give a shorter name")
+    for folder in (Path(runs_dir), Path(runs_dir) / experiment):
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise UserError(f"{folder}: is no folder; name another one")
+    return Path(runs_dir) / experiment
+
+
+@contextlib.contextmanager
+def open_experiment(folder: Path) -> Iterator[None]:
+    """Make the folder and hold it for this run alone.
+
+    Raises UserError where it cannot be written or another run works there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); name another --runs-dir") from None
+    with folder_lock(folder):
+        recover(folder)
+        try:
+            yield
+        finally:
+            shutil.rmtree(folder / NEW, ignore_errors=True)  # a training that ended without a checkpoint
+
+
+def has_training(folder: Path) -> bool:
+    """Return whether a training lies in the folder, or a checkpoint that somebody gave away."""
+    return any((folder / name).exists() for name in (TRAINING_RECORD, TO_GIVE_AWAY)) or any(
+        folder.glob("checkpoint_*.pt"))
+
+
+def check_experiment(record: Path, exists: bool, used: dict, args: argparse.Namespace) -> None:
+    """Raise UserError where a training or search would replace another one, or go on with other settings.
+
+    record: the JSON file whose "used" holds the settings of the experiment there, if it exists; used: those of now.
+    """
+    if record.parent.name == PRETRAINED:
+        raise UserError(f"EXPERIMENT {PRETRAINED}: is the name of the model that comes with the suite; choose another")
+    if exists and args.resume:
+        try:
+            before = json.loads(record.read_text())["used"]
+            items = before.items()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{record}: is missing or damaged; start again with --overwrite") from None
+        before = dict(items)
+        for key, value in used.items():
+            was = before.get(key)
+            if isinstance(value, dict) and isinstance(was, dict):
+                was, value = ({name: some[name] for name in some if was.get(name) != value.get(name)}
+                              for some in (was, value))
+            if was != value:
+                raise UserError(f"--resume: {record.parent} was started with {key} {was!r}, now it is {value!r}; give "
+                                "the same, or another EXPERIMENT")
+    elif exists and not args.overwrite:
+        raise UserError(f"{record.parent}: an experiment of this name exists; choose another EXPERIMENT, or --resume "
+                        "it, or --overwrite it")
+
+
+def start_replacement(folder: Path) -> Path:
+    """Return the empty folder that a training writes to until its first checkpoint is there."""
+    shutil.rmtree(folder / NEW, ignore_errors=True)
+    (folder / NEW).mkdir()
+    return folder / NEW
+
+
+def finish_replacement(folder: Path) -> None:
+    """Put the new training's files in the place of the old one's."""
+    os.replace(folder / NEW, folder / REPLACING)  # from here on the new training counts
+    recover(folder)
+
+
+def recover(folder: Path) -> None:
+    """Finish a replacement that a kill interrupted; remove what a killed training left that had no checkpoint yet."""
+    shutil.rmtree(folder / NEW, ignore_errors=True)
+    if (folder / REPLACING).is_dir():
+        for pattern in TRAINING_FILES:
+            for path in folder.glob(pattern):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        os.replace(folder / REPLACING, folder / MOVING)
+    if (folder / MOVING).is_dir():
+        for path in (folder / MOVING).iterdir():
+            os.replace(path, folder / path.name)
+        (folder / MOVING).rmdir()

@@ -1,0 +1,79 @@
+"""Files and folders on disk: atomic writes, locks, private temporary folders, checks before the work."""
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from first_impressions.common.command_line import UserError, undisturbed
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a path to write to, which is renamed to `path` when the block has ended well and removed when it has not: a
+    file of that name is always a whole one."""
+    path = Path(path)
+    partial = path.with_name(f".partial.{path.name}")  # keeps its ending, by which libraries know the format
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = os.fspath(path)  # a full disk does not say where it is
+        raise
+
+
+@contextlib.contextmanager
+def folder_lock(folder: str | os.PathLike, seconds: float = 5.0, name: str = ".lock") -> Iterator[None]:
+    """Hold an existing folder for this run alone, until the block ends or the process dies. name: of the file that is
+    locked.
+
+    Waits a few seconds for another run, since one that was killed a moment ago may still be ending. Raises UserError
+    where another run holds the folder, or where no file can be written there.
+    """
+    lock = FileLock(Path(folder, name), timeout=seconds)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{folder}: another run is working there; wait for its end or name another folder") from None
+    except PermissionError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); name another folder") from None
+    except NotImplementedError:
+        pass  # a network folder that knows no locks: the user sees to it that one run works there at a time
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def private_folder(prefix: str) -> Iterator[Path]:
+    """Yield a new folder for temporary files that only this user can read; delete it in the end, and also those of the
+    same prefix that killed runs have left."""
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        # Not folder_lock, which lets pass where a disk knows no locks.
+        with contextlib.suppress(OSError, NotImplementedError), FileLock(left / ".lock", timeout=0):
+            shutil.rmtree(left, ignore_errors=True)
+    new = Path(tempfile.mkdtemp(prefix=f"new-{prefix}")).resolve()
+    folder = new.with_name(new.name.removeprefix("new-"))
+    with folder_lock(new):
+        os.rename(new, folder)  # other runs see it when it is locked
+        try:
+            yield folder
+        finally:
+            with undisturbed():
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_output_file(option: str, path: Path) -> None:
+    """Raise UserError where no file can be written under the path that an option names: before the work, not after."""
+    if not path.parent.is_dir():
+        raise UserError(f"{option} {path}: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise UserError(f"{option} {path}: is a folder; name a file in it")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{path.parent}: cannot be written; name another folder")

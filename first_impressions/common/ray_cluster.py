@@ -1,0 +1,40 @@
+"""Ray, for the search, the features and the pre-processing: starting it here, or joining a cluster."""
+import logging
+import socket
+
+from first_impressions.common.command_line import UserError
+from first_impressions.common.experiment import SUITE
+
+# What a task on another machine imports.
+SUITE_ENVIRONMENT = {"working_dir": str(SUITE),
+                     "excludes": ["/data", "/runs", "/demo", "/.venv", "/.git", "*.npy", "*.pt"]}
+
+
+def connect_to_ray(address: str, **options) -> None:
+    """Connect this process to the Ray cluster at an address (host:port, ray://host:port or auto).
+
+    options: of ray.init. Raises UserError, within seconds, where no cluster answers.
+    """
+    import ray  # only here: a run on one machine needs no Ray
+
+    try:
+        host, _, port = address.rpartition("//")[2].rpartition(":")
+        if port.isdigit():  # Ray itself tries for minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        ray.init(address=address, log_to_driver=False, **options)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--ray-address {address}: no Ray cluster answers there ({reason}); start one with `ray start "
+                        "--head`, or leave the option and RAY_ADDRESS away") from None
+
+
+def start_ray(address: str | None) -> None:
+    """Start Ray on this machine, listening on loopback only, or join a cluster and hand it this folder's scripts."""
+    import ray
+
+    # A failed trial costs one line; its traceback stands in its error.txt.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    if address:
+        connect_to_ray(address, logging_level="ERROR", runtime_env=SUITE_ENVIRONMENT)
+    else:
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")

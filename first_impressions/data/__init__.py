@@ -1,0 +1,1 @@
+"""Labels, speakers, splits, face chips; other people's tables, pickles and archives."""

@@ -1,0 +1,156 @@
+"""The readers of labels, scores, groups and speakers.
+
+The labels of a split are the challenge's own annotation_*.pkl or a labels.csv with the columns clip and TRAITS. No code
+in a label file is ever run.
+"""
+import math
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas
+
+from first_impressions.common.command_line import UserError
+from first_impressions.common.constants import ANNOTATION_FILES, LABEL_TABLE, TRAITS, clip_name
+from first_impressions.data.annotation_pickle import read_annotation
+from first_impressions.data.tables import SIZE_LIMIT, numbers_of, read_table
+
+# A ChaLearn clip is called <YouTube id>.<number>: the clips of one video show one speaker.
+SPEAKER_REGEX = r"^(.+)\.\d+$"
+SCORE_MARGIN = 0.5  # a prediction may be so far outside of [0, 1]; further means another scale
+
+
+def _named(names, places, path):
+    """Return the clips' names; places: of each in the file. Raises UserError for one that is missing or there twice."""
+    clips, first = [clip_name(name) for name in names], {}
+    for clip, name, place in zip(clips, names, places):
+        if not clip:
+            raise UserError(f"{path}: {place} names no clip; name it or remove the line")
+        if clip in first:
+            raise UserError(f"{path}: the clip {clip} stands there twice, in {first[clip][0]} as {first[clip][1]} and "
+                            f"in {place} as {name}; keep one, or rename the clip where these are two")
+        first[clip] = place, name
+    return pandas.Index(clips, name="clip", dtype=object)
+
+
+def _score_table(path):
+    table = read_table(path, ("clip", *TRAITS))
+    if table.empty:
+        raise UserError(f"{path}: holds no clip")
+    clips = _named(table["clip"], [f"line {line}" for line in table.index], path)
+    return numbers_of(table, TRAITS, path).set_axis(clips, axis=0).sort_index()
+
+
+def _annotation_scores(path):
+    content = read_annotation(path)
+    missing = [trait for trait in TRAITS if trait not in content]
+    if missing:
+        raise UserError(f"{path}: the trait {', '.join(missing)} is missing (it holds {', '.join(map(str, content))})")
+    columns = {}
+    for trait in TRAITS:
+        clips = _named(content[trait], [f"entry {number} of {trait}" for number in range(len(content[trait]))], path)
+        columns[trait] = pandas.Series(list(content[trait].values()), index=clips, dtype=object)
+    scores = pandas.DataFrame(columns)
+    if scores.empty:
+        raise UserError(f"{path}: holds no clip")
+    for trait in TRAITS:
+        for clip, score in scores[trait].items():
+            if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
+                raise UserError(f"{path}: clip {clip}, {trait}: {score!r} is no number; correct it or remove the clip")
+    return scores.astype("float64").rename_axis("clip").sort_index()
+
+
+def _check_range(scores, path, low, high):
+    outside = (scores.to_numpy() < low) | (scores.to_numpy() > high)
+    if outside.any():
+        row, column = np.argwhere(outside)[0]
+        raise UserError(f"{path}: clip {scores.index[row]}, {TRAITS[column]}: {scores.iat[row, column]:g} is outside "
+                        "[0, 1]; scale the scores to [0, 1]")
+    return scores
+
+
+def read_scores(path: str | os.PathLike) -> pandas.DataFrame:
+    """Return predictions in a table as a DataFrame: index clip (without video ending), sorted, float64 columns TRAITS.
+
+    Raises UserError for anything that is not read for sure (see tables.py), a clip named twice, and scores of another
+    scale: a little outside of [0, 1] a regression may be.
+    """
+    return _check_range(_score_table(path), path, -SCORE_MARGIN, 1 + SCORE_MARGIN)
+
+
+def read_labels(path: str | os.PathLike) -> pandas.DataFrame:
+    """Return the labels in a file of the challenge (.pkl) or a table as a DataFrame.
+
+    Index: clip name without video ending, sorted; columns: TRAITS, float64 in [0, 1]. Raises UserError naming the file
+    for a missing trait, a score that is no number or outside [0, 1], a clip named twice or any file that is not plain
+    data. No code in the file is ever run.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".pkl":
+        return _check_range(_score_table(path), path, 0, 1)
+    if not path.is_file():
+        raise UserError(f"{path}: is a folder; name a file" if path.is_dir() else
+                        f"{path}: no such file; the README says where the labels come from")
+    if path.stat().st_size > SIZE_LIMIT:
+        raise UserError(f"{path}: is larger than any file of labels ({SIZE_LIMIT // 10**6} MB)")
+    return _check_range(_annotation_scores(path), path, 0, 1)
+
+
+def quantiles_of(labels: pandas.DataFrame) -> dict[str, list[float]]:
+    """Return {trait: its 0 %, 1 % ... 100 % quantiles, 101 ascending numbers} of labels, columns TRAITS."""
+    quantiles = labels[list(TRAITS)].quantile(np.linspace(0, 1, 101))
+    return {trait: sorted(quantiles[trait].tolist()) for trait in TRAITS}
+
+
+def read_groups(path: str | os.PathLike) -> pandas.Series:
+    """Return the group of each clip in a table with the columns clip and group: a Series, index clip, of text.
+
+    Clips with an empty group are left out. Raises UserError as read_scores does.
+    """
+    table = read_table(path, ("clip", "group"))
+    if table.empty:
+        raise UserError(f"{path}: holds no clip")
+    clips = _named(table["clip"], [f"line {line}" for line in table.index], path)
+    groups = pandas.Series(table["group"].to_list(), index=clips, dtype=object)
+    return groups[groups != ""]
+
+
+def speakers_of(clips: Iterable[str], speaker_regex: str = SPEAKER_REGEX) -> list[str]:
+    """Return one speaker's name for each clip: the first group of the expression, or the clip's own name where the
+    expression does not match. Raises UserError for an expression without a group."""
+    try:
+        pattern = re.compile(speaker_regex)
+    except re.error as error:
+        raise UserError(f"--speaker-regex {speaker_regex!r}: {error}") from None
+    if pattern.groups < 1:
+        raise UserError(f"--speaker-regex {speaker_regex!r}: needs a group, as in {SPEAKER_REGEX!r}")
+    matches = [pattern.search(clip) for clip in clips]
+    return [match.group(1) if match and match.group(1) else clip for match, clip in zip(matches, clips)]
+
+
+def read_speakers(path: str | os.PathLike, clips: Iterable[str], speaker_regex: str = SPEAKER_REGEX) -> pandas.Series:
+    """Return a Series, index clips: each clip's speaker from the column `speaker` of a table of labels, where it has
+    one and the cell is not empty, else from the clip's name by speakers_of."""
+    speakers = pandas.Series(speakers_of(clips, speaker_regex), index=clips, dtype=object)
+    if Path(path).suffix.lower() != ".pkl":
+        table = read_table(path, ("clip",), ("speaker",))
+        if "speaker" in table:
+            named = pandas.Series(table["speaker"].to_list(), index=[clip_name(clip) for clip in table["clip"]],
+                                  dtype=object)
+            speakers.update(named[named != ""])
+    return speakers
+
+
+# ---------------------------------------------------------------- files of a split
+
+def label_file(split_dir: Path, split: str) -> Path:
+    """Return the path of the split's labels. Raises UserError where there is none, or two."""
+    found = [path for path in (split_dir / ANNOTATION_FILES[split], split_dir / LABEL_TABLE) if path.exists()]
+    if len(found) == 2:
+        raise UserError(f"{found[0]} and {found[1]}: two files of labels for one split; keep one")
+    if not found:
+        raise UserError(f"{split_dir}: holds neither {ANNOTATION_FILES[split]} nor {LABEL_TABLE}; the README says how "
+                        "to lay out the data, and --data-dir names another folder")
+    return found[0]

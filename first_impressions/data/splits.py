@@ -1,0 +1,202 @@
+"""Splits of a data folder: their face chips, labels and speakers (the folder's layout is in dataset.py)."""
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas
+
+from first_impressions.common.command_line import UserError, counted, printable
+from first_impressions.common.constants import ANNOTATION_FILES, DEFAULT_PREPROCESSING, PREPROCESSING_FILE, clip_of_face
+from first_impressions.data.labels import SPEAKER_REGEX, label_file, read_labels, read_speakers
+
+
+@dataclass
+class Split:
+    """The faces and labels of one split or of several together.
+
+    faces: DataFrame with the columns path (str), clip (str), one row a face chip, sorted by path.
+    labels: DataFrame, index clip, columns TRAITS, of all labelled clips, with a face or without.
+    speakers: Series, index clip: the speaker's name.
+    preprocessing: how the chips were cropped ({"size": px, "padding": fraction, ...}).
+    speaker_regex: the rule that the speakers follow; is_chalearn: the labels are those of the challenge, whose
+    neuroticism is emotional stability.
+    """
+    name: str
+    faces: pandas.DataFrame
+    labels: pandas.DataFrame
+    speakers: pandas.Series
+    preprocessing: dict
+    speaker_regex: str = SPEAKER_REGEX
+    is_chalearn: bool = False
+
+    @property
+    def number_with_face(self) -> int:
+        """The number of clips that have a face."""
+        return self.faces["clip"].nunique()
+
+    @property
+    def clips_without_face(self) -> list[str]:
+        return sorted(set(self.labels.index) - set(self.faces["clip"]))
+
+    def with_faces(self) -> "Split":
+        """Return the split of just the clips with a face. The faces, of which there may be millions, are not copied."""
+        without = self.clips_without_face
+        return replace(self, labels=self.labels.drop(without), speakers=self.speakers.drop(without))
+
+    def only(self, clips: Iterable[str], name: str) -> "Split":
+        """Return the split of just these clips."""
+        clips = set(clips)
+        keep = self.labels.index.isin(clips)
+        faces = self.faces[self.faces["clip"].isin(clips)].reset_index(drop=True)
+        return replace(self, name=name, faces=faces, labels=self.labels[keep], speakers=self.speakers[keep])
+
+    def fingerprint(self) -> str:
+        """Return 16 hex digits that change when a label or a face file (name or size) changes; a copy has the same."""
+        digest = hashlib.sha256(self.labels.to_csv().encode())
+        digest.update(stamp_of_files(self.faces["path"], with_times=False).encode())
+        return digest.hexdigest()[:16]
+
+
+def list_faces(face_dir: str | os.PathLike) -> pandas.DataFrame:
+    """Return the face chips below a folder: DataFrame with the columns path, clip, sorted by path.
+
+    Links to other folders are followed, each folder is visited once. Raises UserError where two folders have faces of
+    clips of one name: they would be taken for one clip.
+    """
+    rows, visited, folder_of_clip = [], set(), {}
+    for folder, subfolders, names in os.walk(face_dir, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in visited:
+            subfolders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        subfolders.sort()
+        for name in sorted(names):
+            clip = clip_of_face(name)
+            if clip is not None:
+                if folder_of_clip.setdefault(clip, folder) != folder:
+                    raise UserError(f"{folder_of_clip[clip]} and {folder}: both have faces of a clip called "
+                                    f"{printable(clip)}, which would be taken for one clip; rename one clip, or remove "
+                                    "its faces there")
+                rows.append((os.path.join(folder, name), clip))
+    return pandas.DataFrame(rows, columns=["path", "clip"], dtype=str)
+
+
+def read_preprocessing(face_dir: str | os.PathLike) -> dict:
+    """Return what the face script wrote about its crop, or the defaults where the faces come from elsewhere."""
+    path = Path(face_dir) / PREPROCESSING_FILE
+    if not path.exists():
+        return dict(DEFAULT_PREPROCESSING)
+    try:
+        content = json.loads(path.read_text())
+        return {**content, "size": int(content["size"]), "padding": float(content["padding"])}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: is damaged; make the faces again in an empty folder") from None
+
+
+def load_split(data_dir: str | os.PathLike, split: str, speaker_regex: str = SPEAKER_REGEX) -> Split:
+    """Return the Split `train`, `valid` or `test` of a data folder, after checking that every face has a label.
+
+    Raises UserError for missing folders or labels, faces without a label and a folder without faces.
+    """
+    split_dir = Path(data_dir) / split
+    if not split_dir.is_dir():
+        raise UserError(f"{split_dir}: no such folder; the README says how to lay out the data, and --data-dir names "
+                        "another folder")
+    labels_path = label_file(split_dir, split)
+    labels = read_labels(labels_path)
+    face_dir = split_dir / "faces"
+    faces = list_faces(face_dir)
+    if faces.empty:
+        raise UserError(f"{face_dir}: holds no faces; make them with python "
+                        f"pre-processing/extract_faces_from_videos.py {split_dir / 'videos'} {face_dir} 10")
+    unlabelled = sorted(set(faces["clip"]) - set(labels.index))
+    if unlabelled:
+        raise UserError(f"{labels_path}: has no label for {len(unlabelled)} clip(s) with faces in {face_dir}, the "
+                        f"first is {unlabelled[0]}; add them or move their faces away")
+    return Split(split, faces, labels, read_speakers(labels_path, labels.index, speaker_regex),
+                 read_preprocessing(face_dir), speaker_regex, labels_path.name in ANNOTATION_FILES.values())
+
+
+def join_splits(first: Split, second: Split) -> Split:
+    """Return one Split of two (training and validation clips for the final run). Raises UserError where a clip is in
+    both, or where their faces were cropped differently."""
+    both = sorted(set(first.labels.index) & set(second.labels.index))
+    if both:
+        raise UserError(f"clip {both[0]}: is in {first.name} and in {second.name}; remove it from one of them")
+    check_same_crop(first, second)
+    return replace(first, name=f"{first.name}+{second.name}",
+                   faces=pandas.concat([first.faces, second.faces], ignore_index=True),
+                   labels=pandas.concat([first.labels, second.labels]),
+                   speakers=pandas.concat([first.speakers, second.speakers]),
+                   is_chalearn=first.is_chalearn and second.is_chalearn)
+
+
+def check_same_crop(first: Split, second: Split) -> None:
+    """Raise UserError where the faces of two splits were cropped with another size or padding."""
+    for key in ("size", "padding"):
+        if first.preprocessing[key] != second.preprocessing[key]:
+            raise UserError(f"the faces of {first.name} were made with --{key} {first.preprocessing[key]}, those of "
+                            f"{second.name} with {second.preprocessing[key]}; make them alike")
+
+
+def draw_speakers(speakers: pandas.Series, room: float, generator: np.random.Generator) -> list[str]:
+    """Return speakers drawn at random who have at most so many clips together.
+
+    speakers: the speaker of each clip. One who does not fit is skipped, and the drawing goes on; there may be none.
+    """
+    sizes, chosen = speakers.value_counts().sort_index(), []
+    for number in generator.permutation(len(sizes)):
+        if sizes.iloc[number] <= room:
+            chosen.append(sizes.index[number])
+            room -= sizes.iloc[number]
+    return chosen
+
+
+def split_by_speaker(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    """Return (training, validation) Splits without a common speaker, about `fraction` of the clips in the second.
+
+    Speakers are taken in random order as long as they fit; one who does not fit is skipped. Where none fits, the one
+    with the fewest clips is taken. Raises UserError where there is only one speaker.
+    """
+    sizes = split.speakers.value_counts().sort_index()
+    if len(sizes) < 2:
+        raise UserError(f"--val-split speaker: all clips of {split.name} are of one speaker "
+                        f"({printable(sizes.index[0])}); none can be set aside")
+    chosen = draw_speakers(split.speakers, fraction * len(split.labels), np.random.default_rng(seed))
+    held_out = split.speakers.isin(chosen or [sizes.idxmin()])
+    return (split.only(split.labels.index[~held_out], split.name + " without held-out speakers"),
+            split.only(split.labels.index[held_out], "held-out speakers of " + split.name))
+
+
+def describe(split: Split) -> str:
+    """Return one line on a split: clips with a face, their faces, faces a clip, clips without a face."""
+    without = split.clips_without_face
+    with_face, speakers = len(split.labels) - len(without), split.speakers.drop(without).nunique()
+    line = (f"{split.name}: {counted(with_face, 'clip')} of {counted(speakers, 'speaker')}, "
+            f"{counted(len(split.faces), 'face')}, {len(split.faces) / max(1, with_face):.1f} a clip")
+    if without:
+        line += f"; left out: {counted(len(without), 'clip')} without a face (the first: {printable(without[0])})"
+    return line
+
+
+def stamp_of_files(paths: Iterable[str], with_times: bool = True) -> str:
+    """Return a digest of the names and sizes, and by default the times, of files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        status = os.stat(path)
+        time = status.st_mtime_ns if with_times else ""
+        digest.update(f"{os.path.basename(path)}\0{status.st_size}\0{time}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def add_speaker_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says how speakers are named in clips' names."""
+    parser.add_argument("--speaker-regex", default=SPEAKER_REGEX,
+                        help="its first group is the speaker in a clip's name (a column `speaker` in labels.csv comes "
+                        "first)")

@@ -1,0 +1,1 @@
+"""Figures of an evaluation, plots, report, model card, TensorBoard logs."""

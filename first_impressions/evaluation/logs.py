@@ -1,0 +1,89 @@
+"""What training, search and evaluation write for TensorBoard, under the same tags."""
+import math
+import random
+from pathlib import Path
+
+import pandas
+import torch
+from torch.nn import functional
+from torch.utils.data import Dataset
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from first_impressions.common.constants import TRAITS
+from first_impressions.data.chips import chip_loader
+from first_impressions.evaluation.metrics import format_table
+
+# The columns of TensorBoard's table of hyperparameters; accuracy_test comes from evaluate.py.
+HPARAM_FIGURES = ("accuracy_test", "accuracy_mean", "pearson_mean", "loss_train", "loss_valid")
+
+
+def log_epoch(writer: SummaryWriter, record: dict) -> None:
+    """Write an epoch's record."""
+    for key, value in record.items():
+        if key not in ("epoch", "seconds"):
+            measure, _, rest = key.partition("_")
+            tag = f"{measure}/{rest}"
+            if key.startswith("learning_rate"):
+                tag = f"learning_rate/{key.removeprefix('learning_rate_')}"
+            elif key == "samples_per_second":
+                tag = "speed/samples_per_second"
+            writer.add_scalar(tag, value, record["epoch"])
+
+
+def log_pictures(writer: SummaryWriter, dataset: Dataset, input_size: int, seed: int) -> None:
+    """Write a grid of 32 chips of a dataset.FaceDataset as the network sees them: augmented, scaled to its input."""
+    rows = random.Random(seed).sample(range(len(dataset)), min(32, len(dataset)))
+    chips, _ = next(iter(chip_loader(dataset, [rows], 0, torch.device("cpu"))))
+    if len(chips):
+        size = (input_size, input_size)
+        pictures = functional.interpolate(chips.float() / 255, size, mode="bilinear", antialias=True).clamp(0, 1)
+        writer.add_image("chips/training", picture_grid(pictures))
+
+
+def picture_grid(pictures: torch.Tensor, columns: int = 8, gap: int = 2) -> torch.Tensor:
+    """Return pictures N x 3 x H x W beside and below each other on black, 3 x H x W, as torchvision's make_grid does,
+    whose import takes seconds. gap: in pixels."""
+    number, _, height, width = pictures.shape
+    if number == 1:
+        return pictures[0]
+    columns = min(columns, number)
+    height, width = height + gap, width + gap
+    grid = pictures.new_zeros(3, math.ceil(number / columns) * height + gap, columns * width + gap)
+    for place, picture in enumerate(pictures):
+        top, left = place // columns * height + gap, place % columns * width + gap
+        grid[:, top:top + height - gap, left:left + width - gap] = picture
+    return grid
+
+
+def log_hyperparameters(writer: SummaryWriter, model: str, settings: dict, batch_size: int, record: dict) -> None:
+    """Write a run's settings and last or best figures into the table of hyperparameters."""
+    values = {"model": model, "batch_size": batch_size,
+              **{key: value for key, value in settings.items() if isinstance(value, (int, float, str, bool))}}
+    # TensorBoard takes the columns of the first run it reads for all runs, so each names all of them, also those that
+    # it has no figure for; evaluate.py adds the accuracy on the test clips to the runs that it measures.
+    for summary in hparams(values, dict.fromkeys((f"hparam/{name}" for name in HPARAM_FIGURES), 0.0)):
+        writer.file_writer.add_summary(summary)
+    for name in HPARAM_FIGURES:
+        if record.get(name) is not None:
+            writer.add_scalar(f"hparam/{name}", record[name], record["epoch"])
+
+
+def log_evaluation(run_dir: Path, folder: Path, metrics: dict, table: pandas.DataFrame, figures: dict) -> None:
+    """Write an evaluation's figures, in place of what an earlier one of the same split wrote.
+
+    run_dir: the experiment's folder; folder: the evaluation's; figures: {trait: matplotlib figure}.
+    """
+    split = metrics["split"]
+    suffix = f".evaluation_{split}"
+    for old in (*folder.glob("events.out.tfevents.*"), *run_dir.glob(f"events.out.tfevents.*{suffix}")):
+        old.unlink()
+    with SummaryWriter(folder) as writer:
+        for trait, figure in figures.items():
+            writer.add_figure(f"evaluation_{split}/{trait}", figure, close=False)
+        for name in ("mean", *TRAITS):
+            writer.add_scalar(f"accuracy_{split}/{name}", table.loc[name, "accuracy"])
+        writer.add_text(f"evaluation_{split}", f"```\n{format_table(table)}\n```")
+    # In the run itself, where TensorBoard's table of hyperparameters looks for it.
+    with SummaryWriter(run_dir, filename_suffix=suffix) as of_run:
+        of_run.add_scalar(f"hparam/accuracy_{split}", table.loc["mean", "accuracy"], metrics["epoch"])

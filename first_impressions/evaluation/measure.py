@@ -1,0 +1,173 @@
+"""Measuring: an experiment's predictions of a split, or those in a file, and all figures of them.
+
+All figures go into Evaluation.metrics, what metrics.json holds; evaluate.py prints them.
+"""
+import argparse
+import json
+from pathlib import Path
+
+import pandas
+
+from first_impressions.common.command_line import UserError, counted
+from first_impressions.common.constants import TRAITS
+from first_impressions.common.experiment import TRAINING_RECORD, experiment_folder
+from first_impressions.data.labels import read_labels, read_scores, read_speakers, speakers_of
+from first_impressions.data.splits import Split
+from first_impressions.evaluation.metrics import (
+    Evaluation,
+    compare,
+    trait_accuracies,
+    trait_correlations,
+    warnings_about,
+)
+from first_impressions.networks.checkpoint import LEVEL, Checkpoint
+
+# ---------------------------------------------------------------- predictions
+
+def evaluate_experiment(args: argparse.Namespace, split: Split, predictions: pandas.DataFrame,
+                        of_faces: pandas.DataFrame, checkpoint: Checkpoint) -> Evaluation:
+    """Return the Evaluation of an experiment on a split, from what evaluate.score_split returned."""
+    run_dir = experiment_folder(args.runs_dir, args.experiment)
+    evaluation = Evaluation(
+        split.labels, predictions, split.speakers, pandas.Series(checkpoint.constant),
+        run_dir / f"evaluation_{args.split}", {}, set(speakers_of(checkpoint.clips, args.speaker_regex))
+        | set(checkpoint.speakers), run_dir, split, of_faces, seed=args.seed)
+    if args.train_labels:
+        _, evaluation.seen = read_training_labels(args)
+    elif not evaluation.seen:
+        evaluation.seen = None
+        evaluation.notes.append(f"{args.experiment} keeps no names of its training clips; with --train-labels FILE the "
+                                "speakers among them are told from others")
+    evaluation.metrics.update(experiment=args.experiment, architecture=checkpoint.architecture.name,
+                              epoch=checkpoint.epoch,
+                              data_fingerprint=split.fingerprint(), trained_on=checkpoint.trained_on)
+    known = len(set(split.labels.index) & set(checkpoint.clips))
+    if known:
+        evaluation.warnings.append(f"this experiment was trained on {known} of these "
+                                   f"{counted(split.number_with_face, 'clip')}; "
+                                   "the figures say nothing about new clips")
+    trained_in = _trained_in(run_dir)
+    # If that folder is gone, the data were moved: nothing to warn of.
+    if trained_in and Path(trained_in).is_dir() and Path(trained_in) != Path(args.data_dir).resolve():
+        evaluation.warnings.append(f"trained on the clips in {trained_in}, evaluated on those in {args.data_dir}; "
+                                   "--data-dir names another folder")
+    return evaluation
+
+
+def _trained_in(run_dir):
+    """Return the data folder that args.json of an experiment names, None if it names none."""
+    try:
+        return json.loads((run_dir / TRAINING_RECORD).read_text()).get("data_dir")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def read_training_labels(args: argparse.Namespace) -> tuple[pandas.DataFrame, set[str]]:
+    """Return (the labels in the file of --train-labels, the speakers of their clips)."""
+    labels = read_labels(args.train_labels)
+    return labels, set(read_speakers(args.train_labels, labels.index, args.speaker_regex))
+
+
+def evaluate_file(args: argparse.Namespace) -> Evaluation:
+    """Return the Evaluation of external predictions in a CSV file."""
+    labels, predictions = read_labels(args.labels), read_scores(args.predictions)
+    speakers = read_speakers(args.labels, labels.index, args.speaker_regex)
+    unknown = predictions.index.difference(labels.index)
+    if len(unknown) == len(predictions):
+        raise UserError(f"{args.predictions}: none of its clips is in {args.labels}; its first is {unknown[0]}, theirs "
+                        f"{labels.index[0]}")
+    constant, seen = labels.mean(), None
+    if args.train_labels:
+        training_labels, seen = read_training_labels(args)
+        constant = training_labels.mean()
+    folder = Path(args.predictions).with_name(Path(args.predictions).stem + "_evaluation")
+    return Evaluation(labels, predictions.loc[predictions.index.isin(labels.index)], speakers, constant, folder,
+                      {}, seen, seed=args.seed)
+
+
+# ---------------------------------------------------------------- figures
+
+def add_figures(evaluation: Evaluation) -> None:
+    """Measure all clips with a prediction, single faces, known and unknown speakers, intervals; collect the warnings.
+
+    Raises UserError if no clip has a prediction.
+    """
+    metrics, split = evaluation.metrics, evaluation.split
+    missing = evaluation.labels.index.difference(evaluation.predictions.index)
+    evaluation.labels = evaluation.labels.drop(missing)
+    if evaluation.labels.empty:
+        raise UserError("no clip has a prediction; nothing to measure" if split is None else
+                        f"{split.name}: none of its faces can be read (they are named above); make them again")
+    table = evaluation.measure()
+    metrics.update(clips=len(evaluation.labels), clips_without_prediction=list(missing), traits=table.T.to_dict())
+    if "faces" in evaluation.predictions:
+        counts = evaluation.predictions.loc[evaluation.labels.index, "faces"]
+        metrics["frames_per_clip"] = {"mean": counts.mean(), "least": int(counts.min()), "most": int(counts.max())}
+    if evaluation.of_faces is not None:
+        labels = split.labels.loc[evaluation.of_faces.index].reset_index(drop=True)
+        of_faces = evaluation.of_faces.reset_index(drop=True)
+        metrics["per_frame"] = {"accuracy": trait_accuracies(labels, of_faces),
+                                "pearson": trait_correlations(labels, of_faces)}
+    parts = {}
+    if evaluation.seen is not None:
+        is_seen = evaluation.speakers.loc[evaluation.labels.index].isin(evaluation.seen)
+        parts = {"seen": evaluation.labels[is_seen], "unseen": evaluation.labels[~is_seen]}
+        metrics.update({name: evaluation.measure(part).T.to_dict() for name, part in parts.items() if len(part)})
+    if "half_width_openness" in evaluation.predictions:
+        metrics["intervals"] = coverage(evaluation, {"all": evaluation.labels, **parts})
+    metrics["warnings"] = _warnings(evaluation, table, missing)
+
+
+def coverage(evaluation: Evaluation, parts: dict[str, pandas.DataFrame]) -> dict:
+    """Return how many labels lie in the intervals of their scores, of each part of the labelled clips."""
+    labels = evaluation.labels
+    predictions = evaluation.predictions.loc[labels.index]
+    widths = predictions[[f"half_width_{trait}" for trait in TRAITS]].to_numpy()
+    inside = (labels[list(TRAITS)] - predictions[list(TRAITS)]).abs() <= widths
+    of_parts = {}
+    for name, part in parts.items():
+        if len(part):
+            rows = inside.loc[part.index]
+            of_parts[name] = {"mean": float(rows.to_numpy().mean()), **rows.mean().to_dict()}
+    return {"level": LEVEL, "coverage": of_parts, "mean_half_width": float(widths.mean())}
+
+
+def add_groups(evaluation: Evaluation, groups: pandas.Series, path: str) -> None:
+    """Measure each group of clips. groups: of each clip, read from path.
+
+    Raises UserError if none of the clips was evaluated.
+    """
+    labels, tables = evaluation.labels, {}
+    for group, members in groups.groupby(groups):
+        clips = labels.index[labels.index.isin(members.index)]
+        if len(clips):
+            tables[group] = evaluation.measure(labels.loc[clips])
+    if not tables:
+        raise UserError(f"{path}: names none of the clips measured"
+                        + (f"; its first is {groups.index[0]}" if len(groups) else ""))
+    evaluation.metrics["groups"] = {group: table.T.to_dict() for group, table in tables.items()}
+    in_no_group = labels.index.difference(groups.index)
+    if len(in_no_group):
+        evaluation.metrics["clips_in_no_group"] = list(in_no_group)
+        evaluation.notes.append(f"{counted(len(in_no_group), 'clip')} of {len(labels)} in no group of {path}, the "
+                                f"first: {in_no_group[0]}")
+
+
+def add_comparison(evaluation: Evaluation, args: argparse.Namespace, other: pandas.DataFrame) -> None:
+    """Compare with other predictions, those of another experiment or of a file."""
+    comparison = compare(evaluation.labels, evaluation.predictions, other, evaluation.speakers, args.seed)
+    evaluation.metrics["comparison"] = {"with": args.compare, **comparison.T.to_dict()}
+
+
+def _warnings(evaluation, table, missing):
+    """Return what a reader must know before trusting the figures."""
+    lines = [*evaluation.warnings,
+             *warnings_about(table, evaluation.labels, evaluation.predictions, evaluation.speakers)]
+    if len(missing):
+        lines.append(f"{len(missing)} of {len(evaluation.labels) + len(missing)} clips have no prediction and are left "
+                     f"out, the first is {missing[0]}")
+    outside = (evaluation.predictions[list(TRAITS)] < 0) | (evaluation.predictions[list(TRAITS)] > 1)
+    if outside.to_numpy().any():
+        lines.append(f"{counted(int(outside.to_numpy().sum()), 'prediction')} outside [0, 1]: "
+                     "are they on the labels' scale?")
+    return lines

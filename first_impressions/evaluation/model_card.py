@@ -1,0 +1,95 @@
+"""The model card of an experiment, MODEL_CARD.md: what is known of a trained network, for those who are to use it.
+
+train.py writes it, evaluate.py adds its figures. The text is model_card_template.md.
+"""
+import json
+from pathlib import Path
+
+import jinja2
+
+from first_impressions.common.command_line import VERSION, UserError
+from first_impressions.common.constants import ANNOTATION_FILES, TRAITS
+from first_impressions.common.experiment import MODEL_CARD, TRAINING_RECORD
+from first_impressions.common.files import atomic_write
+
+KEEPS = {
+    "exact": "A row of every training clip, with dlib's descriptor of the face, **by which people can be recognised**. "
+             "Do not publish it without the consent of these people.",
+    "centres": "Centres, each the mean of at least 10 clips of at least 5 speakers; no row and no descriptor of a "
+               "single clip. The training's own checkpoints also hold the names of the training clips and of their "
+               "speakers; `export.py --format checkpoint` leaves them out.",
+    "none": "No row and no descriptor of a clip. The training's own checkpoints hold the names of the training clips "
+            "and of their speakers; `export.py --format checkpoint` leaves them out.",
+}
+LICENCE = ("## Licence\n\nThe suite's code has the MIT licence. A model follows the terms of the data that it was "
+           "trained on, and of the weights that it started from.")
+
+
+def render_model_card(content: dict) -> str:
+    """Return the text of a model card, Markdown. content: the variables of model_card_template.md."""
+    loader = jinja2.FileSystemLoader(Path(__file__).resolve().parent)
+    environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined,
+                                     keep_trailing_newline=True)
+    return environment.get_template("model_card_template.md").render(**content)
+
+
+def write_model_card(folder: Path) -> Path:
+    """Write the card of an experiment from its args.json and the metrics.json of its evaluations; return its path.
+
+    Raises UserError where args.json is missing or damaged.
+    """
+    try:
+        record = json.loads((folder / TRAINING_RECORD).read_text())
+        used, settings = record["used"], record["used"]["settings"]
+        model = {"network": used["model"], "backbone starts from": used["weights"],
+                 "regression beside the heads": settings["memory"], "epochs": used["num_epochs"],
+                 "batch size": used["batch_size"], "seed": used["seed"], "command": f"`{record['command']}`"}
+        trained_on = f"{record['training_data']}."
+        preprocessing = record["preprocessing"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / TRAINING_RECORD}: is missing or damaged ({type(error).__name__}); "
+                        "train again") from None
+    figures = {}
+    for path in sorted(folder.glob("evaluation_*/metrics.json")):
+        try:
+            metrics = json.loads(path.read_text())
+            figures[f"{metrics['split'].capitalize()} clips ({metrics['clips']})"] = figures_of(metrics)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # an evaluation of an older version
+    is_chalearn = (Path(record["data_dir"]) / "train" / ANNOTATION_FILES["train"]).exists()
+    text = render_model_card({
+        "title": folder.name, "written_by": f"Written by version {VERSION} of the suite.", "model": model,
+        "preprocessing": preprocessing, "trained_on": trained_on, "is_chalearn": is_chalearn, "figures": figures,
+        "keeps": KEEPS[settings["memory"]], "licence": LICENCE})
+    with atomic_write(folder / MODEL_CARD) as partial:
+        partial.write_text(text)
+    return folder / MODEL_CARD
+
+
+def figures_of(metrics: dict) -> str:
+    """Return the figures of an evaluation (what metrics.json holds) as Markdown: two tables and some lines."""
+    parts = {"all clips": metrics["traits"]["mean"]}
+    for name, title in (("seen", "speakers in training"), ("unseen", "speakers not in training")):
+        if name in metrics:
+            parts[title] = metrics[name]["mean"]
+    lines = ["| | clips | accuracy | constant | gain, 95 % interval | Pearson r |",
+             "| --- | --- | --- | --- | --- | --- |"]
+    for title, row in parts.items():
+        interval = f"[{row['gain_low']:+.4f}, {row['gain_high']:+.4f}]"
+        lines.append(f"| {title} | {row['clips']:.0f} | {row['accuracy']:.4f} | {row['constant']:.4f} | "
+                     f"{row['gain']:+.4f} {interval} | {_number(row['pearson'])} |")
+    lines += ["", "| trait | accuracy | gain | Pearson r |", "| --- | --- | --- | --- |"]
+    for trait in TRAITS:
+        row = metrics["traits"][trait]
+        lines.append(f"| {trait} | {row['accuracy']:.4f} | {row['gain']:+.4f} | {_number(row['pearson'])} |")
+    if "per_frame" in metrics:
+        lines += ["", f"One frame alone: accuracy {metrics['per_frame']['accuracy']['mean']:.4f}."]
+    if "intervals" in metrics:
+        intervals = metrics["intervals"]
+        lines += ["", f"Intervals of {intervals['level']:.0%}: score ± {intervals['mean_half_width']:.3f} on average; "
+                  f"they hold {intervals['coverage']['all']['mean']:.1%} of the labels."]
+    return "\n".join(lines)
+
+
+def _number(value):
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,1 @@
+"""From clips to face chips: packets, frames, faces, tracking, people."""

@@ -1,0 +1,255 @@
+"""From a clip to the faces in its frames, in one pass: to chips on disk, or in memory."""
+import os
+import tempfile
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from first_impressions.common.command_line import UserError
+from first_impressions.common.constants import CLIP_SUFFIXES, NO_FACE, face_name, frame_name
+from first_impressions.extraction.detectors import Box, FoundFace, align_face, load_models
+from first_impressions.extraction.faces import CropSettings, encode_jpeg, find_faces, read_picture, write_chips
+from first_impressions.extraction.frames import (
+    FrameSettings,
+    check_clip_name,
+    choose_frames,
+    earlier_frames,
+    read_chosen,
+    watched_clip,
+)
+from first_impressions.extraction.packets import Packets, list_packets
+from first_impressions.extraction.people import describe_face, number_people
+from first_impressions.extraction.tracking import FaceTracker
+from first_impressions.jobs.failures import KnownFailures
+from first_impressions.jobs.target_folder import is_finished
+from first_impressions.jobs.worker_pool import heartbeat
+
+PORTION_BYTES = 20_000_000  # of pictures that are searched one after the other: 8 of 1280 x 720 pixels
+KEPT_HEIGHT = 720  # pixels, of the pictures that are kept to be annotated
+MOST_KEPT = 64      # of them, while a clip is read
+
+
+class FrameFaces(NamedTuple):
+    """A frame of a clip: its index, its picture (uint8 RGB H x W x 3) and the faces in it, the largest first."""
+    index: int
+    picture: np.ndarray
+    faces: list[FoundFace]
+
+
+def find_clip_faces(path: str, packets: Packets, frames: FrameSettings, crop: CropSettings,
+                    pick: Callable[[set[int]], set[int]] = set, without_face: Container[int] = (),
+                    ) -> Iterator[FrameFaces]:
+    """Yield the FrameFaces of those of the frames drawn from a clip that pick(frames drawn) returns, and of the further
+    ones that must be searched for that. without_face: frames that are known to need no search."""
+    tracker = FaceTracker(load_models(crop.predictor), {})
+
+    def pick_with_lineage(chosen):
+        picked = pick(chosen)
+        if crop.find_all:  # each frame is searched whole
+            return picked
+        # Set by the first call; a frame that replaces one that cannot be decoded learns from none.
+        tracker.earlier = tracker.earlier or earlier_frames(Path(path).stem, chosen, frames.seed)
+        further = set().union(*map(tracker.lineage, picked))
+        return picked | {index for index in further if index not in without_face}
+
+    def search(index, picture):
+        return find_faces(picture, tracker.models, True) if crop.find_all else tracker.find_faces(index, picture)
+
+    for portion in _portions(read_chosen(path, packets, frames, pick_with_lineage, "rgb24")):
+        yield from [FrameFaces(index, picture, search(index, picture)) for index, picture in portion]
+
+
+def _portions(pictures: Iterator[tuple[int, np.ndarray]]) -> Iterator[list[tuple[int, np.ndarray]]]:
+    """Yield lists of what is read, so many at a time that decoder, detector and landmarks need not take turns at every
+    frame: each has megabytes of its own, which the others drive out of the processor's cache."""
+    portion, size = [], 0
+    for index, picture in pictures:
+        portion.append((index, picture))
+        size += picture.nbytes
+        if size >= PORTION_BYTES:
+            yield portion
+            portion, size = [], 0
+    if portion:
+        yield portion
+
+
+# ---------------------------------------------------------------- to disk
+
+def no_face_in(index: int) -> str:
+    """Return the reason in failures.csv for a clip's frame without a face."""
+    return f"frame {index}: {NO_FACE}"
+
+
+@dataclass(frozen=True)
+class ClipJob:
+    """What is made of every clip. known: frames without a face that need no second search; dry_run: make nothing."""
+    face_dir: str
+    frames: FrameSettings
+    crop: CropSettings
+    known: KnownFailures
+    dry_run: bool = False
+
+
+def extract_clip_faces(path: str, job: ClipJob) -> tuple[int, int, list[str]]:
+    """Write the chips of one clip to job.face_dir; return (made, present, problems) as batch.Batch asks.
+
+    Call it inside target_folder.open_target. Raises UserError for a clip that cannot be read, OSError for a full disk.
+    """
+    clip = Path(path).stem
+    present, empty, done = set(), set(), set()
+
+    def stem(index):
+        return Path(frame_name(clip, index)).stem
+
+    def missing(chosen):
+        rest = chosen - done
+        present.update(i for i in rest if is_finished(os.path.join(job.face_dir, face_name(stem(i)))))
+        empty.update(i for i in rest - present if job.known.holds(path, no_face_in(i)))
+        return rest - present - empty
+
+    with watched_clip(path, job.face_dir) as made:
+        packets = list_packets(path)
+        check_clip_name(path, packets, job.face_dir)
+        to_make = missing(choose_frames(clip, packets.drawable, job.frames.number_of_frames, job.frames.seed))
+        if to_make and not job.dry_run:
+            for frame in find_clip_faces(path, packets, job.frames, job.crop, missing, empty):
+                if frame.index in present:
+                    continue
+                done.add(frame.index)
+                if frame.faces:
+                    made += write_chips(frame.picture, frame.faces, job.face_dir, stem(frame.index), job.crop)
+                else:
+                    empty.add(frame.index)
+                heartbeat()
+    problems = ([packets.problem] if packets.problem else []) + [no_face_in(index) for index in sorted(empty)]
+    return len(to_make) if job.dry_run else len(made), len(present), problems
+
+
+# ---------------------------------------------------------------- in memory
+
+@dataclass(frozen=True)
+class FaceSettings:
+    """Which frames of a clip are drawn, and how its faces are found and cut.
+
+    number_of_frames, every, seed: as in read_clips.FrameSettings; size: width and height of a chip in pixels; padding:
+    margin around the landmarks, in parts of the face's size; find_all: all faces of a frame, not only the largest;
+    predictor: path of the landmark model, None for the 5-point one; keep_picture: also return a picture of the middle
+    frame with a face; min_confidence: faces with a lower score of the detector are left out, None: none; most_seconds:
+    longer clips are refused, None: none.
+    """
+    number_of_frames: int
+    seed: int
+    size: int
+    padding: float
+    find_all: bool = False
+    predictor: str | None = None
+    keep_picture: bool = False
+    every: float | None = None
+    min_confidence: float | None = None
+    most_seconds: float | None = None
+
+
+class Face(NamedTuple):
+    """A face: the index of its frame, the frame's time in seconds (0 for a picture, NaN where the clip does not tell),
+    the number of its person from 1, its box in pixels of the frame, the detector's score, and where its JPEG begins and
+    ends in the file of chips."""
+    frame: int
+    seconds: float
+    person: int
+    box: Box
+    confidence: float
+    chip: tuple[int, int]
+
+
+class KeptPicture(NamedTuple):
+    """A frame to be annotated: bytes of a JPEG file, at most KEPT_HEIGHT high, and the box of each of its people."""
+    jpeg: bytes
+    boxes: dict[int, Box]
+
+
+class FileFaces(NamedTuple):
+    """The faces of a clip or picture: the number of its frames, its faces in the order of frames and people, the path
+    of the file of their chips, and with keep_picture a picture of the middle frame with a face."""
+    frames: int
+    faces: list[Face]
+    chips: str
+    picture: KeptPicture | None
+
+
+def faces_of_file(path: str, settings: FaceSettings, chip_dir: str) -> FileFaces:
+    """Return the FileFaces of a clip or picture file. The chips go into a new file in chip_dir, so that memory does not
+    grow with the length of a clip; whoever takes the answer deletes it, and chip_dir with what errors leave there.
+
+    Raises UserError for a file that cannot be read, OSError for one that cannot be opened and for a full disk.
+    """
+    crop = CropSettings(settings.predictor, settings.size, settings.padding, settings.find_all)
+    models = load_models(crop.predictor)
+    faces, descriptors, kept, count = [], [], _KeptFrames(), 0
+    with tempfile.NamedTemporaryFile(dir=chip_dir, delete=False) as chips:
+        for frame, seconds in _frames_of_file(path, settings, crop):
+            count += 1
+            found = [face for face in frame.faces[:None if crop.find_all else 1]
+                     if settings.min_confidence is None or face.confidence >= settings.min_confidence]
+            for face in found:
+                # Networks are trained on chips that went through the JPEG files that the scripts write.
+                begin = chips.tell()
+                chips.write(encode_jpeg(align_face(frame.picture, face.box, models, crop.size, crop.padding)))
+                faces.append(Face(frame.index, seconds, 1, face.box, float(face.confidence),
+                                  (begin, chips.tell())))
+                if crop.find_all:
+                    descriptors.append(describe_face(frame.picture, face.box, models))
+            if found and settings.keep_picture:
+                kept.add(frame.index, frame.picture)
+    if descriptors:
+        people = number_people(np.array(descriptors), np.array([face.frame for face in faces]),
+                               np.array([face.box.left for face in faces]))
+        faces = [face._replace(person=int(person)) for face, person in zip(faces, people)]
+    faces.sort(key=lambda face: (face.frame, face.person))
+    return FileFaces(count, faces, chips.name, kept.middle(faces))
+
+
+def _frames_of_file(path: str, settings: FaceSettings, crop: CropSettings) -> Iterator[tuple[FrameFaces, float]]:
+    """Yield each frame with its faces and its time in seconds."""
+    if os.path.splitext(path)[1].lower() in CLIP_SUFFIXES:
+        packets = list_packets(path)
+        seconds = packets.seconds.tolist()
+        length = max(seconds, default=0.0)
+        if settings.most_seconds and length > settings.most_seconds:
+            raise UserError(f"lasts {length / 60:.1f} minutes; at most {settings.most_seconds / 60:g} are taken")
+        frames = FrameSettings(settings.number_of_frames, settings.seed, every=settings.every)
+        for frame in find_clip_faces(path, packets, frames, crop):
+            yield frame, seconds[frame.index] if frame.index < len(seconds) else float("nan")
+    else:
+        picture = read_picture(path)
+        yield FrameFaces(0, picture, find_faces(picture, load_models(crop.predictor), crop.find_all)), 0.0
+
+
+class _KeptFrames:
+    """At most MOST_KEPT of the frames with a face, evenly over the clip as far as it is read, so that in the end the
+    middle one is among them, or one close to it."""
+
+    def __init__(self):
+        self.kept: list[tuple[int, bytes, float]] = []  # index, JPEG file at most KEPT_HEIGHT high, its scale
+        self.offered, self.step = 0, 1
+
+    def add(self, index: int, picture: np.ndarray) -> None:
+        """Offer the next frame with a face: every step-th is kept, and where they become too many, every other one."""
+        if self.offered % self.step == 0:
+            scale = min(1, KEPT_HEIGHT / picture.shape[0])
+            size = [max(1, round(length * scale)) for length in picture.shape[1::-1]]
+            jpeg = encode_jpeg(cv2.resize(picture, size, interpolation=cv2.INTER_AREA)).tobytes()
+            self.kept.append((index, jpeg, scale))
+            if len(self.kept) == MOST_KEPT:
+                self.kept, self.step = self.kept[::2], 2 * self.step
+        self.offered += 1
+
+    def middle(self, faces: list[Face]) -> KeptPicture | None:
+        """Return the middle one with the boxes of its people; None where there is none."""
+        if not self.kept:
+            return None
+        index, jpeg, scale = self.kept[self.offered // 2 // self.step]
+        return KeptPicture(jpeg, {face.person: face.box.scaled(scale) for face in faces if face.frame == index})

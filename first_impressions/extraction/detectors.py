@@ -1,0 +1,199 @@
+"""dlib's face detector and landmarks, and the boxes they work with: no other module handles dlib's own rectangles."""
+import functools
+import importlib.util
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import dlib
+import numpy as np
+
+from first_impressions.common.command_line import UserError
+from first_impressions.common.constants import FACE_SIZE
+from first_impressions.jobs.worker_pool import heartbeat
+
+PADDING = 0.5
+# The finest search is at full size with one upsampling, as far as that is not over this longest side.
+FINEST_SIDE = 4096
+# The detector gives the boxes of the smallest faces this width in pixels, and those of larger ones this width times a
+# power of PYRAMID_STEP.
+SMALLEST_BOX = 72
+PYRAMID_STEP = 6 / 5
+
+
+class Box(NamedTuple):
+    """A rectangle in pixels of a picture. The pixels at its edges belong to it. It may reach out of the picture."""
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def width(self) -> int:
+        return self.right - self.left + 1
+
+    @property
+    def height(self) -> int:
+        return self.bottom - self.top + 1
+
+    @property
+    def area(self) -> int:
+        return max(0, self.width) * max(0, self.height)
+
+    @property
+    def centre(self) -> tuple[int, int]:
+        """x and y of the pixel in the middle."""
+        return (self.left + self.right + 1) // 2, (self.top + self.bottom + 1) // 2
+
+    def overlap(self, other: "Box") -> float:
+        """Return the area that two boxes share, in parts of the area of both together (IoU)."""
+        shared = Box(*map(max, self[:2], other[:2]), *map(min, self[2:], other[2:])).area
+        return shared / (self.area + other.area - shared)
+
+    def scaled(self, factor: float) -> "Box":
+        return Box(*(round(edge * factor) for edge in self))
+
+    def moved(self, x: int, y: int) -> "Box":
+        return Box(self.left + x, self.top + y, self.right + x, self.bottom + y)
+
+
+class FoundFace(NamedTuple):
+    """A face in a picture.
+
+    box: in pixels of the picture; confidence: the score of dlib's detector at the scale where the face was found, how
+    far it lies above the detector's threshold (King 2015, Max-Margin Object Detection,
+    https://arxiv.org/abs/1502.00046). It has no unit and is no probability. Usual are 0.3 to 2.4, the median is 1.2 (9
+    in 10 of 200 frames of 20 clips); below 0 are faces that two scales found at one place.
+    """
+    box: Box
+    confidence: float
+
+
+def resized(picture: np.ndarray, factor: float) -> np.ndarray:
+    """Return a picture of another size, uint8 H x W or H x W x 3."""
+    size = [max(1, round(length * factor)) for length in picture.shape[1::-1]]
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR)
+
+
+def _box(rectangle):
+    return Box(rectangle.left(), rectangle.top(), rectangle.right(), rectangle.bottom())
+
+
+# ---------------------------------------------------------------- the detector
+
+class HogDetector:
+    """dlib's detector of frontal faces: a linear filter on histograms of gradients (HOG), over a pyramid of scales.
+
+    Pictures are uint8, grey H x W or RGB H x W x 3, C-contiguous; the faces found come the largest first, of equally
+    large ones the one with the highest score.
+    """
+
+    def __init__(self):
+        self._detector = dlib.get_frontal_face_detector()
+
+    def find(self, picture: np.ndarray, least_score: float, scale: float = 1.0) -> list[FoundFace]:
+        """Return the faces of SMALLEST_BOX pixels and more, their edges multiplied by scale."""
+        heartbeat()
+        boxes, scores, _ = self._detector.run(picture, 0, least_score)
+        return _largest_first(FoundFace(_box(box).scaled(scale), score) for box, score in zip(boxes, scores))
+
+    def find_finest(self, picture: np.ndarray, width: float = 0.0) -> list[FoundFace]:
+        """Return the faces of at least a width in pixels that the detector has at full size with one upsampling.
+
+        They have the same scores and boxes (at a width, rarely a pixel off), the larger ones in a quarter of the time:
+        the picture is made smaller as dlib does it, and only the larger faces of its pyramid are searched. Boxes come
+        in steps of PYRAMID_STEP. So in a picture made smaller in another way the other one of two faces of nearly one
+        size may be the larger.
+        """
+        heartbeat()
+        scale = max(1.0, max(picture.shape[:2]) / FINEST_SIDE)
+        searched = resized(picture, 1 / scale) if scale > 1 else picture
+        upsampling = int(2 * max(searched.shape[:2]) <= FINEST_SIDE)
+        doubling, pyramid = dlib.pyramid_down(2), dlib.pyramid_down(6)
+        if upsampling:
+            corner = doubling.rect_up(dlib.rectangle(0, 0, searched.shape[1] - 1, searched.shape[0] - 1))
+            searched = dlib.resize_image(searched, corner.bottom() + 1, corner.right() + 1)
+        steps = math.floor(math.log(max(1.0, width / scale * (1 + upsampling) / SMALLEST_BOX), PYRAMID_STEP))
+        for _ in range(steps):
+            searched = pyramid(searched)
+        boxes, scores, _ = self._detector.run(searched, 0, 0.0)
+        found = []
+        for box, score in zip(boxes, scores):
+            if steps:
+                # A box has whole pixels at the step where it was found. From there it is rounded once, as dlib does it.
+                further = round(math.log(box.width() / SMALLEST_BOX, PYRAMID_STEP))
+                box = pyramid.rect_up(pyramid.rect_down(box, further), steps + further)
+            found.append(FoundFace(_box(doubling.rect_down(box, upsampling)).scaled(scale), score))
+        return _largest_first(found)
+
+
+def _largest_first(faces):
+    return sorted(faces, key=lambda face: -face.box.area)
+
+
+# ---------------------------------------------------------------- models
+
+@dataclass(frozen=True)
+class Models:
+    """The face detector and dlib's landmark predictor."""
+    detector: HogDetector
+    predictor: dlib.shape_predictor
+
+
+def packaged_model(name: str, otherwise: str = "") -> Path:
+    """Return the path of a model file of dlib in the package face_recognition_models, which is not imported.
+
+    Raises UserError where the package is not installed. otherwise: what that line names as another way out.
+    """
+    package = importlib.util.find_spec("face_recognition_models")
+    if package is None:
+        raise UserError("the package face_recognition_models is not installed: pip install -r requirements.txt"
+                        + otherwise)
+    return Path(package.origin).with_name("models") / name
+
+
+def find_predictor(predictor_path: str | os.PathLike | None = None) -> str:
+    """Return the path of the landmark model. Raises UserError where there is none."""
+    if predictor_path is None:
+        predictor_path = packaged_model("shape_predictor_5_face_landmarks.dat",
+                                        ", or name a landmark model of dlib")
+    if not os.path.isfile(predictor_path):
+        reason = "is no file" if os.path.exists(predictor_path) else "no such file"
+        raise UserError(f"{predictor_path}: {reason}; name a landmark model of dlib (5 or 68 points)")
+    return os.fspath(predictor_path)
+
+
+@functools.lru_cache(maxsize=1)
+def load_predictor(predictor_path: str | os.PathLike | None = None) -> dlib.shape_predictor:
+    """Return a landmark predictor (5 or 68 points; default the 5-point one). Raises UserError for a missing file or one
+    that is no landmark model."""
+    path = find_predictor(predictor_path)
+    try:
+        predictor = dlib.shape_predictor(path)
+    except RuntimeError as error:
+        raise UserError(f"{path}: no landmark model of dlib ({str(error).splitlines()[0]})") from None
+    points = predictor(np.zeros((100, 100), np.uint8), dlib.rectangle(10, 10, 90, 90)).num_parts
+    if points not in (5, 68):
+        raise UserError(f"{path}: a model of {points} landmarks; alignment needs one of 5 or 68")
+    return predictor
+
+
+@functools.lru_cache(maxsize=1)
+def load_models(predictor_path: str | os.PathLike | None = None) -> Models:
+    """Return Models: the detector and the predictor of load_predictor. They are loaded once in a process."""
+    return Models(HogDetector(), load_predictor(predictor_path))
+
+
+# ---------------------------------------------------------------- aligning
+
+def align_face(picture: np.ndarray, box: Box, models: Models, size: int = FACE_SIZE,
+               padding: float = PADDING) -> np.ndarray:
+    """Return the face in a box, turned upright by its landmarks, as uint8 RGB array size x size x 3.
+
+    picture: uint8 RGB array H x W x 3, C-contiguous; padding: margin around the landmarks, in parts of the face's size.
+    """
+    landmarks = models.predictor(picture, dlib.rectangle(*box))
+    return dlib.get_face_chip(picture, landmarks, size=size, padding=padding)

@@ -1,0 +1,213 @@
+"""Faces in pictures: read a picture, find the faces, turn them upright, write them as chips."""
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import (
+    BmpImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+
+from first_impressions.common.command_line import UserError, printable
+from first_impressions.common.constants import FACE_SIZE, JPEG_QUALITY, MAX_PIXELS, NO_FACE, PICTURE_SUFFIXES, face_name
+from first_impressions.extraction.detectors import (
+    FINEST_SIDE,
+    PADDING,
+    SMALLEST_BOX,
+    FoundFace,
+    Models,
+    align_face,
+    load_models,
+    resized,
+)
+from first_impressions.jobs.target_folder import check_name, find_files, write_file
+
+PICTURE_FORMATS = [plugin.format for plugin in (
+    JpegImagePlugin.JpegImageFile, PngImagePlugin.PngImageFile, BmpImagePlugin.BmpImageFile,
+    WebPImagePlugin.WebPImageFile, TiffImagePlugin.TiffImageFile)]
+# Endings of pictures that neither OpenCV nor Pillow reads here. They cost a line; passed over, nobody would miss them.
+OTHER_PICTURE_SUFFIXES = frozenset([
+    ".avif", ".dng", ".heic", ".heics", ".heif", ".heifs", ".hif", ".jp2", ".jxl"])
+HEIC_BRANDS = frozenset([b"avif", b"avis", b"heic", b"heim", b"heis", b"heix", b"hevc", b"hevx", b"mif1", b"msf1"])
+
+# Longest side in pixels of the pictures searched one after the other, whether in colour, and the score from which a
+# face found there ends the search. dlib's smallest face is 80 pixels wide: at a coarse scale a smaller one gets a low
+# score and a box that is too large, so low scores are settled at a finer scale. Grey takes two thirds of the time of
+# colour. Two weak faces at one place at two scales are one clear face; that spares the last, slow search. Chosen on 600
+# frames of 20 clips: where dlib's detector at full size with one upsampling has a face, the largest here is the same
+# one.
+COARSE_SEARCHES = ((320, False, 0.5), (480, False, 0.3), (640, True, 0.15))
+WEAK_SCORE = -0.2
+
+Image.MAX_IMAGE_PIXELS = None  # the limit here is checked on the header, before anything is decoded
+cv2.setNumThreads(1)
+
+
+class Search(NamedTuple):
+    """faces: in a picture; doubtful: what else may be a face at the scale where the search ended; each the largest
+    first. smallest: width in pixels of the picture of the smallest faces that can be found at that scale; at the finest
+    the width that was asked for."""
+    faces: list[FoundFace]
+    doubtful: list[FoundFace]
+    smallest: float
+
+
+@dataclass(frozen=True)
+class CropSettings:
+    """How faces become chips.
+
+    predictor: path of the landmark model, None for the 5-point one; size: width and height of a chip in pixels;
+    padding: margin around the landmarks, in parts of the face's size; find_all: all faces of a picture, not only the
+    largest; quality: of JPEG, 1 to 100.
+    """
+    predictor: str | None = None
+    size: int = FACE_SIZE
+    padding: float = PADDING
+    find_all: bool = False
+    quality: int = JPEG_QUALITY
+
+
+# ---------------------------------------------------------------- finding
+
+def find_faces(picture: np.ndarray, models: Models, find_all: bool = False) -> list[FoundFace]:
+    """Return the faces in a picture, the largest first.
+
+    picture: uint8 RGB array H x W x 3, C-contiguous. The search goes from coarse to fine and ends at the first scale
+    with a clear face: smaller faces beside it may be left out, unless find_all asks for the finest scale at once.
+    """
+    return search_faces(picture, models, find_all).faces
+
+
+def search_faces(picture: np.ndarray, models: Models, find_all: bool = False, finest_width: float = 0.0) -> Search:
+    """Return what find_faces returns, and what else is known from the scale where the search ended. finest_width: width
+    in pixels of the smallest faces that are worth the slow search at the finest scale."""
+    longest = max(picture.shape[:2])
+    searches = [] if find_all else [search for search in COARSE_SEARCHES if search[0] <= longest]
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) if searches else None
+    weak = []
+    for side, in_colour, least_score in searches:
+        scale = longest / side
+        searched = picture if in_colour else grey
+        found = models.detector.find(resized(searched, 1 / scale) if scale > 1 else searched, WEAK_SCORE, scale)
+        if found and max(face.confidence for face in found) >= least_score:
+            # A weak one beside a clear one is noise, mostly.
+            return Search([face for face in found if face.confidence >= 0],
+                          [face for face in found if face.confidence < 0], SMALLEST_BOX * scale)
+        if found and any(found[0].box.overlap(earlier.box) > 0.5 for earlier in weak):
+            return Search(found[:1], found[1:], SMALLEST_BOX * scale)
+        weak += found[:1]
+    return Search(models.detector.find_finest(picture, finest_width), [], finest_width)
+
+
+def faces_from_width(picture: np.ndarray, models: Models, width: float) -> list[FoundFace]:
+    """Return what may be a face of at least a width in pixels, also with a doubtful score, the largest first: one fast
+    search, in grey."""
+    scale = max(width / SMALLEST_BOX, 0.5, max(picture.shape[:2]) / FINEST_SIDE)
+    return models.detector.find(resized(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), 1 / scale), WEAK_SCORE, scale)
+
+
+# ---------------------------------------------------------------- pictures
+
+def unreadable_kind(path: str | os.PathLike) -> str | None:
+    """Return a problem for a picture of a kind that cannot be read here, by its name's ending; None for other files."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix not in OTHER_PICTURE_SUFFIXES:
+        return None
+    return f"a {suffix[1:].upper()} picture, which cannot be read here; convert it to JPEG"
+
+
+def find_pictures(folder: str | os.PathLike, exclude: str | os.PathLike | None = None,
+                  ) -> Iterator[tuple[str, str | None]]:
+    """Yield (path, problem) for every picture in a folder, as target_folder.find_files does; pictures of a kind that
+    cannot be read here have a problem."""
+    for path, problem in find_files(folder, PICTURE_SUFFIXES | OTHER_PICTURE_SUFFIXES, exclude):
+        yield path, problem or unreadable_kind(path)
+
+
+def read_picture(path: str | os.PathLike) -> np.ndarray:
+    """Return a picture file as uint8 RGB array H x W x 3, turned as its EXIF tag asks.
+
+    Alpha is dropped, grey and CMYK become RGB, 16 bits become 8. Raises UserError for damaged files, files over
+    MAX_PIXELS and files of other formats, OSError for one that cannot be opened.
+    """
+    data = Path(path).read_bytes()
+    if not data:
+        raise UserError("is empty; replace or remove it")
+    if data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS:  # a phone's picture under another ending
+        raise UserError(unreadable_kind("picture.heic"))
+    try:
+        with Image.open(io.BytesIO(data), formats=PICTURE_FORMATS) as image:
+            width, height = image.size
+            # OpenCV fills the missing part of a truncated JPEG with grey; Pillow refuses it, but takes longer.
+            is_truncated = image.format in ("JPEG", "MPO") and b"\xff\xd9" not in data[-1024:]
+            if is_truncated and width * height <= MAX_PIXELS:
+                image.load()
+    except MemoryError:
+        raise
+    except UnidentifiedImageError:
+        raise UserError("no picture that can be read (neither JPEG, PNG, BMP, WebP nor TIFF); replace or remove "
+                        "it") from None
+    except Exception as error:
+        raise UserError(f"no picture that can be read ({printable(error)}); replace or remove it") from None
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{width} x {height} pixels are over the limit of {MAX_PIXELS // 10**6} million; scale it down")
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if picture is None:
+        raise UserError("no picture that can be read (damaged); replace or remove it")
+    return picture
+
+
+def encode_jpeg(picture: np.ndarray, quality: int = JPEG_QUALITY) -> np.ndarray:
+    """Return an RGB picture, uint8 H x W x 3, as the bytes (uint8 array) of a JPEG file. Raises UserError where it is
+    too large for one."""
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise UserError(f"a picture of {picture.shape[1]} x {picture.shape[0]} pixels cannot be written as JPEG")
+    return data
+
+
+# ---------------------------------------------------------------- writing
+
+def stem_of(path: str, frame_dir: str) -> str:
+    """Return a frame's path relative to frame_dir without its ending: the name that its chips begin with."""
+    return os.path.splitext(os.path.relpath(path, frame_dir))[0]
+
+
+def write_chips(picture: np.ndarray, faces: list[FoundFace], face_dir: str, frame_stem: str,
+                settings: CropSettings) -> list[str]:
+    """Write the chip of the largest face of a frame, or of all, and return their names. Call it inside open_target.
+
+    picture: uint8 RGB array H x W x 3; faces: in it, the largest first.
+    """
+    models = load_models(settings.predictor)
+    names = []
+    # The first name comes last: where it exists, all the others do.
+    for number in range(len(faces) if settings.find_all else min(1, len(faces)), 0, -1):
+        chip = align_face(picture, faces[number - 1].box, models, settings.size, settings.padding)
+        names.append(face_name(frame_stem, number))
+        write_file(face_dir, names[-1], encode_jpeg(chip, settings.quality))
+    return names
+
+
+def extract_faces(path: str, frame_dir: str, face_dir: str, settings: CropSettings) -> tuple[int, int, list[str]]:
+    """Write the chips of one frame to face_dir; return (made, present, problems) as batch.Batch asks.
+
+    Call it inside target_folder.open_target. Raises UserError for a picture that cannot be read, OSError for a full
+    disk.
+    """
+    stem = stem_of(path, frame_dir)
+    check_name(face_dir, face_name(stem))
+    picture = read_picture(path)
+    faces = find_faces(picture, load_models(settings.predictor), settings.find_all)
+    names = write_chips(picture, faces, face_dir, stem, settings)
+    return len(names), 0, [] if names else [NO_FACE]

@@ -1,0 +1,294 @@
+"""Frames drawn from a clip: which ones, and their pictures, the same as a plain decode from the start gives."""
+import contextlib
+import hashlib
+import heapq
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+
+from first_impressions.common.command_line import UserError
+from first_impressions.common.constants import JPEG_QUALITY, face_name, frame_name
+from first_impressions.extraction.packets import Packets, demux, displayed_size, list_packets, open_clip
+from first_impressions.jobs.target_folder import check_name, is_finished, write_file
+from first_impressions.jobs.worker_pool import heartbeat
+
+cv2.setNumThreads(1)
+
+
+def _unlisted_side_data(kind, value):
+    member = object.__new__(kind)
+    member._name_, member._value_ = f"UNLISTED_{value}", value
+    return member
+
+
+# PyAV refuses all side data of a frame if one entry is of a kind that came to FFmpeg later than PyAV's own list (EXIF,
+# spatial video). Such an entry must not hide the display matrix beside it.
+av.sidedata.sidedata.Type._missing_ = classmethod(_unlisted_side_data)
+
+
+@dataclass(frozen=True)
+class FrameSettings:
+    """Which frames are drawn and how they are written. quality: of JPEG, 1 to 100; of no account where they are not.
+    every: seconds from one frame to the next, instead of a number of random ones."""
+    number_of_frames: int
+    seed: int = 0
+    quality: int = JPEG_QUALITY
+    every: float | None = None
+
+
+# ---------------------------------------------------------------- choosing
+
+def _place_in_draw(clip: str, seed: int) -> Callable[[int], bytes]:
+    """Return a function of a frame's index: its place in the draw, which depends only on the seed, the clip's name
+    (without suffix) and the index."""
+    start = hashlib.blake2b(f"{seed}:".encode() + os.fsencode(clip) + b":", digest_size=8)
+
+    def place(index):
+        state = start.copy()
+        state.update(b"%d" % index)
+        return state.digest()
+
+    return place
+
+
+def choose_frames(clip: str, indices: Iterable[int], number_of_frames: int, seed: int) -> set[int]:
+    """Return the frames drawn from a clip: `number_of_frames` of `indices`, or all if there are fewer.
+
+    Fewer frames are a subset of more, and frames that cannot be decoded do not change the choice of the others.
+    """
+    return set(heapq.nsmallest(number_of_frames, indices, key=_place_in_draw(clip, seed)))
+
+
+def frames_every(packets: Packets, indices: Iterable[int], every: float) -> set[int]:
+    """Return those of the indices that are the first at or after 0, every, 2 every ... seconds. Raises UserError where
+    the clip tells no times."""
+    seconds = packets.seconds.tolist()
+    if not seconds:
+        raise UserError("tells no times of its frames; leave --every away")
+    chosen, due = set(), 0
+    for index in sorted(indices):
+        # 0.04 s as a sum of binary fractions may fall a little short.
+        if seconds[index] >= due * every - 1e-6:
+            chosen.add(index)
+            due = int((seconds[index] + 1e-6) // every) + 1
+    return chosen
+
+
+def earlier_frames(clip: str, chosen: Iterable[int], seed: int) -> dict[int, int | None]:
+    """Return for each of the frames drawn the nearest one before it, as displayed, that was drawn before it; None where
+    there is none. This one stays the same when more frames are drawn."""
+    place = _place_in_draw(clip, seed)
+    earlier, candidates = {}, []
+    for index in sorted(chosen):
+        while candidates and place(candidates[-1]) > place(index):
+            candidates.pop()
+        earlier[index] = candidates[-1] if candidates else None
+        candidates.append(index)
+    return earlier
+
+
+# ---------------------------------------------------------------- decoding
+
+def _to_picture(frame, reformatter, pixel_format, pixel_aspect):
+    """Return a decoded frame as it is displayed: uint8 array H x W x 3, C-contiguous, its pixels square, turned and
+    mirrored as the clip's display matrix asks."""
+    picture = reformatter.reformat(frame, format=pixel_format).to_ndarray()
+    size = displayed_size(frame.width, frame.height, pixel_aspect)
+    if size != (frame.width, frame.height):
+        picture = cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC)
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is not None:
+        a, b, _, c, d = struct.unpack("=9i", bytes(matrix))[:5]
+        if abs(a) + abs(d) < abs(b) + abs(c):
+            # x' = c y, y' = b x: the picture's axes change places.
+            picture = picture.transpose(1, 0, 2)
+            a, d = c, b
+        picture = picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+    # PyAV pads the rows of a picture whose width x 3 is not a multiple of its alignment; dlib takes whole rows only.
+    return np.ascontiguousarray(picture)
+
+
+def _decode_everything(path, packets):
+    """Yield (index, frame) for every frame that a plain decode from the start gives; damaged packets are skipped."""
+    index_of = dict(zip(packets.times.tolist(), packets.indices.tolist())) if packets.timed else None
+    count = 0
+    with open_clip(path) as (container, stream):
+        packet_iterator = container.demux(stream)
+        while True:
+            try:
+                packet = next(packet_iterator)
+            except StopIteration:
+                return
+            except av.error.FFmpegError:
+                packet = None  # the file is damaged here: drain the decoder
+            heartbeat()
+            try:
+                frames = stream.codec_context.decode(packet if packet is not None and packet.size else None)
+            except av.error.EOFError:
+                return
+            except av.error.FFmpegError:
+                frames = []
+            for frame in frames:
+                if index_of is None:
+                    yield count, frame
+                elif index_of.get(frame.pts, -1) >= 0:
+                    yield index_of[frame.pts], frame
+                count += 1
+            if packet is None or not packet.size:
+                return
+
+
+def decode_wanted(path: str | Path, packets: Packets, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Yield (index, frame) for the wanted frames, decoding as little as gives the very same pictures as a plain decode.
+
+    Decoding starts at the last clean key frame before a wanted frame, leaves out pictures that no other picture needs,
+    and stops at the last wanted frame before the next clean key frame. Ends early, without an error, as soon as
+    anything is not as listed in packets: the caller then decodes everything. Raises av.error.FFmpegError for damage.
+    """
+    positions = np.flatnonzero(np.isin(packets.indices, list(wanted)))
+    starts = np.flatnonzero(packets.clean)
+    if not len(starts) or starts[0] != 0:
+        starts = np.concatenate([[0], starts])
+    firsts = starts[np.searchsorted(starts, positions, side="right") - 1]
+    lasts = {int(first): int(positions[firsts == first].max()) for first in np.unique(firsts)}
+    index_of = {int(packets.times[position]): int(packets.indices[position]) for position in positions}
+    wanted_positions = set(positions.tolist())
+    end = max(lasts.values())
+    last = -1
+    with open_clip(path, explode=True) as (container, stream):
+        decoder = stream.codec_context
+        can_skip = packets.codec == "h264"
+        for position, packet in enumerate(demux(container, stream)):
+            if position > end or packet.pts != packets.times[position] or packet.size != packets.sizes[position]:
+                return
+            if position in lasts:
+                last = lasts[position]
+            if position > last:
+                continue
+            if can_skip:
+                decoder.skip_frame = "DEFAULT" if position in wanted_positions else "NONREF"
+            frames = decoder.decode(packet)
+            if position == last:
+                frames += decoder.decode(None)
+                decoder.flush_buffers()
+            for frame in frames:
+                if frame.is_corrupt:
+                    return
+                if frame.pts in index_of:
+                    yield index_of[frame.pts], frame
+
+
+def read_chosen(path: str | Path, packets: Packets, settings: FrameSettings,
+                pick: Callable[[set[int]], set[int]] = set, pixel_format: str = "bgr24",
+                ) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (index, picture), as read_frames does, for those of the frames drawn that pick(frames drawn) returns.
+
+    pixel_format: "bgr24" or "rgb24", the order of the colours. A frame that cannot be decoded is replaced by the next
+    one of the draw. All others come in the order of display, those that replace one after them.
+    """
+    def choose(indices):
+        if settings.every:
+            return frames_every(packets, indices, settings.every)
+        return choose_frames(Path(path).stem, indices, settings.number_of_frames, settings.seed)
+
+    def to_picture(frame):
+        return _to_picture(frame, reformatter, pixel_format, packets.pixel_aspect)
+
+    reformatter = av.video.reformatter.VideoReformatter()
+    wanted = pick(choose(packets.drawable))
+    if wanted and packets.timed:
+        order = sorted(wanted, reverse=True)
+        try:
+            for index, frame in decode_wanted(path, packets, wanted):
+                if index != order.pop():
+                    break  # one was left out: the plain decode below takes up here
+                wanted.remove(index)
+                yield index, to_picture(frame)
+        except av.error.FFmpegError:
+            pass  # damaged somewhere: the plain decode below takes what can be had
+    if not wanted:
+        return
+    readable = set()
+    for index, frame in _decode_everything(path, packets):
+        readable.add(index)
+        if index in wanted:
+            wanted.remove(index)
+            yield index, to_picture(frame)
+            if not wanted:
+                return
+    if packets.timed:
+        readable.intersection_update(packets.drawable)
+    instead = pick(choose(readable)) - choose(packets.drawable)
+    if instead:
+        for index, frame in _decode_everything(path, packets):
+            if index in instead:
+                instead.remove(index)
+                yield index, to_picture(frame)
+                if not instead:
+                    return
+
+
+def read_frames(clip_path: str | Path, number_of_frames: int, seed: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (index, picture) for frames drawn from a clip: the very frames and pictures that extract_frames writes.
+
+    index: int, counted from 0 in display order; picture: BGR uint8 array H x W x 3. Clips shorter than number_of_frames
+    give all their frames. Raises UserError for a file that holds no pictures, OSError for one that cannot be opened.
+    """
+    yield from read_chosen(clip_path, list_packets(clip_path), FrameSettings(number_of_frames, seed))
+
+
+# ---------------------------------------------------------------- writing
+
+@contextlib.contextmanager
+def watched_clip(path: str, target: str) -> Iterator[list[str]]:
+    """Yield a list for the names of the files that are made of a clip in the target folder. Raises UserError and
+    removes these files where the clip was changed meanwhile: they were made of a part of it."""
+    before = os.stat(path)
+    names = []
+    yield names
+    after = os.stat(path)
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        for name in names:
+            os.unlink(os.path.join(target, name))
+        raise UserError("was changed while it was read; run again when it is complete")
+
+
+def check_clip_name(path: str, packets: Packets, target: str) -> None:
+    """Raise UserError where the names of a clip's frames and faces would be too long for the target's disk."""
+    longest = Path(frame_name(Path(path).stem, max(packets.drawable, default=0))).stem
+    check_name(target, face_name(longest))
+
+
+def extract_frames(path: str, frame_dir: str, settings: FrameSettings, dry_run: bool = False,
+                   ) -> tuple[int, int, list[str]]:
+    """Write the frames drawn from one clip to frame_dir; return (made, present, problems) as batch.Batch asks.
+
+    Call it inside target_folder.open_target. Raises UserError for a clip that cannot be read, OSError for a full disk.
+    """
+    clip = Path(path).stem
+
+    def missing(chosen):
+        return {index for index in chosen if not is_finished(os.path.join(frame_dir, frame_name(clip, index)))}
+
+    with watched_clip(path, frame_dir) as made:
+        packets = list_packets(path)
+        check_clip_name(path, packets, frame_dir)
+        problems = [packets.problem] if packets.problem else []
+        chosen = choose_frames(clip, packets.drawable, settings.number_of_frames, settings.seed)
+        if dry_run:
+            to_make = len(missing(chosen))
+            return to_make, len(chosen) - to_make, problems
+        for index, picture in read_chosen(path, packets, settings, missing):
+            done, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, settings.quality])
+            if not done:
+                raise UserError(f"a frame of {picture.shape[1]} x {picture.shape[0]} pixels cannot be written as JPEG")
+            write_file(frame_dir, frame_name(clip, index), data)
+            made.append(frame_name(clip, index))
+            heartbeat()
+    return len(made), len(chosen) - len(made), problems

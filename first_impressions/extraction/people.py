@@ -1,0 +1,65 @@
+"""Who is who in a clip: the same person over all frames, by dlib's face recognition."""
+import functools
+
+import dlib
+import numpy as np
+
+from first_impressions.extraction.detectors import Box, Models, align_face, packaged_model
+
+# dlib's descriptors of one person's faces are nearer than this, those of two people are farther apart (King 2017,
+# http://blog.dlib.net/2017/02/high-quality-face-recognition-with-deep.html).
+SAME_PERSON = 0.6
+CHIP_SIZE, CHIP_PADDING = 150, 0.25     # of the faces that dlib's network was trained on
+BLOCK = 500     # faces that are told apart at once: the time grows with their square
+
+
+@functools.lru_cache(maxsize=1)
+def load_recognition() -> dlib.face_recognition_model_v1:
+    """Return dlib's face recognition network; loaded once in a process. Raises UserError where it is not installed."""
+    return dlib.face_recognition_model_v1(str(packaged_model("dlib_face_recognition_resnet_model_v1.dat")))
+
+
+def describe_face(picture: np.ndarray, box: Box, models: Models) -> np.ndarray:
+    """Return dlib's descriptor, float64 128, of the face in a box of a picture, uint8 RGB H x W x 3."""
+    chip = align_face(picture, box, models, CHIP_SIZE, CHIP_PADDING)
+    return np.array(load_recognition().compute_face_descriptor(chip))
+
+
+def number_people(descriptors: np.ndarray, frames: np.ndarray, lefts: np.ndarray) -> np.ndarray:
+    """Return the person, int64 N from 1 in the order of appearance, in the same frame from left to right, of each face.
+
+    descriptors: float N x 128; frames: int N, in which the faces are; lefts: int N, their left edges in pixels. Faces
+    in one frame are never one person: of two faces as alike as that, the left one is the first.
+    """
+    order = np.lexsort((lefts, frames))
+    groups = np.empty(len(descriptors), dtype=np.int64)
+    groups[order] = _group(descriptors[order])
+    numbers, people, seen = {}, np.empty(len(descriptors), dtype=np.int64), {}
+    for face in order:
+        alike = (frames[face], groups[face])
+        seen[alike] = seen.get(alike, -1) + 1
+        people[face] = numbers.setdefault((groups[face], seen[alike]), len(numbers) + 1)
+    return people
+
+
+def _group(descriptors):
+    """Return the group of each descriptor, by Chinese whispers (Biemann, TextGraphs 2006), in blocks with the mean
+    descriptors of the groups known so far."""
+    sums, counts, groups = [], [], []
+    for start in range(0, len(descriptors), BLOCK):
+        block = descriptors[start:start + BLOCK]
+        known = [total / count for total, count in zip(sums, counts)]
+        labels = dlib.chinese_whispers_clustering([dlib.vector(row) for row in [*known, *block]], SAME_PERSON)
+        group_of = {}
+        for group, label in enumerate(labels[:len(known)]):
+            group_of.setdefault(label, group)
+        for label, row in zip(labels[len(known):], block):
+            if label not in group_of:
+                group_of[label] = len(sums)
+                sums.append(np.zeros(block.shape[1]))
+                counts.append(0)
+            group = group_of[label]
+            sums[group] = sums[group] + row
+            counts[group] += 1
+            groups.append(group)
+    return groups

@@ -1,0 +1,1 @@
+"""A function over many files in worker processes, resumable, with a list of failures."""

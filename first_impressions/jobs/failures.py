@@ -1,0 +1,72 @@
+"""failures.csv of a target folder: each input that could not be worked on, and why."""
+import csv
+import os
+from pathlib import Path
+
+from first_impressions.jobs.target_folder import FAILURES, SCRATCH
+
+
+def _input_cell(path):
+    # A spreadsheet takes =x, +x, -x and @x for formulas; ./=x names the same file and is none.
+    text = os.fspath(path)
+    return text if text[:1].isalnum() or text[:1] in "./_" else os.path.join(".", text)
+
+
+def _read_failures(path):
+    """Yield the lines (input, reason) of a failures.csv; none where there is no such file."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            for row in csv.reader(file):
+                if len(row) == 2 and row != ["input", "reason"]:
+                    yield row
+    except (OSError, csv.Error):
+        return
+
+
+class Failures:
+    """failures.csv of a target folder: the last run's lines, and this run's, which replace them at the end. Make it
+    inside open_target."""
+
+    def __init__(self, target: str | os.PathLike):
+        self.path = Path(target, FAILURES)
+        self.unfinished = Path(target, SCRATCH, "failures.tmp")
+        self.file = open(self.unfinished, "w", encoding="utf-8", errors="surrogateescape", newline="")
+        # The clock of the target's disk, which also stamps the input files, not the clock of this machine.
+        self.start = os.fstat(self.file.fileno()).st_mtime_ns
+        self.writer = csv.writer(self.file)
+        self.writer.writerow(["input", "reason"])
+        # Inputs of the last run's lines that this run has not looked at yet.
+        self.waiting = {cell for cell, _ in _read_failures(self.path)}
+
+    def add(self, path: str | os.PathLike, *reasons: str) -> None:
+        """Note that a file was looked at, and write a line for each reason why something of it could not be made."""
+        cell = _input_cell(path)
+        self.waiting.discard(cell)
+        self.writer.writerows([cell, reason] for reason in reasons)
+
+    def close(self, complete: bool) -> None:
+        """Put the lines in place; after a run that was stopped keep the last run's lines on files not looked at."""
+        if not complete:
+            self.writer.writerows(line for line in _read_failures(self.path) if line[0] in self.waiting)
+        self.file.close()
+        # The time of the start: what was changed later than this was not seen by this run.
+        os.utime(self.unfinished, ns=(self.start, self.start))
+        os.replace(self.unfinished, self.path)
+
+
+class KnownFailures:
+    """What failures.csv said before this run of files that have not changed since. It can be sent to other processes.
+
+    A file counts as changed when its inode change time (which copying an old time stamp does not set back) is not
+    clearly before the start of the run that wrote failures.csv.
+    """
+
+    def __init__(self, target: str | os.PathLike):
+        path = Path(target, FAILURES)
+        self.start = path.stat().st_mtime_ns if path.is_file() else 0
+        # Workers of a cluster know files by their absolute paths.
+        self.lines = {(os.path.abspath(cell), reason) for cell, reason in _read_failures(path)}
+
+    def holds(self, path: str | os.PathLike, reason: str) -> bool:
+        """Return True where the last run gave this reason for a file that has not changed since."""
+        return (os.path.abspath(path), reason) in self.lines and os.stat(path).st_ctime_ns < self.start

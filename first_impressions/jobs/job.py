@@ -1,0 +1,153 @@
+"""A run of a pre-processing script over all its files: options, progress, failures.csv, and what is said at the end."""
+import argparse
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from first_impressions.common.command_line import (
+    UserError,
+    counted,
+    disk_error,
+    positive_int,
+    printable,
+    progress_bar,
+    stop_status,
+    undisturbed,
+)
+from first_impressions.common.constants import JPEG_QUALITY
+from first_impressions.jobs.failures import Failures
+from first_impressions.jobs.target_folder import FAILURES
+from first_impressions.jobs.worker_pool import UNEXPECTED, Known, map_files, warn_of_unexpected
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a run has to do.
+
+    function: picklable function of a module; function(path) returns (made, present, problems): two numbers of files in
+    the target folder, and a list of reasons, each a line in failures.csv. items: as in worker_pool.map_files; total:
+    their number. inputs, outputs: the words for one file of the source and of the target. expected: the end of a reason
+    that is no error; expected_in: the word for what it is said of.
+    """
+    function: Callable[[str], tuple[int, int, list[str]]]
+    items: Iterable[tuple[str, Known]]
+    total: int
+    target: str
+    inputs: str
+    outputs: str
+    expected: str | None = None
+    expected_in: str = "frame"
+
+    def is_expected(self, reason: str) -> bool:
+        return self.expected is not None and reason.endswith(self.expected)
+
+
+@dataclass
+class Summary:
+    """What a run did: made and present count files in the target folder, failed counts lines in failures.csv (of these,
+    `expected` bear a reason that is no error), status is the exit status."""
+    inputs: int = 0
+    made: int = 0
+    present: int = 0
+    failed: int = 0
+    expected: int = 0
+    unexpected: int = 0
+    status: int = 0
+    seconds: float = 0.0
+
+
+def jpeg_quality(text: str) -> int:
+    """argparse type: a whole number from 1 to 100."""
+    if not text.isdecimal() or not 1 <= len(text) <= 3 or not 1 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from 1 to 100")
+    return int(text)
+
+
+def add_batch_options(parser: argparse.ArgumentParser, inputs: str) -> None:
+    """Add the options that all runs share. inputs: the word for one file of the source."""
+    parser.add_argument("--quality", type=jpeg_quality, metavar="1-100", default=JPEG_QUALITY, help="JPEG quality")
+    parser.add_argument("--workers", type=positive_int, default=os.cpu_count(),
+                        help=f"processes, one {inputs} each at a time")
+    parser.add_argument("--ray-address", default=os.environ.get("RAY_ADDRESS"), metavar="ADDRESS",
+                        help=f"spread the {inputs}s over this Ray cluster (also: the variable RAY_ADDRESS)")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be made")
+
+
+def run_batch(batch: Batch, workers: int | None = None, ray_address: str | None = None) -> Summary:
+    """Run the function over all items, write failures.csv, show a progress bar. Call it inside open_target."""
+    summary = Summary()
+    begin = time.monotonic()
+    failures = Failures(batch.target)
+    bar = progress_bar(total=batch.total, unit=batch.inputs)
+    complete = False
+    try:
+        with contextlib.closing(map_files(batch.function, batch.items, workers, ray_address)) as results:
+            for path, result, problem in results:
+                made, present, problems = result or (0, 0, [problem])
+                summary.inputs += 1
+                summary.made += made
+                summary.present += present
+                summary.failed += len(problems)
+                summary.expected += sum(map(batch.is_expected, problems))
+                summary.unexpected += any(reason.startswith(UNEXPECTED) for reason in problems)
+                failures.add(path, *problems)
+                bar.update()
+        complete = True
+    except KeyboardInterrupt as error:
+        summary.status = stop_status(error)
+    except OSError as error:
+        if disk_error(error):
+            error.filename = os.fspath(batch.target)
+        raise
+    finally:
+        with undisturbed():
+            bar.close()
+            with contextlib.suppress(OSError):  # on a full disk the last run's list stays
+                failures.close(complete)
+    summary.seconds = time.monotonic() - begin
+    return summary
+
+
+def print_dry_run(batch: Batch, workers: int | None = None) -> None:
+    """Print what run_batch would make, from a function that makes nothing; touch no file."""
+    made = present = failed = 0
+    with contextlib.closing(map_files(batch.function, batch.items, workers)) as results:
+        for _, result, problem in progress_bar(results, total=batch.total, unit=batch.inputs):
+            made += result[0] if result else 0
+            present += result[1] if result else 0
+            failed += bool(result[2] if result else problem)
+    print(f"Dry run: from {counted(batch.total, batch.inputs)}, up to {counted(made, batch.outputs)} would be made in "
+          f"{printable(batch.target)}; {present} there already; {counted(failed, batch.inputs)} with a problem. "
+          "Nothing was written; next: the same command without --dry-run.")
+
+
+def print_summary(batch: Batch, summary: Summary, following: str) -> None:
+    """Print what a run did and, on the last line, where the results are and what to run next (following);
+    set the status to 1 if more than one file in a hundred failed for a reason that nobody thought of.
+
+    Raises UserError where a complete run has nothing to show but problems.
+    """
+    inputs, target = batch.inputs, batch.target
+    listed = Path(target, FAILURES)
+    speed = f" ({summary.inputs / summary.seconds:.1f} {inputs}s/s)" if summary.made and summary.seconds else ""
+    print(f"{counted(summary.inputs, inputs)} in {summary.seconds:.1f} s{speed}: "
+          f"{counted(summary.made, batch.outputs)} made, {summary.present} there already.")
+    problems = [f"{batch.expected}: {counted(summary.expected, batch.expected_in)}"] if summary.expected else []
+    if summary.failed > summary.expected:
+        problems.append(f"other problems: {summary.failed - summary.expected}" if problems
+                        else f"problems: {counted(summary.failed, inputs)}")
+    if problems:
+        print(f"{', '.join(problems).capitalize()}; listed in {printable(listed)}")
+    is_suspect = warn_of_unexpected(summary.unexpected, summary.inputs, inputs)
+    if summary.status:
+        print(f"Stopped. {batch.outputs.capitalize()}s that were finished stay in {printable(target)}; next: the same "
+              "command, which goes on")
+        return
+    if not summary.made + summary.present and summary.failed > summary.expected:
+        raise UserError(f"{target}: {counted(summary.inputs, inputs)}, and nothing could be made of any; {listed} says "
+                        "why")
+    print(f"{batch.outputs.capitalize()}s: {printable(target)}   next: {following}")
+    summary.status = int(is_suspect)

@@ -1,0 +1,256 @@
+"""Source and target folders of the pre-processing: files found and counted, settings noted, files written whole.
+
+Every written file appears whole under its final name or not at all, and one run at a time works in a target folder.
+"""
+import contextlib
+import errno
+import functools
+import itertools
+import json
+import os
+import socket
+import stat
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from first_impressions.common.command_line import UserError, disk_error
+from first_impressions.common.constants import FRAME_MARK, PREPROCESSING_FILE
+from first_impressions.common.files import folder_lock
+
+SCRATCH = ".unfinished"
+FAILURES = "failures.csv"
+NAME_TOO_LONG = "its name is too long to name frames and faces after it; shorten it"
+
+FoundFiles = Iterable[tuple[str, str | None]]
+
+
+# ---------------------------------------------------------------- finding files
+
+def find_files(folder: str | os.PathLike, suffixes: Iterable[str], exclude: str | os.PathLike | None = None,
+               ) -> Iterator[tuple[str, str | None]]:
+    """Yield (path, problem) for every file in a folder and the folders below it whose name ends in one of the suffixes.
+
+    suffixes: lower-case endings such as ".mp4"; exclude: a folder to leave out. Links are followed, each folder is
+    visited once, names that begin with a dot are left out. problem is None, or says why the path cannot be read at all.
+    Only names are read, no contents; nothing but the folders still to visit is kept in memory.
+    """
+    visited = set()
+    if exclude is not None and os.path.isdir(exclude):
+        visited.add(_identity(exclude))
+    waiting = [os.fspath(folder)]
+    while waiting:
+        directory = waiting.pop()
+        try:
+            identity = _identity(directory)
+            if identity in visited:
+                continue
+            visited.add(identity)
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    problem = None
+                    try:
+                        if entry.is_dir():
+                            waiting.append(entry.path)
+                            continue
+                        if not entry.is_file():
+                            problem = "a link to nothing" if entry.is_symlink() else "neither a file nor a folder"
+                    except OSError as error:
+                        problem = f"cannot be opened: {error.strerror}"
+                    if os.path.splitext(entry.name)[1].lower() in suffixes:
+                        yield entry.path, problem
+        except OSError as error:
+            yield directory, f"the folder cannot be read: {error.strerror}"
+
+
+def _identity(path):
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def count_files(find: Callable[[], FoundFiles], name_of: Callable[[str], str], kind: str) -> int:
+    """Return how many files find() yields. Raises UserError naming two whose results would have one name.
+
+    name_of(path): the name that the results of a file begin with; kind: the word for the files in messages.
+    """
+    # Of millions of names only 64 bits each are kept.
+    total, codes, twice = 0, set(), {}
+    for path, _ in find():
+        code = hash(_comparable(name_of(path)))
+        if code in codes:
+            twice.setdefault(code, path)
+        total += 1
+        codes.add(code)
+    if twice:
+        code, second = next(iter(twice.items()))
+        first = next((path for path, _ in find() if path != second and hash(_comparable(name_of(path))) == code), "")
+        raise UserError(f"two {kind} of one name, {first} and {second}: rename or remove one{_others(twice)}")
+    return total
+
+
+def check_clips(find: Callable[[], FoundFiles]) -> None:
+    """Raise UserError if frames of one clip lie in two folders: two clips of one name would become one clip.
+
+    find: function without arguments that yields (path of a frame, problem), folder by folder.
+    """
+    folder_of, twice = {}, {}
+    for folder, files in itertools.groupby(find(), key=lambda file: os.path.dirname(file[0])):
+        for clip in {_comparable(os.path.basename(path).rpartition(FRAME_MARK)[0]) for path, _ in files} - {""}:
+            if folder_of.setdefault(clip, folder) != folder:
+                twice.setdefault(clip, folder)
+    if twice:
+        clip, second = next(iter(twice.items()))
+        raise UserError(f"frames of a clip {clip} lie in {folder_of[clip]} and in {second}: two clips of one name "
+                        f"would become one; rename one of the clips and draw its frames again{_others(twice)}")
+
+
+def _comparable(name):
+    # macOS and others write the same letters in two ways, which look the same and would bear one label.
+    return unicodedata.normalize("NFC", name)
+
+
+def _others(twice):
+    return f" ({len(twice)} names are taken twice)" if len(twice) > 1 else ""
+
+
+# ---------------------------------------------------------------- the target folder
+
+def check_folders(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Raise UserError unless source is a folder and target is another one, or a name that a folder can be made of."""
+    if not os.path.isdir(source):
+        raise UserError(f"{source}: " + ("is no folder" if os.path.exists(source) else "no such folder"))
+    existing, missing = os.path.abspath(target), []
+    while not os.path.lexists(existing):
+        existing, name = os.path.split(existing)
+        missing.append(name)
+    for name in missing:
+        try:
+            os.lstat(os.path.join(existing, name))
+        except FileNotFoundError:
+            continue
+        except OSError as error:  # a name that is too long, or a file where a folder would have to be
+            raise UserError(f"{target}: cannot be made ({error.strerror}); name another target folder") from None
+    if not os.path.isdir(existing):
+        raise UserError(f"{existing}: is no folder; name another target folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{existing}: cannot be written; name another target folder")
+    if os.path.isdir(target) and os.path.samefile(source, target):
+        raise UserError(f"{target}: is the source folder; name another target folder")
+    for name in (FAILURES, PREPROCESSING_FILE):
+        if os.path.isdir(os.path.join(target, name)):
+            raise UserError(f"{os.path.join(target, name)}: is a folder in the way of a file; remove it or name "
+                            "another target folder")
+
+
+def check_settings(target: str | os.PathLike, settings: dict) -> bool:
+    """Compare settings (a dictionary of plain values) with those in the target's preprocessing.json, if it exists.
+
+    Return True where they agree, False where there are none yet. Raises UserError naming the differences, because files
+    made in two ways must not be mixed in one folder.
+    """
+    path = Path(target, PREPROCESSING_FILE)
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); remove it if the folder's files were made with the same "
+                        "settings, or name another folder") from None
+    if not isinstance(before, dict):
+        raise UserError(f"{path}: holds no settings; remove it or name another folder")
+    differences = [f"{key} {before.get(key, 'not noted')} there, {settings.get(key, 'none')} now"
+                   for key in dict.fromkeys([*before, *settings]) if before.get(key) != settings.get(key)]
+    if differences:
+        raise UserError(f"{target}: its files were made with other settings ({'; '.join(differences)}); name another "
+                        "folder or the same settings")
+    return True
+
+
+@contextlib.contextmanager
+def open_target(target: str | os.PathLike, settings: dict | None) -> Iterator[None]:
+    """Create the target folder, hold it for this run alone, remove what a killed run left, note the settings in it
+    (None: there is nothing to note). Raises UserError where the folder cannot be written, is in use or has other
+    settings."""
+    target = Path(target)
+    with contextlib.ExitStack() as stack:
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(folder_lock(target))
+            scratch = target / SCRATCH
+            if scratch.is_symlink() or (scratch.exists() and not scratch.is_dir()):
+                raise UserError(f"{scratch}: is in the way of unfinished files; remove it")
+            _remove_unfinished(target)
+            scratch.mkdir(exist_ok=True)
+            if settings is not None and not check_settings(target, settings):
+                write_file(target, PREPROCESSING_FILE, (json.dumps(settings, indent=1) + "\n").encode())
+        except OSError as error:
+            if disk_error(error):
+                raise
+            raise UserError(f"{target}: cannot be written ({error.strerror}); name another target folder") from None
+        try:
+            yield
+        finally:
+            _remove_unfinished(target)
+
+
+def _remove_unfinished(target):
+    scratch = Path(target, SCRATCH)
+    if not scratch.is_dir():
+        return
+    for path in scratch.iterdir():
+        if path.suffix == ".tmp":
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # something of the user's lies in it
+        scratch.rmdir()
+
+
+@functools.lru_cache(maxsize=1000)
+def _make_folder(folder, target):
+    os.makedirs(folder, exist_ok=True)
+    root = os.path.realpath(target)
+    if os.path.commonpath([root, os.path.realpath(folder)]) != root:
+        raise UserError(f"the folder {folder} is a link that leads out of the target folder")
+
+
+def write_file(target: str | os.PathLike, name: str, data: bytes) -> None:
+    """Write the bytes data to target/name so that the file is seen whole or not at all. Call it inside open_target.
+
+    name: relative path; folders in it are made. Raises UserError where a link would lead out of the target folder or
+    the name is too long, and OSError where the disk is full.
+    """
+    path = os.path.join(target, name)
+    _make_folder(os.path.dirname(path), os.fspath(target))
+    unfinished = os.path.join(target, SCRATCH, f"{socket.gethostname()}-{os.getpid()}.tmp")
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(data)
+        os.replace(unfinished, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(unfinished)
+        if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+            raise UserError(NAME_TOO_LONG) from None
+        if isinstance(error, OSError):  # the unfinished file's name, another in each run, tells nobody anything
+            raise OSError(error.errno, error.strerror, path) from None
+        raise
+
+
+def check_name(target: str | os.PathLike, name: str) -> None:
+    """Raise UserError for a file name that is too long for the target's disk: before the work on it, not after."""
+    try:
+        limit = os.pathconf(target, "PC_NAME_MAX")
+    except (OSError, ValueError):  # a dry run: the folder is not there yet
+        limit = 255
+    if len(os.fsencode(os.path.basename(name))) > limit:
+        raise UserError(NAME_TOO_LONG)
+
+
+def is_finished(path: str | os.PathLike) -> bool:
+    """Return True for a file that exists and is not empty: a power cut can leave empty ones."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size > 0

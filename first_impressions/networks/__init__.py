@@ -1,0 +1,1 @@
+"""The network, its backbones and closed-form parts; weights and checkpoints."""

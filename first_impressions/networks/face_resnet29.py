@@ -1,0 +1,170 @@
+"""dlib's face recognition network in PyTorch, and the reader of dlib's file of weights.
+
+The network is that of dlib's dnn_face_recognition_ex.cpp (http://dlib.net/dnn_face_recognition_ex.cpp.html), a ResNet
+(He et al. 2016) of 29 convolutions. Its weights come with the package face-recognition-models.
+"""
+import importlib.util
+import os
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from first_impressions.common.command_line import UserError
+
+FACE_WEIGHTS = "dlib_face_recognition_resnet_model_v1.dat"
+FACE_MEAN = (122.782 / 255, 117.001 / 255, 104.298 / 255)  # of RGB pictures in [0, 1]
+FACE_STD = (256 / 255,) * 3
+FACE_INPUT_SIZE = 150  # pixels
+FACE_STAGES = ((32, 3, False), (64, 4, True), (128, 3, True), (256, 3, True), (256, 1, True))  # filters, blocks, halves
+LONGEST_GAP = 1024  # bytes of settings between two tensors of dlib's file
+# The network sees these parts of a chip's side, one after the other: with the face script's padding of 0.5 the whole
+# chip shows hair and neck; its middle three quarters are the crop (padding 0.25) that the network was made for.
+FACE_VIEWS = (1.0, 0.75)
+DESCRIPTOR_SIZE = 128
+# The maps of each stage are averaged to a grid of so many rows and columns. The early stages see skin, hair and light,
+# and where they are. The late stages, made to tell people apart, have dropped that.
+FACE_GRIDS = (4, 4, 2, 2, 2)
+FEATURES_PER_VIEW = sum(filters * grid ** 2 for (filters, _, _), grid in zip(FACE_STAGES, FACE_GRIDS)) + DESCRIPTOR_SIZE
+
+
+def face_weights_path() -> str:
+    """Return the path of the weights inside the package face-recognition-models.
+
+    Raises UserError where the package or the file is missing. The package is not imported: its import needs
+    pkg_resources, which current setuptools no longer have.
+    """
+    package = importlib.util.find_spec("face_recognition_models")
+    path = os.path.join(package.submodule_search_locations[0], "models", FACE_WEIGHTS) if package else ""
+    if not os.path.isfile(path):
+        raise UserError(f"{FACE_WEIGHTS}: not found; install it with pip install face-recognition-models")
+    return path
+
+
+class FaceBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut; a halving block averages 2x2 pixels on its shortcut.
+
+    dlib's affine layers (a scale and an offset per filter, no batch statistics) are folded into the convolutions.
+    """
+
+    def __init__(self, inputs, filters, halves):
+        super().__init__()
+        self.halves = halves
+        self.conv1 = nn.Conv2d(inputs, filters, 3, stride=2 if halves else 1, padding=0 if halves else 1)
+        self.conv2 = nn.Conv2d(filters, filters, 3, padding=1)
+
+    def forward(self, maps):
+        shortcut = functional.avg_pool2d(maps, 2, 2) if self.halves else maps
+        maps = self.conv2(functional.relu(self.conv1(maps)))
+        if maps.shape == shortcut.shape:
+            return functional.relu(maps + shortcut)
+        # dlib adds tensors of unequal shapes by filling up the smaller with zeros at the right, the bottom and the end.
+        shape = [max(a, b) for a, b in zip(maps.shape[1:], shortcut.shape[1:])]
+        return functional.relu(_filled_up(maps, shape) + _filled_up(shortcut, shape))
+
+
+def _filled_up(maps, shape):
+    missing = [target - present for target, present in zip(shape, maps.shape[1:])]
+    return functional.pad(maps, (0, missing[2], 0, missing[1], 0, missing[0]))
+
+
+class FaceResNet29(nn.Module):
+    """dlib's face recognition network: 29 convolutions, 5 stages of 32, 64, 128, 256 and 256 filters.
+
+    Takes float RGB pictures B x 3 x H x W, (x / 255 - FACE_MEAN) / FACE_STD, made for 150 x 150 and accepting
+    anything of at least 63 x 63. describe(stage_maps(pictures)[-1]) is dlib's 128-number descriptor.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, FACE_STAGES[0][0], 7, stride=2)
+        inputs = FACE_STAGES[0][0]
+        for number, (filters, blocks, halves) in enumerate(FACE_STAGES, 1):
+            stage = [FaceBlock(inputs if block == 0 else filters, filters, halves and block == 0)
+                     for block in range(blocks)]
+            setattr(self, f"stage{number}", nn.Sequential(*stage))
+            inputs = filters
+        self.descriptor = nn.Linear(inputs, DESCRIPTOR_SIZE, bias=False)
+
+    def stage_maps(self, pictures: torch.Tensor) -> list[torch.Tensor]:
+        """Return the maps after the stages, a list of five tensors: for 150 x 150 pictures B x 32 x 35 x 35,
+        64 x 17 x 17, 128 x 8 x 8, 256 x 4 x 4 and 256 x 2 x 2."""
+        maps = functional.max_pool2d(functional.relu(self.stem(pictures)), 3, 2)
+        result = []
+        for stage in (self.stage1, self.stage2, self.stage3, self.stage4, self.stage5):
+            maps = stage(maps)
+            result.append(maps)
+        return result
+
+    def describe(self, last_map: torch.Tensor) -> torch.Tensor:
+        """Return the descriptor B x 128 of the last stage's map."""
+        return self.descriptor(last_map.mean((2, 3)))
+
+    def forward(self, pictures):
+        """Return what the heads see of a view, B x 4224: the maps of all stages, averaged as FACE_GRIDS says, and the
+        descriptor."""
+        maps = self.stage_maps(pictures)
+        pooled = [functional.adaptive_avg_pool2d(some, grid).flatten(1) for some, grid in zip(maps, FACE_GRIDS)]
+        return torch.cat([*pooled, self.describe(maps[-1])], dim=1)
+
+    def convolutions(self) -> list[nn.Conv2d]:
+        """Return the 29 convolutions from the input to the output."""
+        return [module for module in self.modules() if isinstance(module, nn.Conv2d)]
+
+
+def _packed(number):
+    # dlib writes an integer as the number of its bytes, then these, the lowest first.
+    size = max(1, (number.bit_length() + 7) // 8)
+    return bytes([size]) + number.to_bytes(size, "little")
+
+
+def _read_tensors(path, shapes):
+    """Return the tensors of dlib's file, float32, each of the shape that the network needs."""
+    size = 4 * sum(rows * columns for rows, columns in shapes)
+    try:
+        with open(path, "rb") as file:
+            content = file.read(size + LONGEST_GAP * (len(shapes) + 1))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    tensors, position = [], 0
+    for number, (rows, columns) in enumerate(shapes, 1):
+        header = b"".join(_packed(n) for n in (2, rows, columns, 1, 1))  # version, shape
+        start = content.find(header, position, position + LONGEST_GAP)
+        position = start + len(header) + 4 * rows * columns
+        if start < 0 or position > len(content):
+            raise UserError(f"{path}: is truncated or not dlib's face recognition network (tensor {number} of "
+                            f"{len(shapes)} is missing); install it anew with pip install --force-reinstall "
+                            "face-recognition-models")
+        tensor = np.frombuffer(content, dtype="<f4", count=rows * columns, offset=start + len(header))
+        tensor = tensor.reshape(rows, columns)
+        if not np.isfinite(tensor).all():
+            raise UserError(f"{path}: is damaged (tensor {number} of {len(shapes)} holds numbers that are not finite); "
+                             "install it anew with pip install --force-reinstall face-recognition-models")
+        tensors.append(torch.from_numpy(tensor.astype(np.float32)))
+    return tensors
+
+
+def read_face_weights(path: str | os.PathLike | None = None) -> FaceResNet29:
+    """Return a FaceResNet29 (float32, evaluation mode) with the weights of dlib's file.
+
+    path: the file; the one of the package face-recognition-models where it is None. Nothing in the file is executed and
+    no size in it is trusted: each tensor must have the very shape that the network needs.
+    Raises UserError, in one line that names the file, where it is missing, truncated or another network's.
+    """
+    path = path or face_weights_path()
+    network = FaceResNet29()
+    shapes = []
+    for convolution in network.convolutions():
+        shapes += [(convolution.weight.numel() + convolution.out_channels, 1), (2 * convolution.out_channels, 1)]
+    shapes.append((network.descriptor.in_features, network.descriptor.out_features))
+    tensors = _read_tensors(path, shapes)
+    with torch.no_grad():
+        for convolution, weights, affine in zip(network.convolutions(), tensors[0:-1:2], tensors[1:-1:2]):
+            filters = convolution.out_channels
+            scale, offset = affine[:filters, 0], affine[filters:, 0]
+            kernel, bias = weights[:-filters, 0].view(convolution.weight.shape), weights[-filters:, 0]
+            convolution.weight.copy_(kernel * scale.view(-1, 1, 1, 1))
+            convolution.bias.copy_(bias * scale + offset)
+        network.descriptor.weight.copy_(tensors[-1].T)
+    return network.eval()

@@ -1,0 +1,279 @@
+"""The network: a backbone, frozen wholly or in part, heads whose scores are averaged, perhaps a Gaussian process."""
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from first_impressions.common.command_line import UserError
+from first_impressions.common.constants import TRAITS
+from first_impressions.networks.face_resnet29 import (
+    DESCRIPTOR_SIZE,
+    FACE_INPUT_SIZE,
+    FACE_MEAN,
+    FACE_STD,
+    FACE_VIEWS,
+    FEATURES_PER_VIEW,
+    FaceResNet29,
+)
+from first_impressions.networks.gaussian_process import MOST_CLIPS, GaussianProcess
+from first_impressions.networks.principal_components import PrincipalComponents
+from first_impressions.networks.weights import check_state, load_backbone_weights
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LARGEST_HIDDEN_LAYER = 16_384
+MOST_HEADS = 64
+MEMORY_FORMS = ("exact", "centres", "none")
+
+
+# ---------------------------------------------------------------- backbones and architectures
+
+@dataclass(frozen=True)
+class Backbone:
+    """A kind of backbone and what it sees of a face chip."""
+    name: str
+    build: Callable[[], nn.Module]      # makes it with random weights; it maps a view to features
+    features_per_view: int
+    default_weights: str                # what --weights means where it is not given
+    input_size: int                     # pixels
+    mean: tuple[float, ...]             # of RGB pictures in [0, 1], subtracted from them
+    std: tuple[float, ...]              # which they are then divided by
+    explained_stage: str                # whose maps heat maps are made of
+    views: tuple[float, ...] = (1.0,)   # parts of the chip's side that are seen one after the other
+    descriptor_size: int = 0            # the last features, which tell people apart; a Gaussian process needs them
+
+
+def _torchvision_resnet(name):
+    import torchvision  # here, since it takes three seconds, which dlib's network can do without
+
+    backbone = torchvision.models.get_model(name, weights=None)
+    backbone.fc = nn.Identity()
+    return backbone
+
+
+_RESNET_WIDTHS = {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048, "resnet152": 2048}
+BACKBONES = {name: Backbone(name, partial(_torchvision_resnet, name), width, "imagenet", 224, IMAGENET_MEAN,
+                            IMAGENET_STD, "layer4") for name, width in _RESNET_WIDTHS.items()}
+# All that the score depends on passes the first stages of dlib's network; of these the first points best (35 x 35).
+BACKBONES["face_resnet29"] = Backbone("face_resnet29", FaceResNet29, FEATURES_PER_VIEW, "dlib", FACE_INPUT_SIZE,
+                                      FACE_MEAN, FACE_STD, "stage1", FACE_VIEWS, DESCRIPTOR_SIZE)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a network's name stands for. It travels with checkpoints and to the trials of a search."""
+    name: str
+    backbone: str               # a key of BACKBONES
+    trained: tuple[str, ...]    # stages of the backbone that are trained, from the input on; all others are frozen
+    hidden: tuple               # sizes of the head's hidden layers: keys of the configuration, or fixed numbers
+    dropout: tuple = ()         # fixed dropout after each hidden layer; empty: the configuration's `dropout` after each
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether a Gaussian process can stand beside the heads: its features must stay as they are."""
+        return self.kind.descriptor_size > 0 and not self.trained
+
+    @property
+    def kind(self) -> Backbone:
+        """The Backbone."""
+        return BACKBONES[self.backbone]
+
+    @property
+    def config_keys(self) -> tuple[str, ...]:
+        """The keys of the configuration that shape this network: some of l1, l2, l3, dropout, heads, components, memory
+        and memory_weight."""
+        sizes = tuple(size for size in self.hidden if isinstance(size, str))
+        dropout = () if self.dropout or not self.hidden else ("dropout",)
+        projection = () if self.trained else ("components",)
+        return sizes + dropout + ("heads",) + projection + (("memory", "memory_weight") if self.has_memory else ())
+
+
+# ---------------------------------------------------------------- the network
+
+@dataclass(frozen=True)
+class Memory:
+    """The Gaussian process beside the heads."""
+    form: str = "none"      # exact, centres or none
+    weight: float = 0.0     # its part in the scores
+
+
+class PersonalityNetwork(nn.Module):
+    """A backbone, frozen wholly or in part, heads whose scores are averaged, and perhaps a GaussianProcess.
+
+    Takes uint8 RGB chips B x 3 x H x W, or rows B x W that represent() made of features, and gives float32 scores B x 5
+    in [0, 1] in the order of TRAITS. Scaling and normalisation happen inside, on the device of the weights. The
+    features of a frozen backbone are projected on so many principal components. compute_dtype is the type of mixed
+    precision of backbone and heads (None: that of the weights).
+    """
+
+    def __init__(self, kind: Backbone, trained: tuple[str, ...], components: int = 0, memory: Memory = Memory()):
+        super().__init__()
+        self.kind = kind
+        self.backbone = kind.build()
+        self.trained = tuple(trained)
+        width = kind.features_per_view * len(kind.views)
+        self.projection = PrincipalComponents(width, components) if components else None
+        self.head_width = components or width
+        # Features of a trained backbone differ in scale by orders of magnitude, and drift, so late steps count more.
+        self.standardise = nn.BatchNorm1d(width, affine=False, momentum=0.1) if trained else None
+        self.heads = nn.ModuleList()
+        self.memory_weight = memory.weight
+        self.memory = None
+        if memory.form != "none":
+            descriptor_size = kind.descriptor_size if memory.form == "exact" else 0
+            self.memory = GaussianProcess(width, components, descriptor_size)
+        self.compute_dtype = None
+        self.register_buffer("mean", torch.tensor(kind.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(kind.std).view(1, 3, 1, 1), persistent=False)
+        self.backbone.requires_grad_(False)
+        for stage in self.trained:
+            self.backbone.get_submodule(stage).requires_grad_(True)
+
+    @property
+    def frozen(self) -> bool:
+        """True where no part of the backbone is trained, so that its features can be cached."""
+        return not self.trained
+
+    def train(self, mode: bool = True) -> "PersonalityNetwork":
+        """Put the heads and the trained stages into training mode; frozen stages stay in evaluation mode, so that
+        their batch normalisation keeps the statistics they came with."""
+        super().train(mode)
+        self.backbone.eval()
+        if mode:
+            for stage in self.trained:
+                self.backbone.get_submodule(stage).train()
+        return self
+
+    def features(self, chips: torch.Tensor) -> torch.Tensor:
+        """Return the backbone's features of all views, B x F float32, of uint8 chips B x 3 x H x W."""
+        pictures = chips.to(self.mean.dtype) / 255
+        return torch.cat([self.features_of_view(self.view_of(pictures, part)) for part in self.kind.views], dim=1)
+
+    def view_of(self, pictures: torch.Tensor, part: float) -> torch.Tensor:
+        """Return what the backbone sees of pictures B x 3 x H x W in [0, 1]: the middle part, resized, normalised."""
+        height, width = (round(part * length) for length in pictures.shape[-2:])
+        top, left = (pictures.shape[-2] - height) // 2, (pictures.shape[-1] - width) // 2
+        view = pictures[:, :, top:top + height, left:left + width]
+        size = (self.kind.input_size, self.kind.input_size)
+        if (height, width) != size:
+            view = functional.interpolate(view, size, mode="bilinear", antialias=True,
+                                          align_corners=False)
+        return ((view - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def features_of_view(self, view: torch.Tensor) -> torch.Tensor:
+        """Return the backbone's features, float32, of one view."""
+        with self._mixed_precision(view.device):
+            return self.backbone(view).float()
+
+    def _mixed_precision(self, device):
+        return torch.autocast(device.type, dtype=self.compute_dtype or torch.bfloat16,
+                              enabled=self.compute_dtype is not None)
+
+    def represent(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the row that the heads and the Gaussian process see of features B x F: of a frozen backbone the
+        principal components and the descriptor, of a trained one the features as they are."""
+        if self.projection is None:
+            return features
+        return torch.cat([self.projection(features), features[:, features.shape[1] - self.kind.descriptor_size:]],
+                         dim=1)
+
+    def scores_of_heads(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the scores of all K heads, K x B x 5 float32, of rows B x W."""
+        if self.standardise is None:
+            inputs = rows[:, :self.head_width] / self.projection.scale
+        else:
+            inputs = self.standardise(rows)
+        with self._mixed_precision(inputs.device):
+            return torch.stack([torch.sigmoid(head(inputs).float()) for head in self.heads])
+
+    def forward(self, inputs: torch.Tensor, of_each_head: bool = False) -> torch.Tensor:
+        """Return the scores B x 5, or with of_each_head what is trained: the scores of all K heads, K x B x 5."""
+        rows = inputs if inputs.ndim == 2 else self.represent(self.features(inputs))
+        scores = self.scores_of_heads(rows)
+        if of_each_head:
+            return scores
+        scores = scores.mean(0)
+        if self.memory is None or not len(self.memory.points):
+            return scores
+        return (1 - self.memory_weight) * scores + self.memory_weight * self.memory(rows)
+
+    def features_of_both(self, chips: torch.Tensor) -> torch.Tensor:
+        """Return the features B x F of uint8 chips B x 3 x H x W, each the mean of the chip and its mirror image."""
+        return self.features(torch.cat([chips, chips.flip(-1)])).unflatten(0, (2, len(chips))).mean(0)
+
+    def scores_of_both(self, chips: torch.Tensor) -> torch.Tensor:
+        """Return the scores B x 5 of uint8 chips, each the mean of the chip's and its mirror image's: of trained
+        networks. Frozen ones score mean features."""
+        return self(torch.cat([chips, chips.flip(-1)])).unflatten(0, (2, len(chips))).mean(0)
+
+
+def make_head(width: int, hidden: list[int], dropout: list[float]) -> nn.Sequential:
+    """Return the layers width - hidden - 5, with ReLU and dropout after each hidden one (the sigmoid comes after)."""
+    layers = []
+    for size, rate in zip(hidden, dropout):
+        layers += [nn.Linear(width, size), nn.ReLU(), nn.Dropout(rate)]
+        width = size
+    return nn.Sequential(*layers, nn.Linear(width, len(TRAITS)))
+
+
+def _number(config, key, kind, low, high):
+    wanted = f"a {'whole ' if kind is int else ''}number from {low} to {high}"
+    if key not in config:
+        raise UserError(f"the configuration has no {key}; it needs {wanted}")
+    value = config[key]
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high or value != kind(value):
+        raise UserError(f"the configuration's {key} is {value!r}; it must be {wanted}")
+    return kind(value)
+
+
+def build_network(architecture: Architecture, config: dict, weights: str | None = None) -> PersonalityNetwork:
+    """Return the PersonalityNetwork of an architecture.
+
+    config: dict with the keys of architecture.config_keys. weights: what the backbone starts from: "imagenet", "dlib",
+    "none" (random numbers), a path to a state dict, or None, which leaves random numbers to be overwritten by a
+    checkpoint. Raises UserError for a missing or absurd number, or weights that do not fit.
+    """
+    hidden = [_number(config, size, int, 1, LARGEST_HIDDEN_LAYER) if isinstance(size, str) else size
+              for size in architecture.hidden]
+    dropout = architecture.dropout or [_number(config, "dropout", float, 0, 0.95) for _ in hidden]
+    number_of_heads = _number(config, "heads", int, 1, MOST_HEADS)
+    kind = architecture.kind
+    width = kind.features_per_view * len(kind.views)
+    components = 0 if architecture.trained else min(_number(config, "components", int, 1, LARGEST_HIDDEN_LAYER), width)
+    memory = Memory()
+    if architecture.has_memory and config.get("memory", "none") != "none":
+        if config["memory"] not in MEMORY_FORMS:
+            raise UserError(f"the configuration's memory is {config['memory']!r}; it must be one of "
+                            f"{', '.join(MEMORY_FORMS)}")
+        memory = Memory(config["memory"], _number(config, "memory_weight", float, 0, 1))
+    network = PersonalityNetwork(kind, architecture.trained, components, memory)
+    if weights is not None:
+        load_backbone_weights(network.backbone, kind.name, kind.default_weights, weights)
+    network.heads.extend(make_head(network.head_width, hidden, dropout) for _ in range(number_of_heads))
+    return network.to(memory_format=torch.channels_last)
+
+
+def backbone_key(network: PersonalityNetwork) -> str:
+    """Return text that names all that a frozen backbone's features depend on besides the chips."""
+    digest = hashlib.sha256()
+    for key, value in network.backbone.state_dict().items():
+        digest.update(key.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return (f"{network.kind.name} views {network.kind.views} at {network.kind.input_size} px, "
+            f"{network.kind.features_per_view * len(network.kind.views)} features, weights {digest.hexdigest()}")
+
+
+def load_network_state(network: PersonalityNetwork, state: dict, source: str | os.PathLike) -> None:
+    """Fill a PersonalityNetwork with a state dict; its Gaussian process takes the size of the state's.
+
+    Raises UserError where the state does not fit.
+    """
+    points = state.get("memory.points")
+    if network.memory is not None and torch.is_tensor(points) and points.ndim == 2 and len(points) <= MOST_CLIPS:
+        network.memory.allocate(len(points))
+    check_state(network, state, source)
+    network.load_state_dict(state)

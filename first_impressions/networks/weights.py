@@ -1,0 +1,78 @@
+"""Weights: files of tensors read without running code, and the state dicts that backbones start from."""
+import os
+import sys
+import zipfile
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from torch import nn
+
+from first_impressions.common.command_line import UserError
+from first_impressions.networks.face_resnet29 import read_face_weights
+
+
+def load_file(path: str | os.PathLike, expected: str) -> object:
+    """Return what torch.save wrote to a file: tensors and plain data only.
+
+    Raises UserError for anything else; no code in the file is run.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; it should be {expected}")
+    try:
+        if not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile("no archive of torch.save")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what torch raises depends on where in the file the damage is
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: is damaged or not {expected} ({reason}); make or download it again") from None
+
+
+def check_state(module: nn.Module, state: dict, source: str | os.PathLike) -> None:
+    """Raise UserError, naming the first key, where a state dict does not fit the module in names and shapes."""
+    expected = module.state_dict()
+    missing, foreign = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    if missing or foreign:
+        what = f"the key {missing[0]} is missing" if missing else f"the key {foreign[0]} is foreign"
+        raise UserError(f"{source}: does not fit this network: {what} ({len(missing)} missing, {len(foreign)} foreign)")
+    for key, value in expected.items():
+        if not torch.is_tensor(state[key]) or state[key].shape != value.shape:
+            shape = tuple(state[key].shape) if torch.is_tensor(state[key]) else type(state[key]).__name__
+            raise UserError(f"{source}: does not fit this network: {key} is {shape}, not {tuple(value.shape)}")
+
+
+def _imagenet_weights(backbone_name):
+    import torchvision
+
+    weights = torchvision.models.get_model_weights(backbone_name)["IMAGENET1K_V1"]
+    try:
+        return weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
+    except (URLError, OSError, RuntimeError) as error:
+        raise UserError(f"--weights imagenet: {weights.url} cannot be downloaded ({error}); give --weights with the "
+                        "path of a downloaded file, or --weights none to start from random numbers") from None
+
+
+def load_backbone_weights(backbone: nn.Module, name: str, default_weights: str, weights: str) -> None:
+    """Fill a backbone with the weights that --weights names: imagenet, dlib, none or the path of a state dict.
+
+    name: of the backbone, as torchvision has it; default_weights: the ready-made ones that there are for it. Raises
+    UserError for missing or unfit ones.
+    """
+    if weights == "none":
+        return
+    if weights in ("imagenet", "dlib") and weights != default_weights:
+        raise UserError(f"--weights {weights}: there are none for {name}; "
+                        f"it takes {default_weights}, none or a path")
+    if weights == "dlib":
+        state = read_face_weights().state_dict()
+    elif weights == "imagenet":
+        state = _imagenet_weights(name)
+    else:
+        state = load_file(weights, "a state dict saved by torch.save")
+    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
+        raise UserError(f"{weights}: is no state dict (a dictionary of names and tensors)")
+    # The classifier of torchvision's own files is not part of the backbone.
+    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    check_state(backbone, state, weights)
+    backbone.load_state_dict(state)

@@ -1,0 +1,1 @@
+"""Scores of new clips and pictures, drawings, saliency maps, the web page."""

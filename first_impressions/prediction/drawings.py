@@ -1,0 +1,126 @@
+"""What is drawn of scores: the annotated picture with its bars, and the course of the scores over a clip."""
+import io
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from first_impressions.common.constants import TRAITS
+from first_impressions.prediction.scoring import FileScores, KeptPicture
+
+COLOURS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189))  # RGB, one a trait
+# In pixels, beside a picture that is SMALL_HEIGHT high; beside larger ones up to twice as much.
+LINE, GAP, PANEL_WIDTH, BAR_LEFT, BAR_WIDTH, SMALL_HEIGHT = 26, 14, 400, 160, 120, 360
+GREY, BLACK, TRACK = (40, 40, 40), (0, 0, 0), (225, 225, 225)
+MOST_POINTS = 120   # of a course; of more faces, neighbours are averaged
+
+
+@dataclass
+class Panel:
+    """A white picture, uint8 BGR, for the bars; places are multiplied by its scale."""
+    picture: np.ndarray
+    scale: float
+
+    def write(self, text: str, x: float, y: float, size: float = 0.45, colour: tuple = GREY) -> None:
+        """Write a line of text that begins at x and stands on y."""
+        cv2.putText(self.picture, text, self._place(x, y), cv2.FONT_HERSHEY_SIMPLEX, size * self.scale, colour,
+                    round(self.scale), cv2.LINE_AA)
+
+    def fill(self, left: float, top: float, right: float, bottom: float, colour: tuple) -> None:
+        """Fill a rectangle; one of no width or height is a line."""
+        cv2.rectangle(self.picture, self._place(left, top), self._place(right, bottom), colour, -1)
+
+    def _place(self, x, y):
+        return round(x * self.scale), round(y * self.scale)
+
+
+def annotate(picture: KeptPicture, people: list[dict]) -> np.ndarray:
+    """Return a uint8 BGR picture with a box around each face and, at its side, five bars for each person.
+
+    people: rows of scoring.PEOPLE_COLUMNS. A whisker on a bar is the interval, the number behind it the percentile.
+    """
+    image = cv2.imdecode(np.frombuffer(picture.jpeg, np.uint8), cv2.IMREAD_COLOR)
+    thickness = max(1, round(image.shape[0] / 240))
+    for person, (left, top, right, bottom) in picture.boxes.items():
+        cv2.rectangle(image, (left, top), (right, bottom), (255, 255, 255), 3 * thickness)
+        cv2.rectangle(image, (left, top), (right, bottom), GREY, thickness)
+        if len(people) > 1:
+            cv2.putText(image, str(person), (left + 6, bottom - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (255, 255, 255), 2,
+                        cv2.LINE_AA)
+    # The bars stand beside the picture, where they hide nothing.
+    needed = (LINE * 6 + GAP) * len(people) + 3 * LINE
+    scale = min(2, max(1, image.shape[0] / max(SMALL_HEIGHT, needed)))
+    height = max(image.shape[0], round(scale * needed))
+    panel = Panel(np.full((height, round(scale * PANEL_WIDTH), 3), 255, np.uint8), scale)
+    _draw_people(panel, people)
+    image = cv2.copyMakeBorder(image, 0, height - image.shape[0], 0, 0, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+    return np.hstack([image, panel.picture])
+
+
+def _draw_people(panel, people):
+    y = 0
+    for row in people:
+        y += LINE
+        panel.write(f"person {row['person']}" if len(people) > 1 else "apparent personality", 12, y, 0.55, BLACK)
+        for trait, colour in zip(TRAITS, COLOURS):
+            y += LINE
+            _draw_bar(panel, y, trait, row, colour[::-1])
+        y += GAP
+    notes = ["neuroticism: high means calm"]
+    if people and people[0]["half_width_openness"] is not None:
+        notes.append("whisker: 4 of 5 judgements lie within")
+    if people and people[0]["percentile_openness"] is not None:
+        notes.append("%: of the training clips that are judged lower")
+    for number, note in enumerate(notes):
+        panel.write(note, 12, y + 8 + 20 * number, 0.4)
+
+
+def _draw_bar(panel, y, trait, row, colour):
+    def place(score):
+        return BAR_LEFT + BAR_WIDTH * score
+
+    panel.write(trait, 12, y)
+    panel.fill(BAR_LEFT, y - 13, place(1), y + 2, TRACK)
+    panel.fill(BAR_LEFT, y - 13, place(row[trait]), y + 2, colour)
+    low, high, percentile = row[f"low_{trait}"], row[f"high_{trait}"], row[f"percentile_{trait}"]
+    if low is not None:
+        panel.fill(place(low), y - 5.5, place(high), y - 5, BLACK)
+        for end in (low, high):
+            panel.fill(place(end), y - 9, place(end) + 0.5, y - 1, BLACK)
+    panel.write(f"{row[trait]:.2f}", place(1) + 8, y)
+    if percentile is not None:
+        panel.write(f"{percentile:.0f} %", place(1) + 60, y)
+
+
+def plot_course(scores: FileScores) -> np.ndarray:
+    """Return a plot, uint8 BGR, of the scores of each frame over the time of a clip: one panel a person.
+
+    Of more than MOST_POINTS faces of a person, each point is the mean over neighbouring ones.
+    """
+    from matplotlib.figure import Figure  # here, since it takes a second
+
+    numbers = [row["person"] for row in scores.people]
+    figure = Figure(figsize=(9, 0.8 + 2.4 * len(numbers)), layout="constrained")
+    panels = figure.subplots(len(numbers), 1, sharex=True, squeeze=False)[:, 0]
+    timed = not np.isnan(scores.faces.seconds).any()
+    for panel, person in zip(panels, numbers):
+        rows = np.flatnonzero(scores.faces.person == person)
+        moments = (scores.faces.seconds if timed else scores.faces.frame)[rows]
+        averaged = math.ceil(len(rows) / MOST_POINTS)
+        starts = np.arange(0, len(rows), averaged)
+        counts = np.diff([*starts, len(rows)])
+        moments = np.add.reduceat(moments, starts) / counts
+        course = np.add.reduceat(scores.faces.scores[rows], starts, axis=0) / counts[:, None]
+        for trait, colour, points in zip(TRAITS, COLOURS, course.T):
+            panel.plot(moments, points, marker="o", markersize=3, linewidth=1.2, color=np.array(colour) / 255,
+                       label="neuroticism (high: calm)" if trait == "neuroticism" else trait)
+        words = ([f"person {person}"] if len(numbers) > 1 else []) + (
+            [f"each point: the mean of {averaged} faces"] if averaged > 1 else [])
+        panel.set(ylim=(0, 1), ylabel="score", title=", ".join(words) or None)
+        panel.grid(alpha=0.3)
+    panels[-1].set_xlabel("seconds" if timed else "frame")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(TRAITS), frameon=False)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=100)
+    return cv2.imdecode(np.frombuffer(data.getvalue(), np.uint8), cv2.IMREAD_COLOR)

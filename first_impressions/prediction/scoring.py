@@ -1,0 +1,217 @@
+"""Scores of clips and pictures that nobody has made faces of before: what predict.py and app.py share.
+
+Faces are found in worker processes and in memory.
+"""
+import contextlib
+import csv
+import functools
+import itertools
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple, TextIO
+
+import cv2
+import numpy as np
+import torch
+
+from first_impressions.common.command_line import printable
+from first_impressions.common.constants import CLIP_SUFFIXES, NO_FACE, PICTURE_SUFFIXES, TRAITS
+from first_impressions.common.device import Machine, pick_device
+from first_impressions.common.files import private_folder
+from first_impressions.extraction.clip_faces import FaceSettings, FileFaces, KeptPicture, faces_of_file
+from first_impressions.extraction.detectors import find_predictor, load_predictor
+from first_impressions.extraction.faces import OTHER_PICTURE_SUFFIXES, unreadable_kind
+from first_impressions.jobs.target_folder import find_files
+from first_impressions.jobs.worker_pool import UNEXPECTED, map_files, warn_of_unexpected  # noqa: F401  (predict.py takes them from here)
+from first_impressions.networks.checkpoint import Intervals, load_experiment
+from first_impressions.networks.network import PersonalityNetwork
+
+SUFFIXES = CLIP_SUFFIXES | PICTURE_SUFFIXES
+BATCH_SIZE = 64     # chips that are scored at once
+
+
+def _columns(prefix):
+    return tuple(f"{prefix}_{trait}" for trait in TRAITS)
+
+
+SPREADS, LOWS, HIGHS, HALF_WIDTHS, PERCENTILES = map(_columns, ("spread", "low", "high", "half_width", "percentile"))
+PEOPLE_COLUMNS = ("clip", "person", *TRAITS, "frames", "faces", "confidence", *SPREADS, *LOWS, *HIGHS, *HALF_WIDTHS,
+                  *PERCENTILES, "problem")
+FRAME_COLUMNS = ("clip", "frame", "seconds", "person", "left", "top", "right", "bottom", "confidence", *TRAITS)
+
+
+class FaceScores(NamedTuple):
+    """The faces of a file: frame int64 N, seconds float64 N, person int64 N from 1, box int32 N x 4 (left, top, right,
+    bottom in pixels of the frame), the detector's score float32 N, scores float32 N x 5."""
+    frame: np.ndarray
+    seconds: np.ndarray
+    person: np.ndarray
+    box: np.ndarray
+    confidence: np.ndarray
+    scores: np.ndarray
+
+
+def write_csv(file: TextIO, columns: Iterable[str], rows: Iterable[dict]) -> None:
+    """Write rows as CSV with a header; what a row lacks is empty, other keys are left out."""
+    writer = csv.DictWriter(file, list(columns), extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: f"{value:.6f}" if isinstance(value, float) else value for key, value in row.items()}
+                     for row in rows)
+
+
+@dataclass
+class FileScores:
+    """What is known of a file. people: rows of the table of people (PEOPLE_COLUMNS); chip: uint8 RGB H x W x 3, the
+    face of the middle frame, and its scores. Where there is a problem, all else is empty."""
+    clip: str
+    problem: str = ""
+    frames: int = 0
+    people: list[dict] = field(default_factory=list)
+    faces: FaceScores | None = None
+    picture: KeptPicture | None = None
+    chip: np.ndarray | None = None
+    chip_scores: np.ndarray | None = None
+
+    def frame_rows(self) -> Iterator[dict]:
+        """Yield a row of FRAME_COLUMNS for each face; seconds are None where the clip does not tell."""
+        if self.faces is None:
+            return
+        for frame, seconds, person, box, confidence, scores in zip(*(values.tolist() for values in self.faces)):
+            yield {"clip": printable(self.clip), "frame": frame, "seconds": None if math.isnan(seconds) else seconds,
+                   "person": person, **dict(zip(("left", "top", "right", "bottom"), box)), "confidence": confidence,
+                   **dict(zip(TRAITS, scores))}
+
+
+@torch.inference_mode()
+def score_clip(network: PersonalityNetwork, batches: Iterable[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """Return (scores of the clip, 5, scores of each face, N x 5), float32 in [0, 1], of batches of uint8 chips
+    B x 3 x H x W on the network's device.
+
+    A frozen network scores the mean features of the faces; a trained one scores each face, and the mean is the clip's.
+    """
+    total, of_faces = 0.0, []
+    for chips in batches:
+        if network.frozen:
+            features = network.features_of_both(chips)
+            total = total + features.double().sum(0, keepdim=True)
+            of_faces.append(network(network.represent(features)))
+        else:
+            of_faces.append(network.scores_of_both(chips))
+    of_faces = torch.cat(of_faces)
+    if network.frozen:
+        of_clip = network(network.represent((total / len(of_faces)).float()))[0]
+    else:
+        of_clip = of_faces.mean(0)
+    return of_clip.cpu().numpy(), of_faces.cpu().numpy()
+
+
+@dataclass
+class Scorer:
+    """A trained network and what is known of its scores. label_quantiles: of the training labels, see Checkpoint."""
+    network: PersonalityNetwork
+    intervals: Intervals | None
+    label_quantiles: dict[str, list[float]] | None
+    preprocessing: dict
+
+    def face_settings(self, number_of_frames: int = 10, seed: int = 0, predictor: str | None = None,
+                      **options) -> FaceSettings:
+        """Return the settings of the faces that the network was trained on. options: further fields of FaceSettings.
+        Raises UserError for a landmark model that cannot be used."""
+        if predictor is not None:
+            load_predictor(predictor)  # to refuse it before the work
+        return FaceSettings(number_of_frames, seed, self.preprocessing["size"], self.preprocessing["padding"],
+                            predictor=find_predictor(predictor), **options)
+
+    def score_faces(self, path: str, found: FileFaces) -> FileScores:
+        """Return the scores of the faces of a file, of which there is at least one."""
+        faces, count = found.faces, found.frames
+        people, frame, seconds, box, confidence, chips = (
+            np.array([getattr(face, name) for face in faces])
+            for name in ("person", "frame", "seconds", "box", "confidence", "chip"))
+        scores, rows = np.empty((len(faces), len(TRAITS)), dtype=np.float32), []
+        for person in np.unique(people):
+            places = np.flatnonzero(people == person)
+            of_person, scores[places] = score_clip(self.network, self._batches(found.chips, chips[places]))
+            rows.append({"clip": printable(path), "person": int(person), **dict(zip(TRAITS, of_person.tolist())),
+                         "frames": count, "faces": len(places), "confidence": float(confidence[places].mean()),
+                         **dict(zip(SPREADS, scores[places].std(0).tolist())), **self.meaning(of_person, len(places)),
+                         "problem": ""})
+        middle = len(faces) // 2
+        return FileScores(path, "", count, rows, FaceScores(frame, seconds, people, box, confidence, scores),
+                          found.picture, _read_chips(found.chips, chips[[middle]])[0], scores[middle])
+
+    def _batches(self, path, chips):
+        for start in range(0, len(chips), BATCH_SIZE):
+            read = _read_chips(path, chips[start:start + BATCH_SIZE])
+            yield torch.from_numpy(read).permute(0, 3, 1, 2).to(self.network.mean.device)
+
+    def meaning(self, scores: np.ndarray, faces: int) -> dict:
+        """Return half widths, low and high ends of the intervals, and percentiles among the training labels, of five
+        scores from so many faces; None where the checkpoint does not know."""
+        row = dict.fromkeys((*LOWS, *HIGHS, *HALF_WIDTHS, *PERCENTILES))
+        if self.intervals:
+            widths = self.intervals.half_widths(np.array([faces]))[0]
+            row.update(zip(HALF_WIDTHS, widths.tolist()))
+            row.update(zip(LOWS, (scores - widths).clip(0, 1).tolist()))
+            row.update(zip(HIGHS, (scores + widths).clip(0, 1).tolist()))
+        if self.label_quantiles:
+            for name, trait, score in zip(PERCENTILES, TRAITS, scores):
+                row[name] = float(np.interp(score, self.label_quantiles[trait], np.arange(101)))
+        return row
+
+
+def _read_chips(path, places):
+    """Return chips, uint8 RGB N x H x W x 3, whose JPEGs are from begin to end in a file; places: int N x 2."""
+    chips = []
+    with open(path, "rb") as file:
+        for begin, end in places.tolist():
+            file.seek(begin)
+            chips.append(cv2.imdecode(np.frombuffer(file.read(end - begin), np.uint8), cv2.IMREAD_COLOR_RGB))
+    return np.stack(chips)
+
+
+def load_scorer(experiment: str, runs_dir: str | os.PathLike, precision: str = "auto") -> Scorer:
+    """Return the Scorer of an experiment, on the best device. Raises UserError where there is none."""
+    network, checkpoint = load_experiment(experiment, runs_dir, Machine(pick_device(), precision))
+    intervals = Intervals(**checkpoint.intervals) if checkpoint.intervals else None
+    return Scorer(network, intervals, checkpoint.label_quantiles, checkpoint.preprocessing)
+
+
+def files_below(paths: Iterable[str]) -> Iterator[tuple[str, tuple | None]]:
+    """Yield (path, known) as score_files takes them, for files and for all clips and pictures in folders; what is named
+    twice comes once."""
+    seen = set()
+    for path, problem in itertools.chain.from_iterable(map(_files_of, paths)):
+        if (place := os.path.abspath(path)) not in seen:
+            seen.add(place)
+            yield path, (None, problem) if problem else None
+
+
+def _files_of(path):
+    if os.path.isdir(path):
+        for found, problem in sorted(find_files(path, SUFFIXES | OTHER_PICTURE_SUFFIXES), key=lambda entry: entry[0]):
+            yield found, problem or unreadable_kind(found)
+    elif os.path.splitext(path)[1].lower() not in SUFFIXES:
+        yield path, "neither a clip nor a picture by its name's ending"
+    else:
+        yield path, None
+
+
+def score_files(scorer: Scorer, files: Iterable[tuple[str, tuple | None]], settings: FaceSettings,
+                workers: int) -> Iterator[FileScores]:
+    """Yield the FileScores of each file, in their order. files: (path, None), or (path, (None, problem)) for one that
+    is not to be read. Take it in contextlib.closing, so that the worker processes end with the loop."""
+    least = settings.min_confidence
+    no_face = NO_FACE if least is None else f"{NO_FACE} whose score of the detector is at least {least:g}"
+    with private_folder("face-chips-") as chip_dir:
+        function = functools.partial(faces_of_file, settings=settings, chip_dir=str(chip_dir))
+        with contextlib.closing(map_files(function, files, workers)) as answers:
+            for path, found, problem in answers:
+                if problem or not found.faces:
+                    yield FileScores(path, problem or no_face)
+                else:
+                    yield scorer.score_faces(path, found)
+                if found:
+                    os.unlink(found.chips)

@@ -1,0 +1,1 @@
+"""Settings, inputs, samples, the training loop, prediction intervals, one trial of the search."""

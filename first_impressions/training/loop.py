@@ -1,0 +1,297 @@
+"""The loop of a training: its losses, schedule and state. train.py and the search both run it.
+
+    state = start_training(network, samples, plan, machine)
+    for record in fit(state, plan, samples, validation):
+        ...                                     # the record of each epoch
+"""
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from first_impressions.common.command_line import UserError, counted, progress_bar
+from first_impressions.common.constants import TRAITS
+from first_impressions.common.device import Machine, is_main_process, rank, world_size
+from first_impressions.data.chips import epoch_batches
+from first_impressions.data.splits import Split
+from first_impressions.evaluation.metrics import scores_of_clips, trait_accuracies, trait_correlations
+from first_impressions.networks.network import PersonalityNetwork, load_network_state
+from first_impressions.networks.principal_components import MOST_ROWS
+from first_impressions.training.inputs import make_source, score_rows
+from first_impressions.training.samples import Samples, training_steps
+from first_impressions.training.settings import Plan, Settings
+
+# ---------------------------------------------------------------- loss
+
+def ccc_loss(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return 1 - the mean over the traits of Lin's concordance correlation (Biometrics 45, 1989), for B x 5 tensors.
+
+    A trait that is constant within the batch has no correlation and is left out. Its plain formula is
+    nan there, and so would be the gradient of all others.
+    """
+    target_std, difference = targets.std(0), scores.mean(0) - targets.mean(0)
+    covariance = ((scores - scores.mean(0)) * (targets - targets.mean(0))).sum(0) / (len(targets) - 1)
+    correlation = 2 * covariance / (scores.var(0) + target_std ** 2 + difference ** 2 + 1e-8)
+    varies = (target_std > 1e-6).float()
+    return 1 - (correlation * varies).sum() / varies.sum().clamp_min(1)
+
+
+LOSSES = {"mse": functional.mse_loss, "l1": functional.l1_loss,
+          "smooth_l1": lambda scores, targets: functional.smooth_l1_loss(scores, targets, beta=0.1),
+          # The concordance of a small batch says little, so the squared error stays in.
+          "ccc": lambda scores, targets: 0.1 * ccc_loss(scores, targets) + functional.mse_loss(scores, targets)}
+
+
+# ---------------------------------------------------------------- optimiser and schedule
+
+def warmup_cosine(total_steps: int, warmup: float) -> Callable[[int], float]:
+    """Return the factor of the learning rate at a step: linear warm-up, then a cosine down to 0."""
+    warmup_steps = max(1, round(warmup * total_steps))
+
+    def factor(step):
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
+    return factor
+
+
+def parameter_groups(network: PersonalityNetwork, settings: Settings) -> list[dict]:
+    """Return the optimiser's parameter groups: the heads with lr, the trained stages with smaller learning rates.
+
+    The last stage learns with lr x backbone_lr_factor, each stage before it with layer_decay times the next one's rate.
+    Biases and normalisation layers (one-dimensional) are not decayed.
+    """
+    parts = [("heads", network.heads, settings.lr)]
+    for distance, stage in enumerate(reversed(network.trained)):
+        rate = settings.lr * settings.backbone_lr_factor * settings.layer_decay ** distance
+        parts.append((stage, network.backbone.get_submodule(stage), rate))
+    groups = []
+    for name, module, rate in parts:
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        for decay, some in ((settings.weight_decay, [p for p in parameters if p.ndim > 1]),
+                            (0.0, [p for p in parameters if p.ndim < 2])):
+            if some:
+                groups.append({"params": some, "lr": rate, "weight_decay": decay, "name": name})
+    return groups
+
+
+# ---------------------------------------------------------------- state
+
+@dataclass
+class TrainingState:
+    """Exactly what a checkpoint holds of a training, so that a resumed one goes on as if it had not been stopped."""
+    network: PersonalityNetwork
+    optimizer: torch.optim.Optimizer
+    scheduler: LambdaLR
+    ema: AveragedModel | None           # exponential moving average of the weights
+    epoch: int = 0                      # epochs done
+    step: int = 0                       # steps done of the next one
+    loss_sum: float = 0.0               # of these steps
+    losses: list = field(default_factory=list)      # of the steps since, still on the device
+    loss_count: int = 0                 # number of the steps in loss_sum
+    history: list = field(default_factory=list)     # the record of each epoch
+    best: dict | None = None            # of the best epoch: epoch, accuracy, network
+
+    @property
+    def averaged(self) -> PersonalityNetwork:
+        """The network that is evaluated and kept: the moving average where there is one."""
+        return self.ema.module if self.ema else self.network
+
+    def add_up_losses(self) -> float:
+        """Return the sum of the losses of the epoch so far. Waits for the device, so it is not called at every step."""
+        for loss in torch.stack(self.losses).tolist() if self.losses else []:
+            self.loss_sum += loss
+            self.loss_count += 1
+        self.losses.clear()
+        return self.loss_sum
+
+    def state_dict(self) -> dict:
+        """Return the state as tensors and plain data."""
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(), "ema": self.ema.state_dict() if self.ema else None,
+                "epoch": self.epoch, "step": self.step, "loss_sum": self.add_up_losses(), "loss_count": self.loss_count,
+                "history": self.history, "best": self.best}
+
+    def load_state_dict(self, saved: dict) -> None:
+        """Take over what state_dict returned, but for the network's own weights, which are loaded before."""
+        if self.ema:
+            self.ema.load_state_dict(saved["ema"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scheduler.load_state_dict(saved["scheduler"])
+        self.history, self.epoch, self.step = list(saved["history"]), saved["epoch"], saved["step"]
+        self.loss_sum, self.loss_count, self.best = saved["loss_sum"], saved["loss_count"], saved["best"]
+
+
+def start_at_the_mean(network: PersonalityNetwork, split: Split) -> None:
+    """Let every head start from the constant prediction: the mean label of the training clips."""
+    means = torch.tensor([split.labels[trait].mean() for trait in TRAITS], dtype=torch.float32).clamp(0.01, 0.99)
+    with torch.no_grad():
+        for head in network.heads:
+            head[-1].bias.copy_(torch.logit(means))
+
+
+def fit_frozen_parts(network: PersonalityNetwork, samples: Samples, settings: Settings, seed: int) -> None:
+    """Fit what is solved without epochs to the clips' rows: the projection, and the Gaussian process if there is one.
+
+    samples: read as ClipRows; prepared for the network afterwards.
+    """
+    source, usable = samples.source, samples.source.usable
+    drawn = np.sort(np.random.default_rng([seed, 1]).permutation(usable)[:MOST_ROWS])
+    network.projection.fit(source.features(drawn), seed)
+    source.prepare(network)
+    if network.memory is None:
+        return
+    rows, targets = source.projected[usable, 0], samples.targets[usable]
+    if network.memory.descriptor_size:
+        network.memory.fit_exact(rows, targets, settings.noise)
+    else:
+        speakers = samples.split.speakers.loc[source.clips[usable]].to_numpy()
+        network.memory.fit_centres(rows, targets, speakers, settings.centres, settings.noise, seed)
+
+
+def start_training(network: PersonalityNetwork, samples: Samples, plan: Plan, machine: Machine,
+                   saved: dict | None = None) -> TrainingState:
+    """Return the state of a new training, or of one to go on with. network: on the machine's device.
+
+    saved: what TrainingState.state_dict returned. Raises UserError where there are too few samples for a step.
+    """
+    settings, usable = plan.settings, samples.number_usable
+    if usable < 2 * world_size():
+        unit = "clip" if samples.source.of_clips else "face"
+        raise UserError(f"{samples.split.name}: only {counted(usable, unit)} can be read; training needs at least two "
+                        "a step")
+    total_steps = plan.num_epochs * steps_per_epoch(samples, plan)
+    optimizer = torch.optim.AdamW(parameter_groups(network, settings), fused=True)
+    scheduler = LambdaLR(optimizer, warmup_cosine(total_steps, settings.warmup))
+    if saved:
+        load_network_state(network, saved["network"], "the saved state of training")
+    else:
+        start_at_the_mean(network, samples.split)
+        if network.frozen:
+            rows = samples
+            if not samples.source.of_clips:
+                rows = Samples(samples.split, make_source(network, samples.source.dataset.plain(), machine))
+            fit_frozen_parts(network, rows, settings, plan.seed)
+    if saved:  # else the fit above has done it
+        samples.source.prepare(network)
+    ema = None
+    if settings.ema_decay:
+        ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
+    state = TrainingState(network, optimizer, scheduler, ema)
+    if saved:
+        try:
+            state.load_state_dict(saved)
+        except Exception as error:  # torch raises many kinds, depending on what does not fit
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"the saved state of training does not fit ({reason}); "
+                            "start again with --overwrite") from None
+    return state
+
+
+# ---------------------------------------------------------------- loop
+
+def check_finite(state: TrainingState, loss: float | None = None) -> None:
+    """Raise UserError where the loss, by default the sum over the epoch so far, is not finite: the weights are lost."""
+    loss = state.add_up_losses() if loss is None else loss
+    if not math.isfinite(loss):
+        raise UserError(f"the loss became {loss} in epoch {state.epoch + 1}: the weights have grown beyond all bounds; "
+                        "take a smaller --lr")
+
+
+def steps_per_epoch(samples: Samples, plan: Plan) -> int:
+    """Return the number of steps that every process takes in an epoch."""
+    return len(epoch_batches(samples.number_usable, plan.batch_size, plan.seed, 0, rank(), world_size()))
+
+
+def validate(network: PersonalityNetwork, samples: Samples, loss: str) -> dict[str, float]:
+    """Return loss_valid, of all rows together, and accuracy_<trait> and pearson_<trait>, per clip as the challenge
+    measures. loss: a key of LOSSES."""
+    scores = score_rows(network, samples.source)
+    clips = scores_of_clips(samples.source.clips, scores)
+    if clips.empty:
+        raise UserError(f"{samples.split.name}: none of its faces can be read (they are named above); make them again")
+    labels = samples.split.labels.loc[clips.index]
+    readable = ~np.isnan(scores).any(axis=1)
+    figures = {"loss_valid": float(LOSSES[loss](torch.from_numpy(scores[readable]), samples.targets[readable]))}
+    for measure, values in (("accuracy", trait_accuracies(labels, clips)),
+                            ("pearson", trait_correlations(labels, clips))):
+        figures.update({f"{measure}_{trait}": value for trait, value in values.items()})
+    return figures
+
+
+def _train_epoch(state, parallel, plan, samples, after_step, show_progress):
+    """Take the steps of an epoch that are still to do; return (samples, mean loss over all processes)."""
+    device, number_of_steps, taken = state.network.mean.device, steps_per_epoch(samples, plan), 0
+    loss_function = LOSSES[plan.settings.loss]
+    state.network.train()
+    with progress_bar(total=samples.number_usable, unit="sample", leave=False,
+                      desc=f"epoch {state.epoch + 1}/{plan.num_epochs}",
+                      initial=min(samples.number_usable, state.step * plan.batch_size * world_size()),
+                      disable=None if show_progress and is_main_process() else True) as bar:
+        for step, inputs, targets in training_steps(samples, plan, state.epoch, state.step, device):
+            scores = parallel(inputs, of_each_head=True)
+            loss = torch.stack([loss_function(of_head, targets) for of_head in scores]).mean()
+            state.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            state.optimizer.step()
+            state.scheduler.step()
+            if state.ema:
+                state.ema.update_parameters(state.network)
+            state.losses.append(loss.detach())
+            state.step = step + 1
+            taken += len(targets)
+            bar.update(len(targets) * world_size())
+            # The last step of an epoch is followed by its validation, and only then is the epoch over.
+            if state.step < number_of_steps and after_step:
+                after_step(state)
+    loss_sum = state.add_up_losses()
+    if not state.loss_count:
+        raise UserError(f"{samples.split.name}: none of its faces can be read (they are named above); make them again")
+    mean_loss = torch.tensor(loss_sum / state.loss_count, dtype=torch.float64, device=device)
+    if world_size() > 1:
+        torch.distributed.all_reduce(mean_loss)
+        mean_loss /= world_size()
+    return taken, float(mean_loss)
+
+
+def fit(state: TrainingState, plan: Plan, samples: Samples, validation: Samples | None = None,
+        after_step: Callable[[TrainingState], None] | None = None, show_progress: bool = True) -> Iterator[dict]:
+    """Train up to plan.num_epochs and yield the record of each epoch.
+
+    A record has epoch, loss_train, seconds, samples_per_second, the learning rates, and with validation (needed in the
+    main process only) loss_valid, accuracy_<trait> and pearson_<trait>. after_step(state) is called between any two
+    steps of an epoch; what it raises ends the training. Raises UserError where the loss is not finite.
+    """
+    if validation is not None:
+        validation.source.prepare(state.network)
+    parallel: nn.Module = state.network
+    if world_size() > 1:
+        device = state.network.mean.device
+        parallel = DistributedDataParallel(state.network, device_ids=[device.index] if device.type == "cuda" else None)
+    while state.epoch < plan.num_epochs:
+        started = time.monotonic()
+        taken, mean_loss = _train_epoch(state, parallel, plan, samples, after_step, show_progress)
+        check_finite(state, mean_loss)
+        seconds = max(time.monotonic() - started, 1e-9)
+        record = {"epoch": state.epoch + 1, "loss_train": mean_loss, "seconds": seconds,
+                  "samples_per_second": taken * world_size() / seconds}
+        last = state.scheduler.last_epoch - 1  # the optimiser's own rates are by now those of the next step
+        for group, rate, factor in zip(state.optimizer.param_groups, state.scheduler.base_lrs,
+                                       state.scheduler.lr_lambdas):
+            record[f"learning_rate_{group['name']}"] = rate * factor(last)
+        if validation is not None and is_main_process():
+            record.update(validate(state.averaged, validation, plan.settings.loss))
+            if state.best is None or record["accuracy_mean"] > state.best["accuracy"]:
+                network = {key: value.detach().cpu().clone() for key, value in state.averaged.state_dict().items()}
+                state.best = {"epoch": state.epoch + 1, "accuracy": record["accuracy_mean"], "network": network}
+        state.history.append(record)
+        state.epoch, state.step, state.loss_sum, state.loss_count = state.epoch + 1, 0, 0.0, 0
+        yield record

@@ -1,0 +1,148 @@
+"""What a training reads: its splits, their rows, and the steps of an epoch."""
+import argparse
+import functools
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from first_impressions.common.command_line import UserError, counted
+from first_impressions.common.device import is_main_process, rank, world_size
+from first_impressions.data.chips import epoch_batches
+from first_impressions.data.labels import SPEAKER_REGEX
+from first_impressions.data.splits import (
+    Split,
+    add_speaker_option,
+    check_same_crop,
+    describe,
+    join_splits,
+    load_split,
+    split_by_speaker,
+)
+from first_impressions.training.inputs import ClipRows, FaceChips
+from first_impressions.training.settings import Plan
+
+HELD_OUT = 0.2  # of the clips, for --val-split speaker
+
+
+@dataclass
+class Samples:
+    """What a training learns from or is validated on: a split, and how it is read, as clips or as single faces."""
+    split: Split
+    source: FaceChips | ClipRows
+
+    @property
+    def number_usable(self) -> int:
+        """The number of rows that can be read: clips of a frozen network, faces of a trained one."""
+        return len(self.source.usable)
+
+    @functools.cached_property  # the loop asks for it at every epoch
+    def targets(self) -> torch.Tensor:
+        """float32 N x 5: the label of the clip of each row."""
+        return torch.tensor(self.split.labels.loc[self.source.clips].to_numpy(), dtype=torch.float32)
+
+
+def load_training_and_validation(data_dir: str | Path, final_run: bool, val_split: str = "official",
+                                 speaker_regex: str = SPEAKER_REGEX, seed: int = 0,
+                                 quiet: bool = False) -> tuple[Split, Split | None]:
+    """Return (training Split, validation Split or None in the final run). Prints what they hold, unless quiet.
+
+    val_split "official" validates on the validation clips; "speaker" joins both and sets aside about a fifth of the
+    clips, of speakers that training does not hold.
+    """
+    training = load_split(data_dir, "train", speaker_regex)
+    has_validation = (Path(data_dir) / "valid").is_dir()
+    if not has_validation and not final_run and val_split == "official":
+        raise UserError(f"{Path(data_dir) / 'valid'}: no such folder; --val-split speaker validates on a fifth of the "
+                        "training clips, FINAL_RUN true on none")
+    validation = load_split(data_dir, "valid", speaker_regex) if has_validation else None
+    if final_run or val_split == "speaker":
+        training = join_splits(training, validation) if validation else training
+        validation = None
+    if not final_run and val_split == "speaker":
+        training, validation = split_by_speaker(training, HELD_OUT, seed)
+    if validation is not None:
+        check_same_crop(training, validation)
+    if is_main_process() and not quiet:
+        for split in (training, validation):
+            if split is not None:
+                print(describe(split), flush=True)
+    # What nobody sees must not count: not in the mean label, nor among the known speakers.
+    training, validation = (split and split.with_faces() for split in (training, validation))
+    if is_main_process() and not quiet:
+        if validation is not None:
+            known = validation.speakers.isin(set(training.speakers))
+            if known.any():
+                print(f"warning: {known.sum()} of {len(known)} validation clips show speakers that are in training; "
+                      "--val-split speaker validates on unknown ones", file=sys.stderr, flush=True)
+    return training, validation
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options on data that search and training share."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--data-dir", default="data", help="data folder")
+    group.add_argument("--runs-dir", default="runs", help="folder of the experiments")
+    group.add_argument("--val-split", choices=("official", "speaker"), default="official",
+                       help="validate on the validation clips, or on a fifth of all clips, of speakers not in training")
+    group.add_argument("--weights", help="of the backbone: imagenet, dlib, none or the path of a state dict (default: "
+                       "dlib for FaceResNet29, else imagenet)")
+    add_speaker_option(group)
+
+
+def number_of_samples(split: Split, in_clips: bool) -> int:
+    """Return the number of clips with a face, as frozen networks see them, or of faces."""
+    return split.number_with_face if in_clips else len(split.faces)
+
+
+def check_batch_size(batch_size: int, split: Split, in_clips: bool) -> None:
+    """Raise UserError where a step of this size cannot be taken: batch normalisation needs two samples a process.
+
+    in_clips: the batch counts clips, as for frozen networks, not faces.
+    """
+    number, unit = number_of_samples(split, in_clips), "clip" if in_clips else "face"
+    if batch_size < 2 or number < 2 * world_size():
+        raise UserError(f"BATCH_SIZE {batch_size} with {counted(number, unit)}: "
+                        f"training needs at least two {unit}s a step")
+    if batch_size > number:
+        raise UserError(f"BATCH_SIZE {batch_size}: is larger than the {counted(number, unit)} with a face of "
+                        f"{split.name}; give {number} or less")
+
+
+def _step_random(seed, epoch, step):
+    """Return the random generator of one step. It depends only on its arguments and the process, so that a resumed run
+    draws the same."""
+    return np.random.default_rng([seed, epoch, step, rank()])
+
+
+def training_steps(samples: Samples, plan: Plan, epoch: int, first_step: int,
+                   device: torch.device) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Yield (step, inputs, targets B x 5) on the device for one epoch, from its first_step on.
+
+    inputs: uint8 chips B x 3 x H x W, or float32 rows of clips B x W; mixed-up chips are float32 in [0, 255].
+    """
+    settings, usable, all_targets = plan.settings, samples.source.usable, samples.targets
+    part_of_other_form = samples.source.part_of_other_form(settings)
+    batches = epoch_batches(len(usable), plan.batch_size, plan.seed, epoch, rank(), world_size())[first_step:]
+    batches = [usable[batch].tolist() for batch in batches]
+    for step, (rows, inputs_of) in enumerate(samples.source.batches(batches, epoch), first_step):
+        if len(rows) < 2:  # batch normalisation needs two
+            if world_size() > 1:
+                raise UserError("a step's faces cannot be read (named above); make them again, "
+                                "the other processes wait for them")
+            continue
+        generator = _step_random(plan.seed, epoch, step)
+        inputs = inputs_of(generator.random(len(rows)) < part_of_other_form)
+        targets = all_targets[torch.from_numpy(rows)].to(device, non_blocking=True)
+        if settings.mixup and len(rows) > 1:
+            # Zhang et al. 2018, mixup: Beyond Empirical Risk Minimization (https://arxiv.org/abs/1710.09412).
+            part = float(generator.beta(settings.mixup, settings.mixup))
+            other = torch.from_numpy(generator.permutation(len(rows))).to(device)
+            inputs = part * inputs.float() + (1 - part) * inputs[other].float()
+            targets = part * targets + (1 - part) * targets[other]
+        # Dropout draws from torch's own generator.
+        torch.manual_seed(int(generator.integers(2**62)))
+        yield step, inputs, targets

@@ -1,0 +1,123 @@
+"""One trial of the search, as Ray Tune runs it, and the progress bar over all of them."""
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas
+import torch
+from ray import tune
+from torch.utils.data import Dataset
+from torch.utils.tensorboard import SummaryWriter
+
+from first_impressions.common.command_line import progress_bar
+from first_impressions.common.device import Machine, pick_device, seed_everything
+from first_impressions.common.experiment import SECONDS_BETWEEN_CHECKPOINTS, TRAINING_TABLE
+from first_impressions.common.files import atomic_write
+from first_impressions.evaluation.logs import log_epoch
+from first_impressions.networks.network import Architecture, build_network
+from first_impressions.networks.weights import load_file
+from first_impressions.training.inputs import make_source
+from first_impressions.training.loop import fit, start_training
+from first_impressions.training.samples import Samples, load_training_and_validation
+from first_impressions.training.settings import Plan, resolve_settings, settle_memory
+
+METRIC = "accuracy_mean"
+
+
+@dataclass(frozen=True)
+class Search:
+    """What all trials have in common: plain data, which travels to them."""
+    architecture: Architecture
+    dataset_of: type[Dataset]     # dataset.FaceDataset: made of a split, a strength of augmentation and a seed
+    num_epochs: int
+    seed: int
+    weights: str
+    data_dir: str
+    val_split: str
+    speaker_regex: str
+    precision: str
+    cache: str
+    num_workers: int
+    trials_dir: str
+    cpus_per_trial: float = 1
+
+    @property
+    def machine(self) -> Machine:
+        """The machine that a trial runs on."""
+        return Machine(pick_device(), self.precision, self.cache, self.num_workers)
+
+
+def run_trial(trial_config: dict, search: Search) -> None:
+    """Train one trial and report every epoch to Ray Tune."""
+    torch.set_num_threads(max(1, int(search.cpus_per_trial)))
+    seed_everything(search.seed)
+    splits = load_training_and_validation(search.data_dir, False, search.val_split, search.speaker_regex, search.seed,
+                                          quiet=True)
+    settings = settle_memory(resolve_settings(trial_config), splits[0].number_with_face,
+                             search.architecture.has_memory)
+    plan = Plan(settings, search.num_epochs, trial_config["batch_size"], search.seed)
+    machine = search.machine
+    network = machine.place(build_network(search.architecture, settings.as_dict(), search.weights))
+    samples, validation = (Samples(split, make_source(network, search.dataset_of(split, augment, search.seed), machine))
+                           for split, augment in zip(splits, (settings.augment, 0.0)))
+    saved = None
+    if tune.get_checkpoint():
+        with tune.get_checkpoint().as_directory() as before:
+            saved = load_file(Path(before) / "trial.pt", "a checkpoint of a trial")
+    state = start_training(network, samples, plan, machine, saved)
+    folder = Path(search.trials_dir) / tune.get_context().get_trial_name()
+    folder.mkdir(parents=True, exist_ok=True)
+    saved_at = time.monotonic()
+    with SummaryWriter(folder, purge_step=state.epoch + 1 if saved else None) as writer:
+        for record in fit(state, plan, samples, validation, show_progress=False):
+            log_epoch(writer, record)
+            writer.flush()
+            # Written at every epoch, since the scheduler may end the trial after any.
+            with atomic_write(folder / TRAINING_TABLE) as partial:
+                pandas.DataFrame(state.history).to_csv(partial, index=False)
+            best = max(state.history, key=lambda record: record[METRIC])
+            figures = {**record, "best_accuracy": best[METRIC], "best_pearson": best["pearson_mean"],
+                       "best_epoch": best["epoch"]}
+            if state.epoch < plan.num_epochs and time.monotonic() - saved_at < SECONDS_BETWEEN_CHECKPOINTS:
+                tune.report(figures)
+                continue
+            with tempfile.TemporaryDirectory() as directory:
+                torch.save(state.state_dict(), Path(directory) / "trial.pt")
+                tune.report(figures, checkpoint=tune.Checkpoint.from_directory(directory))
+            saved_at = time.monotonic()
+
+
+class TrialProgress(tune.Callback):
+    """A progress bar over the trials, and a line for each that ends.
+
+    on_first_result is called once, when the first trial has a result.
+    """
+
+    def __init__(self, number_of_trials: int, num_epochs: int, search_dir: str, on_first_result: Callable[[], None]):
+        self.num_epochs = num_epochs
+        self.search_dir = search_dir
+        self.on_first_result = on_first_result
+        self.bar = progress_bar(total=number_of_trials, desc="search", unit="trial")
+
+    def on_trial_result(self, iteration, trials, trial, result, **info):
+        if self.on_first_result:
+            self.on_first_result()
+            self.on_first_result = None
+
+    def on_trial_complete(self, iteration, trials, trial, **info):
+        figures = trial.last_result
+        end = "stopped after" if figures["epoch"] < self.num_epochs else "of"
+        self.bar.write(f"{trial}: best accuracy {figures['best_accuracy']:.4f} in epoch {figures['best_epoch']}, "
+                       f"{end} {figures['epoch']}", file=sys.stdout)
+        sys.stdout.flush()
+        self.bar.update()
+
+    def on_trial_error(self, iteration, trials, trial, **info):
+        self.bar.write(f"{trial}: failed twice and left out, see {self.search_dir}/{trial}/error.txt", file=sys.stderr)
+        self.bar.update()
+
+    def on_experiment_end(self, trials, **info):
+        self.bar.close()
