@@ -184,7 +184,7 @@ def main(argv=None):
     write_results(evaluation)
     if evaluation.run_dir is not None:
         print(f"next: tensorboard --logdir {shlex.quote(args.runs_dir)} --host 127.0.0.1, or python predict.py "
-              f"{args.experiment} CLIP.mp4{folder_options(args, ['runs_dir'])}")
+              f"{printable(shlex.quote(args.experiment))} CLIP.mp4{folder_options(args, ['runs_dir'])}")
 
 
 if __name__ == "__main__":

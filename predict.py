@@ -24,6 +24,7 @@ import json
 import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +47,7 @@ from first_impressions.common.command_line import (
 from first_impressions.common.constants import TRAITS
 from first_impressions.common.experiment import experiment_folder
 from first_impressions.common.files import atomic_write, check_output_file
+from first_impressions.jobs.target_folder import say_passed_over
 from first_impressions.networks.checkpoint import find_checkpoint
 from first_impressions.prediction.drawings import annotate, plot_course
 from first_impressions.prediction.saliency import draw_heat_maps
@@ -247,9 +249,10 @@ def main(argv=None):
     settings = scorer.face_settings(args.frames, args.seed, args.predictor, find_all=args.faces == "all",
                                     keep_picture=bool(args.annotate), every=args.every,
                                     min_confidence=args.min_confidence)
-    total, status = sum(1 for _ in files_below(args.paths)), 0
+    passed_over = Counter()
+    total, status = sum(1 for _ in files_below(args.paths, passed_over)), 0
     if not total:
-        raise UserError(f"{args.paths[0]}: holds no clip and no picture")
+        raise UserError(f"{args.paths[0]}: contains neither a clip nor a picture{say_passed_over(passed_over)}")
     results, failure = Results(scorer, args.annotate, args.explain, args.plot), None
     try:
         answers = score_files(scorer, files_below(args.paths), settings, min(args.workers, total))
@@ -283,7 +286,7 @@ def main(argv=None):
         print("note: no course is drawn of a single frame", file=sys.stderr)
     course_dir = args.plot if results.courses else None
     written = [str(place) for place in (args.out, args.per_frame, args.annotate, args.explain, course_dir) if place]
-    print(f"{results.scored_files} of {total} files scored"
+    print(f"{results.scored_files} of {total} files scored{say_passed_over(passed_over)}"
           + (f"; results: {', '.join(written)}" if written else "; --out scores.csv writes the table to a file"))
     is_suspect = warn_of_unexpected(sum(row["problem"].startswith(UNEXPECTED) for row in results.rows), total, "file")
     return status or (0 if results.scored and not is_suspect else 1)

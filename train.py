@@ -40,6 +40,7 @@ from first_impressions.common.command_line import (
     leave_closed_terminal,
     make_parser,
     positive_int,
+    printable,
     run_script,
     seed_number,
     stop_name,
@@ -375,7 +376,7 @@ def main(argv=None):
         saved = last.training if last else None
         if saved and saved["epoch"] >= args.num_epochs:
             print(f"{folder}: all {args.num_epochs} epochs are done; next: python evaluate.py "
-                  f"{args.experiment}{folder_options(args)}")
+                  f"{printable(shlex.quote(args.experiment))}{folder_options(args)}")
             return 0
         machine = Machine.from_options(args)
         network = machine.place(network)
@@ -391,7 +392,7 @@ def main(argv=None):
         distributed.destroy_process_group()
     if is_main_process() and not status:
         print(f"checkpoints, training.csv, {write_model_card(folder).name} and TensorBoard logs: {folder}\n"
-              f"next: python evaluate.py {args.experiment}{folder_options(args)}")
+              f"next: python evaluate.py {printable(shlex.quote(args.experiment))}{folder_options(args)}")
     return status
 
 

@@ -1,11 +1,11 @@
 """The arguments and the search for clips that the two scripts that read clips share."""
 import argparse
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 from first_impressions.common.command_line import UserError, positive_int, seed_number
-from first_impressions.common.constants import CLIP_SUFFIXES
-from first_impressions.jobs.target_folder import count_files, find_files
+from first_impressions.common.constants import CLIP_SUFFIXES, clip_stem
+from first_impressions.jobs.target_folder import count_files, find_files, say_passed_over
 from first_impressions.jobs.worker_pool import Known
 
 
@@ -17,15 +17,20 @@ def add_clip_options(parser: argparse.ArgumentParser, target: str, target_help: 
     parser.add_argument("--seed", type=seed_number, default=0, help="another seed draws other frames")
 
 
-def count_clips(video_dir: str, target: str) -> int:
-    """Return the number of clips in a folder. Raises UserError where there are none, or two of one name."""
-    def find():
-        return find_files(video_dir, CLIP_SUFFIXES, exclude=target)
+def count_clips(video_dir: str, target: str) -> tuple[int, Counter]:
+    """Return the number of clips in a folder, and of the files with other endings, by ending. Raises UserError if there
+    is no clip, or two of one name."""
+    passed_over = Counter()
 
-    total = count_files(find, lambda path: Path(path).stem, "clips")
+    def find():
+        passed_over.clear()
+        return find_files(video_dir, CLIP_SUFFIXES, target, passed_over)
+
+    total = count_files(find, clip_stem, "clips")
     if not total:
-        raise UserError(f"{video_dir}: no clip found in it (a clip's name ends in .mp4, .avi, .mkv, .webm, ...)")
-    return total
+        raise UserError(f"{video_dir}: no clip found in it (a clip's name ends in .mp4, .avi, .mkv, .webm, ...)"
+                        + say_passed_over(passed_over))
+    return total, passed_over
 
 
 def find_clips(video_dir: str, target: str) -> Iterator[tuple[str, Known]]:

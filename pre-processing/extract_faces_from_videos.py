@@ -48,11 +48,11 @@ def main(argv: list[str] | None = None) -> int:
     crop = crop_settings(args)
     noted = {**noted_settings(crop), "frames": "decoded", "seed": args.seed}
     check_settings(args.face_dir, noted)
-    total = count_clips(args.video_dir, args.face_dir)
+    total, passed_over = count_clips(args.video_dir, args.face_dir)
     frames = FrameSettings(args.number_of_frames, args.seed)
     job = ClipJob(os.path.abspath(args.face_dir), frames, crop, KnownFailures(args.face_dir), args.dry_run)
     batch = Batch(functools.partial(extract_clip_faces, job=job), find_clips(args.video_dir, args.face_dir), total,
-                  args.face_dir, "clip", "face", NO_FACE)
+                  args.face_dir, "clip", "face", NO_FACE, passed_over=passed_over)
     if args.dry_run:
         print_dry_run(batch, args.workers)
         return 0

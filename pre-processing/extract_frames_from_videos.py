@@ -40,11 +40,12 @@ def main(argv: list[str] | None = None) -> int:
     check_folders(args.video_dir, args.frame_dir)
     noted = {"seed": args.seed, "quality": args.quality}
     check_settings(args.frame_dir, noted)
-    total = count_clips(args.video_dir, args.frame_dir)
+    total, passed_over = count_clips(args.video_dir, args.frame_dir)
     settings = FrameSettings(args.number_of_frames, args.seed, args.quality)
     function = functools.partial(extract_frames, frame_dir=os.path.abspath(args.frame_dir), settings=settings,
                                  dry_run=args.dry_run)
-    batch = Batch(function, find_clips(args.video_dir, args.frame_dir), total, args.frame_dir, "clip", "frame")
+    batch = Batch(function, find_clips(args.video_dir, args.frame_dir), total, args.frame_dir, "clip", "frame",
+                  passed_over=passed_over)
     if args.dry_run:
         print_dry_run(batch, args.workers)
         return 0

@@ -40,7 +40,7 @@ from first_impressions.common.command_line import (
     run_script,
     stop_status,
 )
-from first_impressions.common.constants import ANNOTATION_FILES, SPLITS
+from first_impressions.common.constants import ANNOTATION_FILES, SPLITS, clip_name
 from first_impressions.data.archives import PASSWORD_VARIABLE, RESERVE, Unpacker, kind_of, open_archive, refusal
 from first_impressions.data.labels import read_labels
 from first_impressions.jobs.failures import Failures
@@ -146,7 +146,7 @@ def make_folders(folders: list[Path]) -> None:
 def report(unpacker: Unpacker, split: str, found: list[Download]) -> None:
     """Print what of a split is there and what is missing; list the missing clips in failures.csv."""
     videos, annotation = (unpacker.data_dir / split / name for name in ("videos", ANNOTATION_FILES[split]))
-    there = {path.stem for path in videos.glob("*.mp4")}
+    there = {clip_name(path) for path in videos.glob("*.mp4")}
     names = {plain_name(download.path.name) for download in found}
     absent = [name for name in DOWNLOADS[split] if plain_name(name) not in names]
     missing, lines = [], ["not downloaded: " + ", ".join(absent)] if absent else []

@@ -157,7 +157,7 @@ def test_a_box_measures_as_dlib_does():
 
 
 def test_no_other_module_handles_boxes_of_dlib():
-    sources = (REPOSITORY / "pre-processing").rglob("*.py")
+    sources = (REPOSITORY / "first_impressions").rglob("*.py")
     assert [path.stem for path in sources if "dlib.rectangle" in path.read_text()] == ["detectors"]
 
 

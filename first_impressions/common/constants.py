@@ -31,6 +31,9 @@ CLIP_SUFFIXES = frozenset("""
     .mj2 .mjpeg .mjpg .mkv .mod .mov .mp4 .mpe .mpeg .mpg .mts .mxf .nut .obu .ogm .ogv .qt .rm .rmvb .tod .ts .vob
     .webm .wmv .wtv .y4m""".split())
 PICTURE_SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"])
+# Folders of NAS boxes and systems, in lower case: their thumbnails and deleted files are nobody's clips and pictures.
+SYSTEM_FOLDERS = frozenset(["@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "lost+found", "__macosx",
+                            "system volume information"])
 MAX_PIXELS = 100_000_000    # of a picture or a clip's frame; larger ones are refused
 
 
@@ -51,12 +54,20 @@ def clip_of_face(name: str) -> str | None:
     """
     clip, mark, rest = name.rpartition(FRAME_MARK)
     if mark and clip and FACE_MARK in rest and name.lower().endswith(".jpg") and not name.startswith("."):
-        return unicodedata.normalize("NFC", clip)  # as clip_name; macOS writes file names in NFD
+        return clip_name(clip)
     return None
 
 
+def clip_stem(path: str | os.PathLike) -> str:
+    """Return the name that a clip's frames and faces begin with: its file's name without folder and video endings, of
+    which batch conversion leaves several: `x/IMG_1.MOV.mp4` -> `IMG_1`."""
+    stem = os.path.basename(path)
+    while os.path.splitext(stem)[1].lower() in CLIP_SUFFIXES:
+        stem = os.path.splitext(stem)[0]
+    return stem
+
+
 def clip_name(text: object) -> str:
-    """Return the clip's name without folder and video ending, in Unicode's form NFC: `x/abc.000.mp4` -> `abc.000`."""
-    name = unicodedata.normalize("NFC", str(text)).strip().replace("\\", "/").rsplit("/", 1)[-1]
-    stem, suffix = os.path.splitext(name)
-    return stem if suffix.lower() in CLIP_SUFFIXES else name
+    """Return the clip's name in a table or file name: its clip_stem in Unicode's form NFC, which macOS does not write:
+    `x\\abc.000.mp4` -> `abc.000`."""
+    return clip_stem(unicodedata.normalize("NFC", str(text)).strip().replace("\\", "/")).strip()

@@ -5,14 +5,13 @@ there, all that the old training, its evaluations and its exports left goes at o
 """
 import argparse
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from first_impressions.common.command_line import UserError
-from first_impressions.common.files import folder_lock
+from first_impressions.common.files import folder_lock, read_json
 
 SUITE = Path(__file__).resolve().parents[2]
 PRETRAINED = "pretrained"   # the experiment that comes with the suite, in SUITE / PRETRAINED
@@ -74,7 +73,7 @@ def check_experiment(record: Path, exists: bool, used: dict, args: argparse.Name
         raise UserError(f"EXPERIMENT {PRETRAINED}: is the name of the model that comes with the suite; choose another")
     if exists and args.resume:
         try:
-            before = json.loads(record.read_text())["used"]
+            before = read_json(record)["used"]
             items = before.items()
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{record}: is missing or damaged; start again with --overwrite") from None

@@ -1,10 +1,12 @@
 """Files and folders on disk: atomic writes, locks, private temporary folders, checks before the work."""
 import contextlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -67,6 +69,15 @@ def private_folder(prefix: str) -> Iterator[Path]:
         finally:
             with undisturbed():
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Return the content of a JSON file in UTF-8, with a byte order mark or without. Raises OSError, or ValueError for
+    anything else."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def check_output_file(option: str, path: Path) -> None:

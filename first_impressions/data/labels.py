@@ -3,9 +3,9 @@
 The labels of a split are the challenge's own annotation_*.pkl or a labels.csv with the columns clip and TRAITS. No code
 in a label file is ever run.
 """
-import math
 import os
 import re
+import reprlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from first_impressions.data.tables import SIZE_LIMIT, numbers_of, read_table
 
 # A ChaLearn clip is called <YouTube id>.<number>: the clips of one video show one speaker.
 SPEAKER_REGEX = r"^(.+)\.\d+$"
+LARGEST = 1e300     # a pickle may hold whole numbers that are too large for a float
 SCORE_MARGIN = 0.5  # a prediction may be so far outside of [0, 1]; further means another scale
 
 
@@ -57,8 +58,9 @@ def _annotation_scores(path):
         raise UserError(f"{path}: holds no clip")
     for trait in TRAITS:
         for clip, score in scores[trait].items():
-            if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
-                raise UserError(f"{path}: clip {clip}, {trait}: {score!r} is no number; correct it or remove the clip")
+            if isinstance(score, bool) or not isinstance(score, (int, float)) or not abs(score) < LARGEST:
+                raise UserError(f"{path}: clip {clip}, {trait}: {reprlib.repr(score)} is no number; correct it or "
+                                "remove the clip")
     return scores.astype("float64").rename_axis("clip").sort_index()
 
 
@@ -66,8 +68,8 @@ def _check_range(scores, path, low, high):
     outside = (scores.to_numpy() < low) | (scores.to_numpy() > high)
     if outside.any():
         row, column = np.argwhere(outside)[0]
-        raise UserError(f"{path}: clip {scores.index[row]}, {TRAITS[column]}: {scores.iat[row, column]:g} is outside "
-                        "[0, 1]; scale the scores to [0, 1]")
+        raise UserError(f"{path}: clip {scores.index[row]}, {TRAITS[column]}: {float(scores.iat[row, column])!r} is "
+                        "outside [0, 1]; scale the scores to [0, 1]")
     return scores
 
 
@@ -123,11 +125,10 @@ def speakers_of(clips: Iterable[str], speaker_regex: str = SPEAKER_REGEX) -> lis
     try:
         pattern = re.compile(speaker_regex)
     except re.error as error:
-        raise UserError(f"--speaker-regex {speaker_regex!r}: {error}") from None
+        raise UserError(f"--speaker-regex '{speaker_regex}': {error}") from None
     if pattern.groups < 1:
-        raise UserError(f"--speaker-regex {speaker_regex!r}: needs a group, as in {SPEAKER_REGEX!r}")
-    matches = [pattern.search(clip) for clip in clips]
-    return [match.group(1) if match and match.group(1) else clip for match, clip in zip(matches, clips)]
+        raise UserError(f"--speaker-regex '{speaker_regex}': needs a group, as in '{SPEAKER_REGEX}'")
+    return [match.group(1) if (match := pattern.search(clip)) and match.group(1) else clip for clip in clips]
 
 
 def read_speakers(path: str | os.PathLike, clips: Iterable[str], speaker_regex: str = SPEAKER_REGEX) -> pandas.Series:

@@ -1,7 +1,6 @@
 """Splits of a data folder: their face chips, labels and speakers (the folder's layout is in dataset.py)."""
 import argparse
 import hashlib
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -11,7 +10,16 @@ import numpy as np
 import pandas
 
 from first_impressions.common.command_line import UserError, counted, printable
-from first_impressions.common.constants import ANNOTATION_FILES, DEFAULT_PREPROCESSING, PREPROCESSING_FILE, clip_of_face
+from first_impressions.common.constants import (
+    ANNOTATION_FILES,
+    DEFAULT_PREPROCESSING,
+    PREPROCESSING_FILE,
+    SYSTEM_FOLDERS,
+    clip_of_face,
+    face_name,
+    frame_name,
+)
+from first_impressions.common.files import read_json
 from first_impressions.data.labels import SPEAKER_REGEX, label_file, read_labels, read_speakers
 
 
@@ -75,7 +83,7 @@ def list_faces(face_dir: str | os.PathLike) -> pandas.DataFrame:
             subfolders.clear()
             continue
         visited.add((status.st_dev, status.st_ino))
-        subfolders.sort()
+        subfolders[:] = sorted(name for name in subfolders if name.lower() not in SYSTEM_FOLDERS)
         for name in sorted(names):
             clip = clip_of_face(name)
             if clip is not None:
@@ -93,9 +101,9 @@ def read_preprocessing(face_dir: str | os.PathLike) -> dict:
     if not path.exists():
         return dict(DEFAULT_PREPROCESSING)
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         return {**content, "size": int(content["size"]), "padding": float(content["padding"])}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         raise UserError(f"{path}: is damaged; make the faces again in an empty folder") from None
 
 
@@ -112,6 +120,9 @@ def load_split(data_dir: str | os.PathLike, split: str, speaker_regex: str = SPE
     labels = read_labels(labels_path)
     face_dir = split_dir / "faces"
     faces = list_faces(face_dir)
+    if faces.empty and (pictures := sum(1 for _ in face_dir.rglob("*.jpg"))):
+        raise UserError(f"{face_dir}: contains {counted(pictures, 'picture')}, none named after a clip as "
+                        f"{face_name(frame_name('CLIP', 7)[:-4])}; make the faces with the scripts of pre-processing")
     if faces.empty:
         raise UserError(f"{face_dir}: holds no faces; make them with python "
                         f"pre-processing/extract_faces_from_videos.py {split_dir / 'videos'} {face_dir} 10")

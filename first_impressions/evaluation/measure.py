@@ -3,7 +3,6 @@
 All figures go into Evaluation.metrics, what metrics.json holds; evaluate.py prints them.
 """
 import argparse
-import json
 from pathlib import Path
 
 import pandas
@@ -11,6 +10,7 @@ import pandas
 from first_impressions.common.command_line import UserError, counted
 from first_impressions.common.constants import TRAITS
 from first_impressions.common.experiment import TRAINING_RECORD, experiment_folder
+from first_impressions.common.files import read_json
 from first_impressions.data.labels import read_labels, read_scores, read_speakers, speakers_of
 from first_impressions.data.splits import Split
 from first_impressions.evaluation.metrics import (
@@ -57,7 +57,7 @@ def evaluate_experiment(args: argparse.Namespace, split: Split, predictions: pan
 def _trained_in(run_dir):
     """Return the data folder that args.json of an experiment names, None if it names none."""
     try:
-        return json.loads((run_dir / TRAINING_RECORD).read_text()).get("data_dir")
+        return read_json(run_dir / TRAINING_RECORD).get("data_dir")
     except (OSError, ValueError, AttributeError):
         return None
 

@@ -2,7 +2,6 @@
 
 train.py writes it, evaluate.py adds its figures. The text is model_card_template.md.
 """
-import json
 from pathlib import Path
 
 import jinja2
@@ -10,7 +9,7 @@ import jinja2
 from first_impressions.common.command_line import VERSION, UserError
 from first_impressions.common.constants import ANNOTATION_FILES, TRAITS
 from first_impressions.common.experiment import MODEL_CARD, TRAINING_RECORD
-from first_impressions.common.files import atomic_write
+from first_impressions.common.files import atomic_write, read_json
 
 KEEPS = {
     "exact": "A row of every training clip, with dlib's descriptor of the face, **by which people can be recognised**. "
@@ -39,7 +38,7 @@ def write_model_card(folder: Path) -> Path:
     Raises UserError where args.json is missing or damaged.
     """
     try:
-        record = json.loads((folder / TRAINING_RECORD).read_text())
+        record = read_json(folder / TRAINING_RECORD)
         used, settings = record["used"], record["used"]["settings"]
         model = {"network": used["model"], "backbone starts from": used["weights"],
                  "regression beside the heads": settings["memory"], "epochs": used["num_epochs"],
@@ -52,7 +51,7 @@ def write_model_card(folder: Path) -> Path:
     figures = {}
     for path in sorted(folder.glob("evaluation_*/metrics.json")):
         try:
-            metrics = json.loads(path.read_text())
+            metrics = read_json(path)
             figures[f"{metrics['split'].capitalize()} clips ({metrics['clips']})"] = figures_of(metrics)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # an evaluation of an older version

@@ -21,7 +21,7 @@ from plotly.offline import get_plotlyjs
 from first_impressions.common.command_line import UserError
 from first_impressions.common.constants import TRAITS
 from first_impressions.common.experiment import TRAINING_RECORD, TRAINING_TABLE
-from first_impressions.common.files import atomic_write
+from first_impressions.common.files import atomic_write, read_json
 from first_impressions.data.chips import read_chip
 from first_impressions.evaluation.metrics import PUBLISHED, Evaluation
 
@@ -90,7 +90,7 @@ def _read_training(run_dir, warnings):
         history = None
     try:
         if record.exists():
-            command = json.loads(record.read_text(encoding="utf-8")).get("command")
+            command = read_json(record).get("command")
     except (OSError, ValueError, AttributeError) as error:
         warnings.append(f"{record}: cannot be read ({error}); the page lacks the command of the training")
     return history, command

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from first_impressions.common.command_line import UserError
-from first_impressions.common.constants import CLIP_SUFFIXES, NO_FACE, face_name, frame_name
+from first_impressions.common.constants import CLIP_SUFFIXES, NO_FACE, clip_stem, face_name, frame_name
 from first_impressions.extraction.detectors import Box, FoundFace, align_face, load_models
 from first_impressions.extraction.faces import CropSettings, encode_jpeg, find_faces, read_picture, write_chips
 from first_impressions.extraction.frames import (
@@ -52,7 +52,7 @@ def find_clip_faces(path: str, packets: Packets, frames: FrameSettings, crop: Cr
         if crop.find_all:  # each frame is searched whole
             return picked
         # Set by the first call; a frame that replaces one that cannot be decoded learns from none.
-        tracker.earlier = tracker.earlier or earlier_frames(Path(path).stem, chosen, frames.seed)
+        tracker.earlier = tracker.earlier or earlier_frames(clip_stem(path), chosen, frames.seed)
         further = set().union(*map(tracker.lineage, picked))
         return picked | {index for index in further if index not in without_face}
 
@@ -99,7 +99,7 @@ def extract_clip_faces(path: str, job: ClipJob) -> tuple[int, int, list[str]]:
 
     Call it inside target_folder.open_target. Raises UserError for a clip that cannot be read, OSError for a full disk.
     """
-    clip = Path(path).stem
+    clip = clip_stem(path)
     present, empty, done = set(), set(), set()
 
     def stem(index):

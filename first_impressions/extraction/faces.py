@@ -1,6 +1,8 @@
 """Faces in pictures: read a picture, find the faces, turn them upright, write them as chips."""
 import io
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,16 @@ from PIL import (
 )
 
 from first_impressions.common.command_line import UserError, printable
-from first_impressions.common.constants import FACE_SIZE, JPEG_QUALITY, MAX_PIXELS, NO_FACE, PICTURE_SUFFIXES, face_name
+from first_impressions.common.constants import (
+    FACE_SIZE,
+    FRAME_MARK,
+    JPEG_QUALITY,
+    MAX_PIXELS,
+    NO_FACE,
+    PICTURE_SUFFIXES,
+    clip_stem,
+    face_name,
+)
 from first_impressions.extraction.detectors import (
     FINEST_SIDE,
     PADDING,
@@ -127,10 +138,10 @@ def unreadable_kind(path: str | os.PathLike) -> str | None:
 
 
 def find_pictures(folder: str | os.PathLike, exclude: str | os.PathLike | None = None,
-                  ) -> Iterator[tuple[str, str | None]]:
+                  passed_over: Counter | None = None) -> Iterator[tuple[str, str | None]]:
     """Yield (path, problem) for every picture in a folder, as target_folder.find_files does; pictures of a kind that
     cannot be read here have a problem."""
-    for path, problem in find_files(folder, PICTURE_SUFFIXES | OTHER_PICTURE_SUFFIXES, exclude):
+    for path, problem in find_files(folder, PICTURE_SUFFIXES | OTHER_PICTURE_SUFFIXES, exclude, passed_over):
         yield path, problem or unreadable_kind(path)
 
 
@@ -179,8 +190,16 @@ def encode_jpeg(picture: np.ndarray, quality: int = JPEG_QUALITY) -> np.ndarray:
 # ---------------------------------------------------------------- writing
 
 def stem_of(path: str, frame_dir: str) -> str:
-    """Return a frame's path relative to frame_dir without its ending: the name that its chips begin with."""
-    return os.path.splitext(os.path.relpath(path, frame_dir))[0]
+    """Return a frame's path relative to frame_dir without its ending: the name that its chips begin with.
+
+    In a folder of its own, a clip's pictures may have any names: <clip>/frame_7.jpg gives <clip>/<clip>__frame_7.
+    """
+    folder, name = os.path.split(os.path.relpath(path, frame_dir))
+    stem = os.path.splitext(name)[0]
+    if folder and FRAME_MARK not in stem:
+        number = re.fullmatch(r"[\W_]*(?:frame|image|img)?[\W_]*([0-9]+)", stem, re.IGNORECASE)
+        stem = f"{clip_stem(folder)}{FRAME_MARK}{number[1] if number else stem.strip('_')}"
+    return os.path.join(folder, stem)
 
 
 def write_chips(picture: np.ndarray, faces: list[FoundFace], face_dir: str, frame_stem: str,

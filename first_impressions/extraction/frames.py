@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from first_impressions.common.command_line import UserError
-from first_impressions.common.constants import JPEG_QUALITY, face_name, frame_name
+from first_impressions.common.constants import JPEG_QUALITY, clip_stem, face_name, frame_name
 from first_impressions.extraction.packets import Packets, demux, displayed_size, list_packets, open_clip
 from first_impressions.jobs.target_folder import check_name, is_finished, write_file
 from first_impressions.jobs.worker_pool import heartbeat
@@ -195,7 +195,7 @@ def read_chosen(path: str | Path, packets: Packets, settings: FrameSettings,
     def choose(indices):
         if settings.every:
             return frames_every(packets, indices, settings.every)
-        return choose_frames(Path(path).stem, indices, settings.number_of_frames, settings.seed)
+        return choose_frames(clip_stem(path), indices, settings.number_of_frames, settings.seed)
 
     def to_picture(frame):
         return _to_picture(frame, reformatter, pixel_format, packets.pixel_aspect)
@@ -261,7 +261,7 @@ def watched_clip(path: str, target: str) -> Iterator[list[str]]:
 
 def check_clip_name(path: str, packets: Packets, target: str) -> None:
     """Raise UserError where the names of a clip's frames and faces would be too long for the target's disk."""
-    longest = Path(frame_name(Path(path).stem, max(packets.drawable, default=0))).stem
+    longest = Path(frame_name(clip_stem(path), max(packets.drawable, default=0))).stem
     check_name(target, face_name(longest))
 
 
@@ -271,7 +271,7 @@ def extract_frames(path: str, frame_dir: str, settings: FrameSettings, dry_run: 
 
     Call it inside target_folder.open_target. Raises UserError for a clip that cannot be read, OSError for a full disk.
     """
-    clip = Path(path).stem
+    clip = clip_stem(path)
 
     def missing(chosen):
         return {index for index in chosen if not is_finished(os.path.join(frame_dir, frame_name(clip, index)))}

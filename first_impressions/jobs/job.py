@@ -3,8 +3,9 @@ import argparse
 import contextlib
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from first_impressions.common.command_line import (
@@ -19,7 +20,7 @@ from first_impressions.common.command_line import (
 )
 from first_impressions.common.constants import JPEG_QUALITY
 from first_impressions.jobs.failures import Failures
-from first_impressions.jobs.target_folder import FAILURES
+from first_impressions.jobs.target_folder import FAILURES, say_passed_over
 from first_impressions.jobs.worker_pool import UNEXPECTED, Known, map_files, warn_of_unexpected
 
 
@@ -30,7 +31,8 @@ class Batch:
     function: picklable function of a module; function(path) returns (made, present, problems): two numbers of files in
     the target folder, and a list of reasons, each a line in failures.csv. items: as in worker_pool.map_files; total:
     their number. inputs, outputs: the words for one file of the source and of the target. expected: the end of a reason
-    that is no error; expected_in: the word for what it is said of.
+    that is no error; expected_in: the word for what it is said of; passed_over: how many files in the source have
+    another ending, by ending.
     """
     function: Callable[[str], tuple[int, int, list[str]]]
     items: Iterable[tuple[str, Known]]
@@ -40,6 +42,7 @@ class Batch:
     outputs: str
     expected: str | None = None
     expected_in: str = "frame"
+    passed_over: Counter = field(default_factory=Counter)
 
     def is_expected(self, reason: str) -> bool:
         return self.expected is not None and reason.endswith(self.expected)
@@ -134,7 +137,8 @@ def print_summary(batch: Batch, summary: Summary, following: str) -> None:
     listed = Path(target, FAILURES)
     speed = f" ({summary.inputs / summary.seconds:.1f} {inputs}s/s)" if summary.made and summary.seconds else ""
     print(f"{counted(summary.inputs, inputs)} in {summary.seconds:.1f} s{speed}: "
-          f"{counted(summary.made, batch.outputs)} made, {summary.present} there already.")
+          f"{counted(summary.made, batch.outputs)} made, {summary.present} there already"
+          f"{say_passed_over(batch.passed_over)}.")
     problems = [f"{batch.expected}: {counted(summary.expected, batch.expected_in)}"] if summary.expected else []
     if summary.failed > summary.expected:
         problems.append(f"other problems: {summary.failed - summary.expected}" if problems

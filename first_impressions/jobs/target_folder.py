@@ -11,12 +11,13 @@ import os
 import socket
 import stat
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from first_impressions.common.command_line import UserError, disk_error
-from first_impressions.common.constants import FRAME_MARK, PREPROCESSING_FILE
-from first_impressions.common.files import folder_lock
+from first_impressions.common.command_line import UserError, counted, disk_error, printable
+from first_impressions.common.constants import FRAME_MARK, PREPROCESSING_FILE, SYSTEM_FOLDERS
+from first_impressions.common.files import folder_lock, read_json
 
 SCRATCH = ".unfinished"
 FAILURES = "failures.csv"
@@ -28,11 +29,12 @@ FoundFiles = Iterable[tuple[str, str | None]]
 # ---------------------------------------------------------------- finding files
 
 def find_files(folder: str | os.PathLike, suffixes: Iterable[str], exclude: str | os.PathLike | None = None,
-               ) -> Iterator[tuple[str, str | None]]:
+               passed_over: Counter | None = None) -> Iterator[tuple[str, str | None]]:
     """Yield (path, problem) for every file in a folder and the folders below it whose name ends in one of the suffixes.
 
-    suffixes: lower-case endings such as ".mp4"; exclude: a folder to leave out. Links are followed, each folder is
-    visited once, names that begin with a dot are left out. problem is None, or says why the path cannot be read at all.
+    suffixes: lower-case endings such as ".mp4"; exclude: a folder to leave out; passed_over: gets the number of files
+    with other endings, by ending. Links are followed, each folder is visited once, names that begin with a dot and
+    folders of the system are left out. problem is None, or says why the path cannot be read at all.
     Only names are read, no contents; nothing but the folders still to visit is kept in memory.
     """
     visited = set()
@@ -48,7 +50,7 @@ def find_files(folder: str | os.PathLike, suffixes: Iterable[str], exclude: str 
             visited.add(identity)
             with os.scandir(directory) as entries:
                 for entry in entries:
-                    if entry.name.startswith("."):
+                    if entry.name.startswith(".") or entry.name.lower() in SYSTEM_FOLDERS:
                         continue
                     problem = None
                     try:
@@ -59,8 +61,11 @@ def find_files(folder: str | os.PathLike, suffixes: Iterable[str], exclude: str 
                             problem = "a link to nothing" if entry.is_symlink() else "neither a file nor a folder"
                     except OSError as error:
                         problem = f"cannot be opened: {error.strerror}"
-                    if os.path.splitext(entry.name)[1].lower() in suffixes:
+                    suffix = os.path.splitext(entry.name)[1].lower()
+                    if suffix in suffixes:
                         yield entry.path, problem
+                    elif passed_over is not None and entry.name not in (FAILURES, PREPROCESSING_FILE):
+                        passed_over[suffix] += 1
         except OSError as error:
             yield directory, f"the folder cannot be read: {error.strerror}"
 
@@ -68,6 +73,14 @@ def find_files(folder: str | os.PathLike, suffixes: Iterable[str], exclude: str 
 def _identity(path):
     status = os.stat(path)
     return status.st_dev, status.st_ino
+
+
+def say_passed_over(passed_over: Counter) -> str:
+    """Return "; passed over: 3 files (.jfif 2, .txt 1)", or nothing if there are none."""
+    endings = [f"{printable(suffix) or 'without an ending'} {number}" for suffix, number in passed_over.most_common(5)]
+    if len(passed_over) > 5:
+        endings.append("...")
+    return f"; passed over: {counted(passed_over.total(), 'file')} ({', '.join(endings)})" if endings else ""
 
 
 def count_files(find: Callable[[], FoundFiles], name_of: Callable[[str], str], kind: str) -> int:
@@ -90,14 +103,16 @@ def count_files(find: Callable[[], FoundFiles], name_of: Callable[[str], str], k
     return total
 
 
-def check_clips(find: Callable[[], FoundFiles]) -> None:
+def check_clips(find: Callable[[], FoundFiles], name_of: Callable[[str], str]) -> None:
     """Raise UserError if frames of one clip lie in two folders: two clips of one name would become one clip.
 
-    find: function without arguments that yields (path of a frame, problem), folder by folder.
+    find: function without arguments that yields (path of a frame, problem), folder by folder; name_of: as in
+    count_files.
     """
     folder_of, twice = {}, {}
     for folder, files in itertools.groupby(find(), key=lambda file: os.path.dirname(file[0])):
-        for clip in {_comparable(os.path.basename(path).rpartition(FRAME_MARK)[0]) for path, _ in files} - {""}:
+        names = {os.path.basename(name_of(path)).rpartition(FRAME_MARK)[0] for path, _ in files}
+        for clip in map(_comparable, names - {""}):
             if folder_of.setdefault(clip, folder) != folder:
                 twice.setdefault(clip, folder)
     if twice:
@@ -152,7 +167,7 @@ def check_settings(target: str | os.PathLike, settings: dict) -> bool:
     """
     path = Path(target, PREPROCESSING_FILE)
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path)
     except FileNotFoundError:
         return False
     except (OSError, ValueError) as error:

@@ -5,9 +5,9 @@ Faces are found in worker processes and in memory.
 import contextlib
 import csv
 import functools
-import itertools
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, TextIO
@@ -179,19 +179,19 @@ def load_scorer(experiment: str, runs_dir: str | os.PathLike, precision: str = "
     return Scorer(network, intervals, checkpoint.label_quantiles, checkpoint.preprocessing)
 
 
-def files_below(paths: Iterable[str]) -> Iterator[tuple[str, tuple | None]]:
+def files_below(paths: Iterable[str], passed_over: Counter | None = None) -> Iterator[tuple[str, tuple | None]]:
     """Yield (path, known) as score_files takes them, for files and for all clips and pictures in folders; what is named
-    twice comes once."""
+    twice comes once. passed_over: as in find_files."""
     seen = set()
-    for path, problem in itertools.chain.from_iterable(map(_files_of, paths)):
+    for path, problem in (found for place in paths for found in _files_of(place, passed_over)):
         if (place := os.path.abspath(path)) not in seen:
             seen.add(place)
             yield path, (None, problem) if problem else None
 
 
-def _files_of(path):
+def _files_of(path, passed_over):
     if os.path.isdir(path):
-        for found, problem in sorted(find_files(path, SUFFIXES | OTHER_PICTURE_SUFFIXES), key=lambda entry: entry[0]):
+        for found, problem in sorted(find_files(path, SUFFIXES | OTHER_PICTURE_SUFFIXES, passed_over=passed_over)):
             yield found, problem or unreadable_kind(found)
     elif os.path.splitext(path)[1].lower() not in SUFFIXES:
         yield path, "neither a clip nor a picture by its name's ending"

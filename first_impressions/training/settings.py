@@ -4,16 +4,15 @@ The options of train.py, the search space of the search and the checks of both c
 """
 import argparse
 import dataclasses
-import json
 import math
 import os
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 
 from first_impressions.common.command_line import UserError, true_or_false
 from first_impressions.common.device import is_main_process
+from first_impressions.common.files import read_json
 from first_impressions.networks.gaussian_process import MOST_CLIPS
 
 
@@ -137,7 +136,7 @@ def note_without_effect(args: argparse.Namespace, settings: Settings, shaping: I
 def read_config(path: str | os.PathLike) -> dict:
     """Return the settings in a JSON file as written by the search. Raises UserError for unknown keys or damage."""
     try:
-        config = json.loads(Path(path).read_text())
+        config = read_json(path)
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}; "
                         "the search writes runs/EXPERIMENT/best_config.json") from None
