@@ -3,10 +3,10 @@
     python app.py                          the model that comes with the suite
     python app.py EXPERIMENT --port 8000
 
-The page answers on 127.0.0.1 alone and asks no other machine for anything. It shows the face, the five scores with
-intervals and percentiles, heat maps, the course over a clip, and gives the tables as CSV. Several people may use it at
-once; nobody sees another's files or results. Nothing is kept: files are deleted when the last page of their
-browser closes, after an hour, and when the program ends (Ctrl-C). Results are never written to disk.
+The page answers on 127.0.0.1 alone, only at the address that is printed, and asks no other machine for anything. It
+shows the face, the five scores with intervals and percentiles, heat maps, the course over a clip, and gives the tables
+as CSV. Nothing is kept: files are deleted when their page closes, after an hour, and when the program ends (Ctrl-C).
+Results are never written to disk.
 """
 import first_impressions.common.startup  # noqa: F401  (before torch)
 
@@ -14,27 +14,24 @@ import first_impressions.common.startup  # noqa: F401  (before torch)
 import contextlib
 import copy
 import os
+import secrets
 import socket
 import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from pathlib import Path
-
-import cv2
-import numpy as np
 
 from first_impressions.common.command_line import UserError, counted, make_parser, positive_int, run_script
 from first_impressions.common.constants import CLIP_SUFFIXES, PICTURE_SUFFIXES
 from first_impressions.common.experiment import PRETRAINED
 from first_impressions.common.files import private_folder
-from first_impressions.prediction.drawings import annotate, plot_course
-from first_impressions.prediction.guard import Gate, Visitors, delete_older
+from first_impressions.prediction.drawings import draw_boxes, plot_course
 from first_impressions.prediction.page import (
     CAUTION,
     CSS,
     INTRODUCTION,
+    STABILITY,
     TITLE,
     show_file,
     show_people,
@@ -50,6 +47,7 @@ from first_impressions.prediction.scoring import FRAME_COLUMNS, PEOPLE_COLUMNS, 
 HOST = "127.0.0.1"
 FOLDER_PREFIX = "apparent-personality-"
 KEPT_SECONDS, SWEEP_SECONDS = 3600, 60
+MOST_PAGES = 100    # whose state stays in memory
 CONCURRENT_SCORINGS = 2
 # Gradio refuses a whole drop for one file over its limit, so its limit is higher than the one with a sentence a file.
 HARD_LIMIT_FACTOR = 5
@@ -76,44 +74,50 @@ def keep_all_in(folder: Path) -> None:
 
 @dataclass
 class App:
-    """What all visitors share: the network and the limits. Nothing of a visitor is in here but in `visitors`."""
+    """The network, the limits, and the files of each open page."""
     scorer: Scorer
     frames: int
     workers: int
     most_bytes: int
     most_seconds: int
     most_files: int
-    visitors: Visitors = field(default_factory=Visitors)
+    neuroticism_is_stability: bool = True
+    files: dict[str, set[str]] = field(default_factory=dict)    # session hash of a page: paths
     explaining: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self):
         # explain.py hooks into the network that it explains, which must not run for somebody else meanwhile.
         self.explained = copy.deepcopy(self.scorer.network)
 
-    def score(self, paths: list[str], every_face: bool, page: str) -> Iterator[tuple[str, str]]:
-        """Yield (progress, results) as HTML, first empty and then after each file; end when the page has closed."""
-        entries, people, frames = [], [], []
-        yield show_progress(0, len(paths)), ""
+    def forget(self, page: str) -> None:
+        """Delete the files of a page but those that another page has, too: equal files have one path."""
+        for path in self.files.pop(page, ()):
+            if not any(path in others for others in list(self.files.values())):
+                Path(path).unlink(missing_ok=True)
+
+    def score(self, paths: list[str], every_face: bool) -> Iterator[tuple[str, str]]:
+        """Yield (progress, results) as HTML, first empty and then after each file."""
+        entries, people, frames, scored = [], [], [], 0
+        yield show_progress(0, len(paths), 0), ""
         settings = self.scorer.face_settings(number_of_frames=self.frames, find_all=every_face, keep_picture=True,
                                              most_seconds=self.most_seconds)
         items = ((path, (None, problem) if problem else None)
                  for path, problem in ((path, self.refusal(path)) for path in paths))
         with contextlib.closing(score_files(self.scorer, items, settings, min(self.workers, len(paths)))) as answers:
             for scores in answers:
-                if not self.visitors.is_open(page):
-                    return
                 entries.append(self.show(scores))
+                scored += not scores.problem
                 people += scores.people or [{"clip": scores.clip, "problem": scores.problem}]
                 frames += [] if scores.problem else scores.frame_rows()
-                yield show_progress(len(entries), len(paths)), "".join(entries)
+                yield show_progress(len(entries), len(paths), scored), "".join(entries)
         links = table_link(people, PEOPLE_COLUMNS, "scores.csv", "Download the scores (CSV)")
         if frames:
             links += table_link(frames, FRAME_COLUMNS, "scores_per_frame.csv", "Scores of each frame (CSV)")
-        yield show_progress(len(entries), len(paths)), links + "".join(entries)
+        yield show_progress(len(entries), len(paths), scored), links + "".join(entries)
 
     def refusal(self, path: str) -> str:
         """Return why a file is not scored at all, or an empty text."""
-        if path not in self.visitors.owners or not os.path.isfile(path):
+        if not os.path.isfile(path):
             return "is deleted by now; choose it again"
         size = os.path.getsize(path)
         suffix = os.path.splitext(path)[1].lower()
@@ -127,22 +131,18 @@ class App:
         """Return the entry of a FileScores on the page."""
         if scores.problem:
             return show_problem(scores.clip, scores.problem)
-        # Without the bars that stand at its right: the page draws them.
-        height, width = cv2.imdecode(np.frombuffer(scores.picture.jpeg, np.uint8), cv2.IMREAD_COLOR).shape[:2]
-        photo = annotate(scores.picture, scores.people)[:height, :width]
-        caption = "The face that is scored" if len(scores.people) == 1 else "The people that are scored"
-        parts = [side_by_side(show_picture(photo, caption), show_people(scores.people)),
-                 show_picture(self.explain(scores.chip, scores.chip_scores),
-                              "Where the face raises each score more than the others", strip=True)]
+        stability, several = self.neuroticism_is_stability, len(scores.people) > 1
+        caption = "The people that are scored" if several else "The face that is scored"
+        with self.explaining:
+            heat_maps = draw_heat_maps(self.explained, scores, stability)
+        whose = f"the face of person {scores.chip_person}" if several else "the face"
+        parts = [side_by_side(show_picture(draw_boxes(scores.picture), caption),
+                              show_people(scores.people, stability)),
+                 show_picture(heat_maps, f"Where {whose} raises each score more than the others", strip=True)]
         if scores.frames > 1:
-            parts.append(show_picture(plot_course(scores), "The course over the clip", strip=True))
+            parts.append(show_picture(plot_course(scores, stability), "The scores over the clip", strip=True))
         with_face = len(set(scores.faces.frame.tolist()))
         return show_file(scores.clip, f"{counted(scores.frames, 'frame')}, {with_face} with a face", parts)
-
-    def explain(self, chip, chip_scores):
-        """Return heat maps as uint8 BGR picture of a chip (uint8 RGB H x W x 3)."""
-        with self.explaining:
-            return draw_heat_maps(self.explained, chip, chip_scores)
 
 
 # ---------------------------------------------------------------- page
@@ -151,17 +151,26 @@ def build_page(app: App):
     """Return the gradio.Blocks of the page."""
     import gradio
 
-    def score(files, recording, every_face, request: gradio.Request):
-        # As Gradio sends them (preprocess=False): its own reading would leave an empty file for each one.
-        paths = [file["path"] for file in [*(files or []), *([recording] if recording else [])]]
+    # Values come as Gradio sends them (preprocess=False): its own reading would leave an empty file for each one.
+    def paths_of(files, recording):
+        return [file["path"] for file in [*(files or []), *([recording] if recording else [])]]
+
+    def note(files, recording, request: gradio.Request):
+        app.files.setdefault(request.session_hash, set()).update(paths_of(files, recording))
+
+    def forget(request: gradio.Request):
+        app.forget(request.session_hash)
+
+    def score(files, recording, every_face):
+        paths = paths_of(files, recording)
         if not paths:
             yield "<p role=status>Choose or record a clip or a picture first.</p>", ""
         elif len(paths) > app.most_files:
             yield f"<p role=status>{len(paths)} files; at most {app.most_files} are taken at once.</p>", ""
         else:
-            yield from app.score(paths, every_face, request.session_hash)
+            yield from app.score(paths, every_face)
 
-    with gradio.Blocks(title=TITLE, analytics_enabled=False) as blocks:
+    with gradio.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(SWEEP_SECONDS, KEPT_SECONDS)) as blocks:
         gradio.Markdown(INTRODUCTION)
         with gradio.Tab("Files"):
             files = gradio.File(label="Clips and pictures", file_count="multiple", type="filepath", elem_id="files")
@@ -174,47 +183,30 @@ def build_page(app: App):
             stop = gradio.Button("Stop", elem_id="stop", min_width=80)
         progress = gradio.HTML(elem_id="progress")
         results = gradio.HTML(elem_id="results")
-        gradio.Markdown(CAUTION, elem_id="caution")
+        stability = STABILITY if app.neuroticism_is_stability else ""
+        gradio.Markdown(CAUTION.format(stability=stability), elem_id="caution")
         event = start.click(score, [files, recording, every_face], [progress, results], show_progress="minimal",
                             concurrency_limit=CONCURRENT_SCORINGS, preprocess=False)
         stop.click(lambda: "<p role=status>Stopped.</p>", None, progress, cancels=[event], show_progress="hidden")
-        blocks.unload(lambda: None)  # makes pages report that they are open
+        gradio.on([files.upload, recording.change], note, [files, recording], preprocess=False, show_progress="hidden")
+        blocks.unload(forget)
     return blocks
 
 
-def launch(app: App, port: int, folder: Path):
+def launch(app: App, port: int, token: str):
     """Start the server in threads of its own and return its gradio.Blocks."""
     import gradio
-    from starlette.middleware import Middleware
+
+    from first_impressions.prediction.guard import access_middleware  # its Starlette comes with Gradio
 
     blocks = build_page(app)
-    # Browsers leave out the port of plain HTTP.
-    hosts = [f"{name}:{port}" for name in (HOST, "localhost")] + ([HOST, "localhost"] if port == 80 else [])
-    font = ["system-ui", "sans-serif"]
+    theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     blocks.launch(prevent_thread_lock=True, quiet=True, inline=False, share=False, server_name=HOST, server_port=port,
                   footer_links=[], run_history=False, allowed_paths=[], root_path="", ssr_mode=False, pwa=False,
                   mcp_server=False, enable_monitoring=False, max_file_size=HARD_LIMIT_FACTOR * app.most_bytes,
-                  theme=gradio.themes.Default(font=font, font_mono=["ui-monospace", "monospace"]), css=CSS,
-                  app_kwargs={"middleware": [Middleware(Gate, visitors=app.visitors, hosts=hosts)], "docs_url": None,
-                              "redoc_url": None, "openapi_url": None})
-
-    def forget(page):
-        """Drop what Gradio holds of a page in memory: the values of its components and messages not yet sent."""
-        blocks.app.state_holder.session_data.pop(page, None)
-        blocks.app.state_holder.time_last_used.pop(page, None)
-        blocks._queue.pending_messages_per_session.pop(page, None)
-
-    def sweep():
-        while not stopping.wait(SWEEP_SECONDS):
-            delete_older(folder / "uploads", KEPT_SECONDS)
-            limit = datetime.now() - timedelta(seconds=KEPT_SECONDS)
-            for page, last_used in list(blocks.app.state_holder.time_last_used.items()):
-                if last_used < limit:
-                    forget(page)
-
-    stopping = threading.Event()
-    app.visitors.forget_page = forget
-    threading.Thread(target=sweep, daemon=True).start()
+                  state_session_capacity=MOST_PAGES, theme=theme, css=CSS,
+                  app_kwargs={"middleware": access_middleware(token), "docs_url": None, "redoc_url": None,
+                              "openapi_url": None})
     return blocks
 
 
@@ -260,8 +252,10 @@ def main(argv=None):
                             ) from None
         app = App(load_scorer(args.experiment, args.runs_dir), args.frames, args.workers, args.max_megabytes * 10**6,
                   args.max_minutes * 60, args.max_files)
-        blocks = launch(app, args.port, folder)
-        print(f"Open http://{HOST}:{args.port} in a browser. Ctrl-C ends the page and deletes all files.", flush=True)
+        token = secrets.token_urlsafe()
+        blocks = launch(app, args.port, token)
+        print(f"Open http://{HOST}:{args.port}/?token={token} in a browser.\n"
+              "Ctrl-C ends the page and deletes all files.", flush=True)
         try:
             threading.Event().wait()
         finally:

@@ -91,12 +91,12 @@ class Results:
         self.frame_rows += scores.frame_rows()
         name = _plain_name(scores.clip, self.names)
         if self.annotate_dir:
-            write_picture(self.annotate_dir / f"{name}_scores.jpg", annotate(scores.picture, scores.people))
+            write_picture(self.annotate_dir / f"{name}_scores.jpg", annotate(scores.picture, scores.people, True))
         if self.plot_dir and scores.frames > 1:
-            write_picture(self.plot_dir / f"{name}_course.png", plot_course(scores))
+            write_picture(self.plot_dir / f"{name}_course.png", plot_course(scores, True))
             self.courses += 1
         if self.explain_dir:
-            heat_maps = draw_heat_maps(self.scorer.network, scores.chip, scores.chip_scores)
+            heat_maps = draw_heat_maps(self.scorer.network, scores, True)
             write_picture(self.explain_dir / f"{name}_heat_maps.png", heat_maps)
 
     def add_problem(self, path: str, problem: str) -> None:

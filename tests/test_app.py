@@ -1,4 +1,4 @@
-"""app.py in a real browser: what it shows; that it keeps nothing, asks no other machine, shows nobody others' files."""
+"""app.py in a real browser: it shows scores, keeps nothing, asks no other machine, answers only at its address."""
 import base64
 import contextlib
 import csv
@@ -13,16 +13,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import pytest
 
-from app import KEPT_SECONDS
+import app
 from conftest import REPOSITORY, listen_to_ctrl_c, run_script_in
 from first_impressions.common.constants import TRAITS
-from first_impressions.prediction.guard import delete_older
 from make_media import portrait, write_clip
 
 pytest.importorskip("gradio", reason="pip install -r requirements-app.txt")
@@ -32,6 +32,7 @@ EVIL = "<img src=x onerror=alert(1)>&{{7*7}}${8*8}.mp4"  # a file's name
 class Server(NamedTuple):
     process: subprocess.Popen
     port: int
+    token: str              # in the printed address
     folder: Path            # its TMPDIR
     proxy: socket.socket    # where an HTTP client would turn to reach another machine
 
@@ -49,8 +50,9 @@ def running(trained, folder, *options):
             cwd=trained.parent, env={**os.environ, **proxies, "TMPDIR": str(folder)}, stdout=subprocess.PIPE, text=True,
             preexec_fn=listen_to_ctrl_c)
         try:
-            assert f"http://127.0.0.1:{port}" in process.stdout.readline()
-            yield Server(process, port, folder, proxy)
+            address, token = process.stdout.readline().split()[1].split("?token=")
+            assert address == f"http://127.0.0.1:{port}/"
+            yield Server(process, port, token, folder, proxy)
         finally:
             process.kill()
             process.wait()
@@ -78,7 +80,7 @@ def open_page(context, server):
     page.on("dialog", lambda dialog: (faults.append(dialog.message), dialog.dismiss()))
     own = (f"http://127.0.0.1:{server.port}/", "data:", "blob:")
     page.on("request", lambda request: None if request.url.startswith(own) else faults.append(request.url))
-    page.goto(own[0])
+    page.goto(f"{own[0]}?token={server.token}")
     page.wait_for_selector("#score")
     return page, faults
 
@@ -135,6 +137,7 @@ def test_drop_of_good_and_bad_files(browser, server, tmp_path):
     page.wait_for_selector("#results a.download", timeout=60000)
 
     assert page.locator("#results article").count() == len(names)
+    assert page.locator("#progress").inner_text().strip() == "2 of 7 files scored."
     first = page.locator("#results article").first
     assert first.locator(".row").count() == 5 and "Neuroticism" in first.inner_text()
     assert page.evaluate("[...document.querySelectorAll('#results img')].map(i => i.naturalWidth > 100)") == [True] * 6
@@ -160,80 +163,91 @@ def test_visitors_do_not_see_each_other(browser, server, tmp_path):
     cv2.imwrite(str(tmp_path / "mine.png"), portrait(256))
     mine, other = browser.new_context(), browser.new_context()
     page, _ = open_page(mine, server)
-    other_page, _ = open_page(other, server)
     bring(page, [tmp_path / "mine.png"])
     address = page.locator("#files a[href*='file=']").get_attribute("href")
     assert mine.request.get(address).status == 200
-    assert other.request.get(address).status == 403
+    assert other.request.get(address).status == 401
     path = address.partition("file=")[2]
-    assert http_status(server, "GET", f"/gradio_api/file={path}") == 403
-    for stolen in (path, "/etc/passwd", "https://example.com/face.png"):
-        files = [{"path": stolen, "meta": {"_type": "gradio.FileData"}}]
-        body = {"data": [files, None, False], "fn_index": 0, "session_hash": "abc"}
-        assert other.request.post(f"http://127.0.0.1:{server.port}/gradio_api/queue/join", data=body).status == 403
+    files = [{"path": path, "meta": {"_type": "gradio.FileData"}}]
+    body = {"data": [files, None, False], "fn_index": 0, "session_hash": "abc"}
+    assert other.request.post(f"http://127.0.0.1:{server.port}/gradio_api/queue/join", data=body).status == 401
+    other_page, _ = open_page(other, server)
     cv2.imwrite(str(tmp_path / "theirs.png"), portrait(300))
-    bring(other_page, [tmp_path / "theirs.png"])
+    bring(other_page, [tmp_path / "mine.png", tmp_path / "theirs.png"])
     for visitor in (page, other_page):  # both are scored at the same time
         visitor.click("#score")
-    for visitor, name in ((page, "mine.png"), (other_page, "theirs.png")):
+    for visitor, names in ((page, ["mine.png"]), (other_page, ["mine.png", "theirs.png"])):
         visitor.wait_for_selector("#results a.download", timeout=60000)
-        assert visitor.locator("#results article h2").all_inner_texts() == [name]
-        assert [row["clip"] for row in table_behind(visitor, "scores.csv")] == [name]
+        assert visitor.locator("#results article h2").all_inner_texts() == names
+        assert [row["clip"] for row in table_behind(visitor, "scores.csv")] == names
     other_page.close()
-    assert wait_until(lambda: uploads(server) == ["mine.png"])
+    assert wait_until(lambda: uploads(server) == ["mine.png"])  # which the other page still shows
     other.close()
     mine.close()
 
 
-def test_files_are_deleted_after_an_hour(tmp_path):
-    old, new = tmp_path / "uploads" / "1" / "old.mp4", tmp_path / "uploads" / "2" / "new.mp4"
-    for path in (old, new):
-        path.parent.mkdir(parents=True)
-        path.touch()
-    os.utime(old, (time.time() - KEPT_SECONDS - 1,) * 2)
-    delete_older(tmp_path, KEPT_SECONDS)
-    assert not old.parent.exists() and new.exists()
-
-
-def http_status(server, method, path, host=None, **options):
-    """Return the status of a request without a browser's cookie."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
-    connection.request(method, path, headers={"Host": host or f"127.0.0.1:{server.port}"}, **options)
-    return connection.getresponse().status
-
-
-def test_only_the_page_is_answered(server):
-    assert http_status(server, "GET", "/") == 200
-    assert http_status(server, "GET", "/", host="evil.example") == 421
-    for path in ("/monitoring", "/gradio_api/runs", "/gradio_api/vibe-code", "/gradio_api/proxy=https://example.com/"):
-        assert http_status(server, "GET", path) == 404
-    for path in ("file=/etc/passwd", "file=https://example.com/", "queue/data?session_hash=abc"):
-        assert http_status(server, "GET", f"/gradio_api/{path}") == 403
-    assert http_status(server, "POST", "/gradio_api/upload", body=b"x") == 403
-
-
-def upload_without_browser(server):
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
-    connection.request("GET", "/")
+def ask(port, token, method, path, host=None, **options):
+    """Return (status, text) of a request without a browser that brings a token as cookie, to a host's name."""
+    host = host or f"127.0.0.1:{port}"
+    cookie = "token_" + "".join(letter if letter.isalnum() else "_" for letter in host)
+    headers = {"Host": host, "Cookie": f"{cookie}={token}", **options.pop("headers", {})}
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request(method, path, headers=headers, **options)
     answer = connection.getresponse()
-    answer.read()
-    cookie = answer.getheader("Set-Cookie").partition(";")[0]
+    return answer.status, answer.read().decode()
+
+
+def upload(port, token):
+    """Return the path of a file that is uploaded without a browser."""
     body = '--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nabc\r\n--x--\r\n'
-    connection.request("POST", "/gradio_api/upload", body,
-                       {"Cookie": cookie, "Content-Type": "multipart/form-data; boundary=x"})
-    [path] = json.loads(connection.getresponse().read())
-    assert Path(path).read_text() == "abc" and server.folder in Path(path).parents
+    status, text = ask(port, token, "POST", "/gradio_api/upload", body=body,
+                       headers={"Content-Type": "multipart/form-data; boundary=x"})
+    assert status == 200
+    [path] = json.loads(text)
+    assert Path(path).read_text() == "abc"
+    return Path(path)
+
+
+def test_only_who_has_the_address_is_answered(server):
+    port, token = server.port, server.token
+    for method, path in (("GET", "/"), ("GET", f"/?token={token[:-1]}"), ("GET", "/config"), ("GET", "/monitoring"),
+                         ("GET", "/gradio_api/file=/etc/passwd"), ("GET", "/gradio_api/queue/data?session_hash=abc"),
+                         ("POST", "/gradio_api/upload"), ("POST", "/gradio_api/queue/join")):
+        for host in (None, "evil.example"):
+            status, text = ask(port, "none", method, path, host=host)
+            assert status == 401 and "address that app.py has printed" in text
+    assert ask(port, "none", "GET", f"/?token={token}")[0] == 200
+    for host in ("localhost:8080", "127.0.0.1:12345", "[::1]:80", "localhost"):  # other ends of a tunnel
+        assert ask(port, token, "GET", "/", host=host)[0] == 200
+    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example"):  # DNS rebinding
+        assert ask(port, token, "GET", "/", host=host) == (400, "Invalid host header")
+    assert ask(port, token, "GET", "/gradio_api/file=/etc/passwd")[0] == 403
+
+
+def test_files_are_deleted_after_an_hour(monkeypatch, tmp_path):
+    monkeypatch.setattr("app.KEPT_SECONDS", 1)  # an hour, in this test
+    monkeypatch.setattr("app.SWEEP_SECONDS", 1)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    shared = app.App(SimpleNamespace(network=None), 1, 1, most_bytes=1000, most_seconds=1, most_files=1)
+    blocks = app.launch(shared, port, "secret")
+    try:
+        path = upload(port, "secret")
+        assert tmp_path in path.parents and wait_until(lambda: not path.exists())
+    finally:
+        blocks.close()
 
 
 def test_nothing_is_left_after_kills(trained, tmp_path):
     with running(trained, tmp_path) as server:
-        upload_without_browser(server)
+        assert tmp_path in upload(server.port, server.token).parents
         server.process.kill()
         server.process.wait()
         assert uploads(server) == ["a.png"]
     with running(trained, tmp_path) as server:
         assert uploads(server) == []
-        upload_without_browser(server)
+        upload(server.port, server.token)
         server.process.terminate()
         assert server.process.wait(30) == 143
         assert list(tmp_path.iterdir()) == []

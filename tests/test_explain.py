@@ -115,7 +115,7 @@ def test_picture_shows_the_maps_in_colour_over_a_grey_face():
     chip = np.random.default_rng(0).integers(0, 256, (3, 224, 224), dtype=np.uint8)
     maps = np.zeros((5, 224, 224), np.float32)
     maps[3, 100:120, 70:90] = 1
-    picture = overlay(chip, maps, [0.5] * 5)
+    picture = overlay(chip, maps, ["one face", *TRAITS])
     assert picture.shape[1:] == (6 * 224, 3) and picture.dtype == np.uint8
     np.testing.assert_array_equal(picture[:224, :224], chip.transpose(1, 2, 0))
     hot, cold = picture[105:115, 3 * 224 + 224 + 75:3 * 224 + 224 + 85], picture[:60, 4 * 224:5 * 224]

@@ -23,7 +23,6 @@ from first_impressions.common.command_line import UserError
 from first_impressions.common.constants import TRAITS
 from first_impressions.common.device import Machine
 from first_impressions.data.splits import load_split
-from first_impressions.evaluation.logs import picture_grid
 from first_impressions.networks.checkpoint import load_checkpoint
 from first_impressions.networks.network import build_network
 from first_impressions.training.inputs import make_source
@@ -181,13 +180,6 @@ def test_second_ctrl_c_while_the_state_is_saved(run, chip_data, monkeypatch, cap
     with pytest.raises(KeyboardInterrupt):
         run(train, 2, "pressed", "FaceResNet29_v1.0", "true", 16, "--data-dir", chip_data, *SMALL_HEAD)
     assert "what was done since the last checkpoint is lost" in capfd.readouterr().err
-
-
-def test_grid_of_pictures_is_that_of_torchvision():
-    from torchvision.utils import make_grid
-    for number in (1, 3, 8, 9, 32):
-        pictures = torch.rand(number, 3, 5, 7)
-        assert torch.equal(picture_grid(pictures), make_grid(pictures))
 
 
 def test_resuming_with_other_settings_is_refused(run, uninterrupted):

@@ -1,5 +1,4 @@
-"""What training, search and evaluation write for TensorBoard, under the same tags."""
-import math
+"""TensorBoard logs of training, search and evaluation, under the same tags."""
 import random
 from pathlib import Path
 
@@ -33,27 +32,14 @@ def log_epoch(writer: SummaryWriter, record: dict) -> None:
 
 def log_pictures(writer: SummaryWriter, dataset: Dataset, input_size: int, seed: int) -> None:
     """Write a grid of 32 chips of a dataset.FaceDataset as the network sees them: augmented, scaled to its input."""
+    from torchvision.utils import make_grid  # here, since it takes a second
+
     rows = random.Random(seed).sample(range(len(dataset)), min(32, len(dataset)))
     chips, _ = next(iter(chip_loader(dataset, [rows], 0, torch.device("cpu"))))
     if len(chips):
         size = (input_size, input_size)
         pictures = functional.interpolate(chips.float() / 255, size, mode="bilinear", antialias=True).clamp(0, 1)
-        writer.add_image("chips/training", picture_grid(pictures))
-
-
-def picture_grid(pictures: torch.Tensor, columns: int = 8, gap: int = 2) -> torch.Tensor:
-    """Return pictures N x 3 x H x W beside and below each other on black, 3 x H x W, as torchvision's make_grid does,
-    whose import takes seconds. gap: in pixels."""
-    number, _, height, width = pictures.shape
-    if number == 1:
-        return pictures[0]
-    columns = min(columns, number)
-    height, width = height + gap, width + gap
-    grid = pictures.new_zeros(3, math.ceil(number / columns) * height + gap, columns * width + gap)
-    for place, picture in enumerate(pictures):
-        top, left = place // columns * height + gap, place % columns * width + gap
-        grid[:, top:top + height - gap, left:left + width - gap] = picture
-    return grid
+        writer.add_image("chips/training", make_grid(pictures))
 
 
 def log_hyperparameters(writer: SummaryWriter, model: str, settings: dict, batch_size: int, record: dict) -> None:

@@ -1,4 +1,4 @@
-"""What is drawn of scores: the annotated picture with its bars, and the course of the scores over a clip."""
+"""Pictures of scores: the annotated frame with its bars, and the scores over the time of a clip."""
 import io
 import math
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ import numpy as np
 from first_impressions.common.constants import TRAITS
 from first_impressions.prediction.scoring import FileScores, KeptPicture
 
-COLOURS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189))  # RGB, one a trait
+COLOURS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189))  # RGB, one per trait
 # In pixels, beside a picture that is SMALL_HEIGHT high; beside larger ones up to twice as much.
 LINE, GAP, PANEL_WIDTH, BAR_LEFT, BAR_WIDTH, SMALL_HEIGHT = 26, 14, 400, 160, 120, 360
 GREY, BLACK, TRACK = (40, 40, 40), (0, 0, 0), (225, 225, 225)
-MOST_POINTS = 120   # of a course; of more faces, neighbours are averaged
+MOST_POINTS = 120   # in a plot over time; of more faces, neighbours are averaged
 
 
 @dataclass
 class Panel:
-    """A white picture, uint8 BGR, for the bars; places are multiplied by its scale."""
+    """A white picture, uint8 BGR, for the bars; coordinates are multiplied by its scale."""
     picture: np.ndarray
     scale: float
 
@@ -28,37 +28,44 @@ class Panel:
                     round(self.scale), cv2.LINE_AA)
 
     def fill(self, left: float, top: float, right: float, bottom: float, colour: tuple) -> None:
-        """Fill a rectangle; one of no width or height is a line."""
+        """Fill a rectangle; without width or height it is a line."""
         cv2.rectangle(self.picture, self._place(left, top), self._place(right, bottom), colour, -1)
 
     def _place(self, x, y):
         return round(x * self.scale), round(y * self.scale)
 
 
-def annotate(picture: KeptPicture, people: list[dict]) -> np.ndarray:
-    """Return a uint8 BGR picture with a box around each face and, at its side, five bars for each person.
-
-    people: rows of scoring.PEOPLE_COLUMNS. A whisker on a bar is the interval, the number behind it the percentile.
-    """
+def draw_boxes(picture: KeptPicture) -> np.ndarray:
+    """Return the picture, uint8 BGR, with a box around each face, numbered if there are several."""
     image = cv2.imdecode(np.frombuffer(picture.jpeg, np.uint8), cv2.IMREAD_COLOR)
     thickness = max(1, round(image.shape[0] / 240))
     for person, (left, top, right, bottom) in picture.boxes.items():
         cv2.rectangle(image, (left, top), (right, bottom), (255, 255, 255), 3 * thickness)
         cv2.rectangle(image, (left, top), (right, bottom), GREY, thickness)
-        if len(people) > 1:
+        if len(picture.boxes) > 1:
             cv2.putText(image, str(person), (left + 6, bottom - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (255, 255, 255), 2,
                         cv2.LINE_AA)
+    return image
+
+
+def annotate(picture: KeptPicture, people: list[dict], neuroticism_is_stability: bool) -> np.ndarray:
+    """Return a uint8 BGR picture with a box around each face and, at its side, five bars for each person.
+
+    people: rows of scoring.PEOPLE_COLUMNS. A whisker on a bar is the interval, the number behind it the percentile.
+    neuroticism_is_stability: whether a high score means calm, as in the challenge's labels.
+    """
+    image = draw_boxes(picture)
     # The bars stand beside the picture, where they hide nothing.
     needed = (LINE * 6 + GAP) * len(people) + 3 * LINE
     scale = min(2, max(1, image.shape[0] / max(SMALL_HEIGHT, needed)))
     height = max(image.shape[0], round(scale * needed))
     panel = Panel(np.full((height, round(scale * PANEL_WIDTH), 3), 255, np.uint8), scale)
-    _draw_people(panel, people)
+    _draw_people(panel, people, neuroticism_is_stability)
     image = cv2.copyMakeBorder(image, 0, height - image.shape[0], 0, 0, cv2.BORDER_CONSTANT, value=(255, 255, 255))
     return np.hstack([image, panel.picture])
 
 
-def _draw_people(panel, people):
+def _draw_people(panel, people, neuroticism_is_stability):
     y = 0
     for row in people:
         y += LINE
@@ -67,7 +74,7 @@ def _draw_people(panel, people):
             y += LINE
             _draw_bar(panel, y, trait, row, colour[::-1])
         y += GAP
-    notes = ["neuroticism: high means calm"]
+    notes = ["neuroticism: high means calm"] if neuroticism_is_stability else []
     if people and people[0]["half_width_openness"] is not None:
         notes.append("whisker: 4 of 5 judgements lie within")
     if people and people[0]["percentile_openness"] is not None:
@@ -93,14 +100,16 @@ def _draw_bar(panel, y, trait, row, colour):
         panel.write(f"{percentile:.0f} %", place(1) + 60, y)
 
 
-def plot_course(scores: FileScores) -> np.ndarray:
-    """Return a plot, uint8 BGR, of the scores of each frame over the time of a clip: one panel a person.
+def plot_course(scores: FileScores, neuroticism_is_stability: bool) -> np.ndarray:
+    """Return a plot, uint8 BGR, of the scores of each frame over the time of a clip: one panel per person.
 
     Of more than MOST_POINTS faces of a person, each point is the mean over neighbouring ones.
+    neuroticism_is_stability: as in annotate().
     """
     from matplotlib.figure import Figure  # here, since it takes a second
 
     numbers = [row["person"] for row in scores.people]
+    names = [*TRAITS[:-1], "neuroticism (high: calm)" if neuroticism_is_stability else "neuroticism"]
     figure = Figure(figsize=(9, 0.8 + 2.4 * len(numbers)), layout="constrained")
     panels = figure.subplots(len(numbers), 1, sharex=True, squeeze=False)[:, 0]
     timed = not np.isnan(scores.faces.seconds).any()
@@ -112,9 +121,9 @@ def plot_course(scores: FileScores) -> np.ndarray:
         counts = np.diff([*starts, len(rows)])
         moments = np.add.reduceat(moments, starts) / counts
         course = np.add.reduceat(scores.faces.scores[rows], starts, axis=0) / counts[:, None]
-        for trait, colour, points in zip(TRAITS, COLOURS, course.T):
+        for name, colour, points in zip(names, COLOURS, course.T):
             panel.plot(moments, points, marker="o", markersize=3, linewidth=1.2, color=np.array(colour) / 255,
-                       label="neuroticism (high: calm)" if trait == "neuroticism" else trait)
+                       label=name)
         words = ([f"person {person}"] if len(numbers) > 1 else []) + (
             [f"each point: the mean of {averaged} faces"] if averaged > 1 else [])
         panel.set(ylim=(0, 1), ylabel="score", title=", ".join(words) or None)

@@ -1,6 +1,6 @@
-"""What app.py's page shows: the results of a file as HTML with its pictures inside, tables as links that hold the data.
+"""HTML of app.py's page: the results of a file with its pictures inside, tables as links that hold the data.
 
-Nothing here becomes a file on the server, so no result can be left over or be fetched by somebody else.
+Nothing here becomes a file on the server, so no result is left over.
 """
 import base64
 import html
@@ -21,11 +21,11 @@ TITLE = "Apparent personality"
 INTRODUCTION = """# Apparent personality
 How strangers would judge the people in your clips and pictures by their faces: the Big Five traits, each from 0 to 1.
 """
-CAUTION = """**What the scores are not.** They are no measure of what a person is like: they predict first impressions,
-with all prejudices of those who gave them. *Neuroticism* is emotional stability here, as in the data: high means calm.
-Do not use them for decisions on people. Nothing leaves this computer; files and results are deleted when you close
-the page (the last one, if several are open), after an hour, or when the program ends.
+CAUTION = """**What the scores are not.** They do not measure what a person is like: they predict first impressions,
+with all prejudices of those who gave them. {stability}Do not use them for decisions on people. Nothing leaves this
+computer; files and results are deleted when you close the page, after an hour, or when the program ends.
 """
+STABILITY = "*Neuroticism* is emotional stability here, as in the data: high means calm. "
 CSS = """
 .gradio-container { max-width: 1000px !important; margin: 0 auto !important; }
 #progress .html-container, #results .html-container { padding: 0 !important; }
@@ -61,10 +61,10 @@ def file_name(path: str) -> str:
     return html.escape(os.path.basename(path))
 
 
-def show_progress(done: int, total: int) -> str:
-    """Return a bar and a line on how many of the files are scored."""
+def show_progress(done: int, total: int, scored: int) -> str:
+    """Return a bar and a line on how many of the files are done, in the end on how many of them could be scored."""
     if done == total:
-        return f'<p role="status">{counted(total, "file")} done.</p>'
+        return f'<p role="status">{scored} of {counted(total, "file")} scored.</p>'
     return (f'<p role="status">{done} of {counted(total, "file")} done</p>'
             f'<progress max="{total}" value="{done}" aria-label="progress"></progress>')
 
@@ -77,25 +77,27 @@ def show_problem(path: str, problem: str) -> str:
             f"<p>Not scored. {html.escape(sentence)}</p></article>")
 
 
-def show_people(people: list[dict]) -> str:
-    """Return the bars of each person of a file, with intervals and percentiles where the experiment has them.
+def show_people(people: list[dict], neuroticism_is_stability: bool) -> str:
+    """Return the bars of each person of a file, with intervals and percentiles if the experiment has them.
 
-    people: rows of the table of people (scoring.PEOPLE_COLUMNS).
+    people: rows of the table of people (scoring.PEOPLE_COLUMNS). neuroticism_is_stability: whether high means calm.
     """
+    names = {trait: trait.capitalize() for trait in TRAITS}
+    if neuroticism_is_stability:
+        names["neuroticism"] += " <small>(high means calm)</small>"
     lines = []
     for row in people:
         if len(people) > 1:
             lines.append(f"<h3>Person {row['person']}</h3>")
-        lines += [_bar(row, trait, colour) for trait, colour in zip(TRAITS, COLOURS)]
+        lines += [_bar(row, trait, names[trait], colour) for trait, colour in zip(TRAITS, COLOURS)]
     if any(row.get(f"low_{TRAITS[0]}") is not None for row in people):
         lines.append('<p class="meta">Lines on the bars: four of five judgements lie within.</p>')
     return "".join(lines)
 
 
-def _bar(row, trait, colour):
+def _bar(row, trait, name, colour):
     score, low, high = (row.get(name) for name in (trait, f"low_{trait}", f"high_{trait}"))
     percentile = row.get(f"percentile_{trait}")
-    name = "Neuroticism <small>(high means calm)</small>" if trait == "neuroticism" else trait.capitalize()
     parts = [] if low is None else [f"{low:.2f} to {high:.2f}"]
     if percentile is not None:
         parts.append(f"higher than {percentile:.0f} % of the training clips")
@@ -111,7 +113,7 @@ def side_by_side(left: str, right: str) -> str:
 
 
 def show_picture(picture: np.ndarray, caption: str, strip: bool = False) -> str:
-    """Return a figure with a uint8 BGR picture inside. strip: wide, to be scrolled on a narrow page."""
+    """Return a figure with a uint8 BGR picture inside. strip: wide, scrolled sideways on a narrow page."""
     data = base64.b64encode(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 88])[1]).decode()
     caption, kind = html.escape(caption), "strip" if strip else "photo"
     return (f'<figure class="{kind}"><img alt="{caption}" src="data:image/jpeg;base64,{data}">'

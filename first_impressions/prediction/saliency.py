@@ -1,14 +1,14 @@
-"""Where a face raises the score of each trait more than the others: heat maps.
+"""Heat maps: where a face raises the score of each trait more than the others.
 
-Grad-CAM in the form of Draelos and Carin (HiResCAM, 2020): gradient times activation at every place, summed over the
-filters. For the ResNets, whose last maps are averaged, it is Grad-CAM itself (Selvaraju et al. 2017) but for a factor.
-The head of the face network sees a grid of places of each map. Weights averaged over the whole map, as in Grad-CAM,
-lose the place: on the demo the map for agreeableness then lies on the spot that steers it no more than the other maps.
+HiResCAM (Draelos and Carin, arXiv:2011.08891): gradient times activation at every place, summed over the filters. For
+the ResNets, whose last maps are averaged, it equals Grad-CAM (Selvaraju et al. 2017) but for a factor. The head of the
+face network sees a grid of places of each map; weights averaged over the whole map, as in Grad-CAM, lose the place: on
+the demo the map for agreeableness then lies no more on the spot that steers it than the other maps do.
 
-Maps of single scores look alike, since the traits rise together. So from what a place adds to a trait the mean of what
-it adds to the five is subtracted. docs/evaluation_and_prediction.md says how much better these maps point.
+Maps of single scores look alike, since the traits rise together. So the mean of what a place adds to the five scores is
+subtracted from what it adds to each. docs/evaluation_and_prediction.md says how much better these maps point.
 
-    python predict.py EXPERIMENT clip.mp4 --explain maps       one picture a file: the chip and the five maps over it
+    python predict.py EXPERIMENT clip.mp4 --explain maps       one picture per file: the chip and the five maps over it
 
 A map shows what the network uses, not why strangers judge as they do.
 """
@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from first_impressions.common.constants import TRAITS
 from first_impressions.networks.network import PersonalityNetwork
+from first_impressions.prediction.scoring import FileScores
 
 CAPTION, LEGEND = 28, 28    # heights in pixels of what stands below the maps
 BAR = 112                   # width in pixels of the legend's bar of colours
@@ -29,7 +30,7 @@ def explain_chips(network: PersonalityNetwork, chips: torch.Tensor) -> np.ndarra
 
     network: a PersonalityNetwork, put into evaluation mode. A map shows where its trait's score is raised by more than
     the five scores are on average; what lowers a score counts as 0 in both. The maps of all views are added at their
-    places; each map's largest value is 1 (all 0 where no place raises the score above the others).
+    places; each map's largest value is 1 (all 0 if no place raises the score above the others).
     """
     height, width = chips.shape[-2:]
     maps = torch.zeros(len(chips), len(TRAITS), height, width)
@@ -45,10 +46,10 @@ def explain_chips(network: PersonalityNetwork, chips: torch.Tensor) -> np.ndarra
 
 
 def contributions(network: PersonalityNetwork, chips: torch.Tensor) -> list[torch.Tensor]:
-    """Return gradient times activation of the five scores, a float32 N x 5 x h x w of each view on the CPU, of uint8
+    """Return gradient times activation of the five scores, float32 N x 5 x h x w on the CPU for each view, of uint8
     RGB chips N x 3 x H x W.
 
-    The activations are those of the backbone's stage that the table of backbones names. The scores are those that
+    The activations are those of the stage that the table of backbones names. The scores are those that
     predict.py gives a face: of the chip and its mirror image together, whose maps are added at their places.
     """
     network.eval()
@@ -76,20 +77,17 @@ def contributions(network: PersonalityNetwork, chips: torch.Tensor) -> list[torc
     return result
 
 
-def overlay(chip: np.ndarray, maps: np.ndarray, scores: np.ndarray | None = None) -> np.ndarray:
-    """Return one picture, uint8 RGB: the chip and its five maps over it, with the traits' names and scores below, and
-    a legend of the colours.
+def overlay(chip: np.ndarray, maps: np.ndarray, labels: list[str], note: str = "") -> np.ndarray:
+    """Return one picture, uint8 RGB: the chip and its five maps over it, labels below the six, a note, and a legend of
+    the colours.
 
-    chip: uint8 RGB 3 x H x W. maps: float 5 x H x W in [0, 1]. scores: five numbers, or None.
+    chip: uint8 RGB 3 x H x W. maps: float 5 x H x W in [0, 1].
     """
     picture = np.ascontiguousarray(np.asarray(chip).transpose(1, 2, 0))
     height, width = picture.shape[:2]
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[:, :, None]  # so that every colour is the map's
-    panels, labels = [picture], ["one face"]
-    for number, (trait, heat) in enumerate(zip(TRAITS, np.asarray(maps))):
-        panels.append((0.45 * grey + 0.55 * _colours(heat)).astype(np.uint8))
-        labels.append(trait if scores is None else f"{trait}{'*' * (trait == 'neuroticism')} {scores[number]:.2f}")
-    strip = np.concatenate(panels, axis=1)
+    panels = [(0.45 * grey + 0.55 * _colours(heat)).astype(np.uint8) for heat in maps]
+    strip = np.concatenate([picture, *panels], axis=1)
     strip = np.concatenate([strip, np.full((CAPTION + LEGEND, strip.shape[1], 3), 255, np.uint8)])
     for number, label in enumerate(labels):
         _write(strip, label, number * width + 6, height + CAPTION - 9)
@@ -99,14 +97,22 @@ def overlay(chip: np.ndarray, maps: np.ndarray, scores: np.ndarray | None = None
     left = 4 * width + 6
     strip[baseline - 10:baseline, left:left + BAR] = _colours(np.tile(np.linspace(0, 1, BAR), (10, 1)))
     _write(strip, "to the most in this map", left + BAR + 10, baseline)
-    _write(strip, "* high means calm", 6, baseline)
+    _write(strip, note, 6, baseline)
     return strip
 
 
-def draw_heat_maps(network: PersonalityNetwork, chip: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Return overlay()'s picture, uint8 BGR, of a chip, uint8 RGB H x W x 3, and its five scores."""
-    chips = torch.from_numpy(np.ascontiguousarray(chip.transpose(2, 0, 1)))[None].to(network.mean.device)
-    return overlay(chips[0].cpu().numpy(), explain_chips(network, chips)[0], scores)[:, :, ::-1]
+def draw_heat_maps(network: PersonalityNetwork, scores: FileScores, neuroticism_is_stability: bool) -> np.ndarray:
+    """Return overlay()'s picture, uint8 BGR, of the chip of a file's scores; of several people it names the chip's.
+
+    neuroticism_is_stability: whether a high score means calm, as in the challenge's labels.
+    """
+    chips = torch.from_numpy(np.ascontiguousarray(scores.chip.transpose(2, 0, 1)))[None].to(network.mean.device)
+    star = "*" if neuroticism_is_stability else ""
+    labels = [f"person {scores.chip_person}, one face" if len(scores.people) > 1 else "one face",
+              *(f"{trait}{star if trait == 'neuroticism' else ''} {score:.2f}"
+                for trait, score in zip(TRAITS, scores.chip_scores, strict=True))]
+    return overlay(chips[0].cpu().numpy(), explain_chips(network, chips)[0], labels, star and "* high means calm")[
+        :, :, ::-1]
 
 
 def _colours(heat):

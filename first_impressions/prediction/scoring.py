@@ -64,7 +64,7 @@ def write_csv(file: TextIO, columns: Iterable[str], rows: Iterable[dict]) -> Non
 @dataclass
 class FileScores:
     """What is known of a file. people: rows of the table of people (PEOPLE_COLUMNS); chip: uint8 RGB H x W x 3, the
-    face of the middle frame, and its scores. Where there is a problem, all else is empty."""
+    face of the middle frame, its scores and its person. Where there is a problem, all else is empty."""
     clip: str
     problem: str = ""
     frames: int = 0
@@ -73,6 +73,7 @@ class FileScores:
     picture: KeptPicture | None = None
     chip: np.ndarray | None = None
     chip_scores: np.ndarray | None = None
+    chip_person: int | None = None
 
     def frame_rows(self) -> Iterator[dict]:
         """Yield a row of FRAME_COLUMNS for each face; seconds are None where the clip does not tell."""
@@ -140,7 +141,8 @@ class Scorer:
                          "problem": ""})
         middle = len(faces) // 2
         return FileScores(path, "", count, rows, FaceScores(frame, seconds, people, box, confidence, scores),
-                          found.picture, _read_chips(found.chips, chips[[middle]])[0], scores[middle])
+                          found.picture, _read_chips(found.chips, chips[[middle]])[0], scores[middle],
+                          int(people[middle]))
 
     def _batches(self, path, chips):
         for start in range(0, len(chips), BATCH_SIZE):
