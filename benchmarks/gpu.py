@@ -40,7 +40,7 @@ from first_impressions.data.chips import chip_loader
 from first_impressions.data.labels import speakers_of
 from first_impressions.data.splits import Split, list_faces
 from first_impressions.networks.network import BACKBONES, PersonalityNetwork, build_network, make_head
-from first_impressions.training.feature_cache import rows_of_dataset
+from first_impressions.training.feature_cache import features_of_dataset
 from first_impressions.training.inputs import FaceChips, Inputs, features_of_chips
 from first_impressions.training.loop import fit, start_training
 from first_impressions.training.samples import Samples
@@ -187,7 +187,7 @@ def speed_from_files(job: Job, network: PersonalityNetwork, split: Split, batch_
         samples = Samples(split, FaceChips(FaceDataset(split), machine))
         return training_speed(network, samples, batch_size, machine, warm_up)
     begin = time.perf_counter()
-    rows_of_dataset(FaceDataset(split), partial(features_of_chips, network), job.name, machine, batch_size)
+    features_of_dataset(FaceDataset(split), partial(features_of_chips, network), job.name, machine, batch_size)
     wait_for(machine.device)
     return len(split.faces) / (time.perf_counter() - begin)
 

@@ -1,13 +1,12 @@
-"""Measure how time and memory of a training of FaceResNet29_v1.0 grow with the number of clips, on made-up rows.
+"""Measure how time and memory of a training of FaceResNet29_v1.0 grow with the number of clips, on made-up features.
 
     python benchmarks/scale.py                          10,000 and 100,000 clips
     python benchmarks/scale.py --million                1,000,000 clips too
     python benchmarks/scale.py --clips 2000             another number
 
 Each number of clips has a process of its own, which trains with centres through the suite's own functions, and a file
-of rows in --folder (34 KB a clip; removed at the end). Times are CPU seconds of one thread. peak: memory of the process
-so far, with the pages of the file, which the system takes back when others need them; own: the most in this step
-without them. Listing is measured on a folder of empty files.
+of features in --folder (34 KB per clip; removed at the end). Times are CPU seconds of one thread. peak: memory of the
+process so far; own: the most in this step without mapped files. Listing is measured on a folder of empty files.
 """
 import contextlib
 import functools
@@ -164,7 +163,7 @@ def main(argv=None):
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         rows = in_new_process(measure_listing, Path(folder))
         for size in sizes:
-            path = Path(folder, "rows.npy")
+            path = Path(folder, "features.sqlite")
             in_new_process(write_file, size, path)
             rows += in_new_process(measure_size, size, path)
             print(f"{size:,} clips: {path.stat().st_size / size:,.0f} bytes a clip on the disk", flush=True)

@@ -1,5 +1,4 @@
 """Labels of every kind, good and bad, and the face folders."""
-import dataclasses
 import io
 import os
 import pickle
@@ -16,12 +15,9 @@ from dataset import FaceDataset
 from first_impressions.common.command_line import UserError
 from first_impressions.common.constants import TRAITS, clip_name
 from first_impressions.common.device import Machine
-from first_impressions.data.chips import chip_loader, epoch_batches, read_chip
+from first_impressions.data.chips import chip_loader, epoch_batches
 from first_impressions.data.labels import read_labels, read_scores, speakers_of
 from first_impressions.data.splits import list_faces, load_split, split_by_speaker
-from first_impressions.training import feature_cache
-from first_impressions.training.feature_cache import rows_of_dataset
-from first_impressions.training.inputs import ClipRows
 
 MACHINE = Machine(torch.device("cpu"), cache="float32")
 HEADER = "clip," + ",".join(TRAITS) + "\n"
@@ -180,80 +176,6 @@ def test_every_epoch_is_shuffled_anew_and_repeatable():
     assert sorted(sum(first, [])) == list(range(100)) != sum(first, [])
     halves = [sum(epoch_batches(101, 10, 5, 0, rank, 2), []) for rank in (0, 1)]
     assert len(halves[0]) == len(halves[1]) == 51 and set(halves[0] + halves[1]) == set(range(101))
-
-
-def rows_of(split, backbone, key, machine, batch_size=64):
-    return ClipRows(*rows_of_dataset(FaceDataset(split), backbone, key, machine, batch_size), machine)
-
-
-def mean_colour(chips):
-    return chips.float().mean((2, 3))
-
-
-def test_rows_of_clips_are_means_reused_and_made_anew(tmp_path):
-    data = write_chips(tmp_path / "data", {"train": 5}, faces_a_clip=3)
-    calls = []
-
-    def network(chips):
-        calls.append(len(chips))
-        return mean_colour(chips)
-
-    def rows():
-        return rows_of(load_split(data, "train"), network, "test weights 1", MACHINE)
-
-    first, split = rows(), load_split(data, "train")
-    assert calls == [15] and len(first) == 5 and first.faces.tolist() == [3] * 5
-    numbers = np.arange(5)
-    values = first.features(numbers), first.features(numbers, form=1)
-    chips = {clip: torch.stack([read_chip(path, 224) for path in faces["path"]])
-             for clip, faces in split.faces.groupby("clip")}
-    assert torch.allclose(values[0], torch.stack([mean_colour(chips[clip]).mean(0) for clip in first.clips]), atol=1e-4)
-    assert torch.allclose(values[1], torch.stack([mean_colour(chips[clip])[1] for clip in first.clips]), atol=1e-4)
-    rows()
-    assert calls == [15]  # from the disk
-    os.utime(split.faces["path"][0], ns=(1, 1))
-    rows()
-    assert calls == [15, 15]  # a face changed
-    for path in (data / "train" / "features").glob("*.npy"):
-        path.write_bytes(path.read_bytes()[:200])
-    again = rows()
-    assert calls == [15, 15, 15]  # a truncated cache is made anew
-    assert torch.equal(values[0], again.features(numbers)) and torch.equal(values[1], again.features(numbers, form=1))
-    uncached = rows_of(split, network, "test weights 1", dataclasses.replace(MACHINE, cache="off"))
-    assert torch.equal(values[0], uncached.features(numbers)) and list(uncached.clips) == list(first.clips)
-
-
-def test_interrupted_rows_go_on(tmp_path, monkeypatch):
-    """Killed between two batches: the clips that were flushed are not computed again, and the rows are the same."""
-    data = write_chips(tmp_path / "data", {"train": 9}, faces_a_clip=3)
-    monkeypatch.setattr(feature_cache, "BATCHES_BETWEEN_FLUSHES", 2)
-    split, seen = load_split(data, "train"), []
-
-    def network(chips):
-        if len(seen) == 4:
-            seen.append("killed")
-            raise KeyboardInterrupt
-        seen.append(len(chips))
-        return mean_colour(chips)
-
-    with pytest.raises(KeyboardInterrupt):
-        rows_of(split, network, "key", MACHINE, 4)
-    rows = rows_of(split, network, "key", MACHINE, 4)
-    assert seen[:5] == [4, 4, 4, 4, "killed"] and sum(seen[5:]) == 27 - 12  # four clips of three faces were flushed
-    whole = rows_of(split, mean_colour, "key", dataclasses.replace(MACHINE, cache="off"))
-    assert torch.equal(rows.features(np.arange(9)), whole.features(np.arange(9))) and rows.faces.tolist() == [3] * 9
-
-
-def test_cached_rows_run_no_code(tmp_path):
-    data = write_chips(tmp_path / "data", {"train": 3})
-
-    def rows():
-        return rows_of(load_split(data, "train"), mean_colour, "test weights 1", MACHINE)
-
-    rows()
-    cache, mark = next((data / "train" / "features").glob("*.npy")), tmp_path / "it_ran"
-    np.save(cache, np.array([_Touch(mark)], dtype=object), allow_pickle=True)
-    assert len(rows()) == 3 and not mark.exists()  # refused and made anew
 
 
 def test_fuzzed_label_files(tmp_path, long_run):

@@ -19,6 +19,8 @@ from first_impressions.data.splits import load_split
 from first_impressions.common.device import Machine
 from first_impressions.training.inputs import make_source
 from first_impressions.networks.network import build_network
+from dataset import FaceDataset
+from model_architectures import architecture_named
 from first_impressions.training.settings import Settings
 
 feature_cache.FACES_A_TASK = 10

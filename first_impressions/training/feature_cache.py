@@ -1,16 +1,23 @@
-"""The rows of clips that a frozen backbone's features become, computed once and kept on disk.
+"""Clip-level features of a frozen backbone, computed once and cached on disk.
 
-A row is the mean of the features of all faces of a clip, and beside it the features of one face alone. Each faces
-folder has one cache file of rows in <split>/features/; deleting it costs only time. With a Ray cluster the faces are
-computed there, and only rows come back; all machines must then see the data folder under one path.
+Each faces folder has one SQLite file per backbone in <split>/features/, with one record per clip: the mean of the
+features of all its faces, the features of one face alone, the number of faces and a stamp of the face files. Any split
+or selection of clips reads from it, and only clips that are new or whose faces changed are computed. Deleting the file
+costs only time. With a Ray cluster the faces are computed there, and only records come back; all machines must then see
+the data folder under one path.
+
+SQLite rather than LMDB, HDF5 or zarr: it comes with every Python, a kill at any moment leaves the last commit whole,
+several processes may read while one writes, which LMDB does not do on network disks, and reading takes 1.4 times as
+long as from a memory map.
 """
 import contextlib
 import hashlib
-import json
 import os
+import sqlite3
 import sys
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,38 +33,44 @@ from first_impressions.data.chips import chip_loader, row_batches
 from first_impressions.data.splits import Split, stamp_of_files
 
 BATCH_SIZE = 64
-BATCHES_BETWEEN_FLUSHES = 50
+SECONDS_BETWEEN_COMMITS = 3.0
+SECONDS_TO_WAIT = 60.0  # while another process commits
 FACES_A_TASK = 2000     # of a Ray cluster
-MOST_FACES = 2048       # of a clip that are counted: float16 knows whole numbers up to here
+PAGE = 8192             # bytes; a record of dlib's network in float16 fills four pages and a bit, 34 KB
+TABLE = f"""PRAGMA page_size = {PAGE};
+PRAGMA mmap_size = 2147418112;
+CREATE TABLE IF NOT EXISTS clips (clip BLOB PRIMARY KEY, stamp TEXT, faces INTEGER, mean BLOB, alone BLOB)"""
+FORMS = ("mean", "alone")
+FORMAT = "2"    # of the file
 
 
-def rows_of_dataset(dataset: Dataset, backbone: Callable[[torch.Tensor], torch.Tensor], key: str, machine: Machine,
-                    batch_size: int = BATCH_SIZE) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+def features_of_dataset(dataset: Dataset, backbone: Callable[[torch.Tensor], torch.Tensor], key: str, machine: Machine,
+                        batch_size: int = BATCH_SIZE) -> tuple[list, np.ndarray, np.ndarray]:
     """Return (parts, clips, faces) of the clips with faces of a dataset.FaceDataset, from the disk if they are there.
 
-    parts: arrays C x 2 x F, mostly memory maps, one for each faces folder; clips: names of all rows; faces: int64, the
-    number of faces in each mean (0: none can be read, the row is NaN). backbone: maps uint8 chips B x 3 x H x W to
-    features B x F; with machine.ray_address it can be pickled. key: text that names everything the features depend on
-    besides the faces (architecture, weights, input). The name of a cache file is a digest of the key and of the name,
-    size and time of every face, so another backbone or another face makes another file. machine.cache "off": no file.
-    batch_size: faces that go through the backbone at once.
+    parts: one per faces folder, StoredFeatures or with machine.cache "off" an array C x 2 x F: part[rows, form] are
+    features. clips: their names. faces: int64, the number of faces in each mean; 0: none can be read, the features are
+    NaN. backbone: maps uint8 chips B x 3 x H x W to features B x F; with machine.ray_address it can be pickled. key:
+    text that names everything the features depend on besides the faces (architecture, weights, input). batch_size:
+    faces that go through the backbone at once. Raises OSError if the disk is full, UserError if no Ray cluster answers.
     """
     # Faces of several splits (final training) are cached where each split lies, and so shared with the search.
     split = dataset.split
     folders = split.faces["path"].map(_feature_folder)
-    parts, clips = [], []
+    parts, clips, faces = [], [], []
     for folder in folders.unique():
         job = _Job(split, split.faces[folders == folder].sort_values("clip", kind="stable"), type(dataset), backbone,
                    machine, batch_size)
-        parts.append(_rows_of_folder(Path(folder), job, key) if machine.cache != "off" else _compute_rows(job))
+        part, numbers = _in_memory(job) if machine.cache == "off" else _stored(Path(folder), job, key)
+        parts.append(part)
+        faces.append(numbers)
         clips.append(job.clips)
-    faces = np.concatenate([part[:, 0, -1] for part in parts]).astype(np.int64)
-    return [part[:, :, :-1] for part in parts], np.concatenate(clips), faces
+    return parts, np.concatenate(clips), np.concatenate(faces)
 
 
 @dataclass
 class _Job:
-    """The faces of one folder, sorted by clip, whose rows are to be computed."""
+    """The faces of some clips, sorted by clip, whose features are to be computed."""
     split: Split
     faces: pandas.DataFrame
     dataset_of: Callable[[Split], Dataset]
@@ -70,9 +83,11 @@ class _Job:
         self.clips = clips.to_numpy()
         self.first_face = np.searchsorted(self.codes, np.arange(len(self.clips) + 1))
 
-    def of_clips(self, first: int, end: int) -> "_Job":
-        """Return the job of some of the clips, one after the other."""
-        return replace(self, faces=self.faces.iloc[self.first_face[first]:self.first_face[end]])
+
+def names_and_stamps(faces: pandas.DataFrame) -> list[tuple[bytes, str]]:
+    """Return (name, stamp) of each clip of face files that are sorted by clip. A stamp changes with the name, size or
+    time of any of the clip's files."""
+    return [(os.fsencode(clip), stamp_of_files(files)) for clip, files in faces.groupby("clip", sort=False)["path"]]
 
 
 def _feature_folder(path):
@@ -80,140 +95,156 @@ def _feature_folder(path):
     return os.path.join(head if mark else os.path.dirname(path), "features")
 
 
-def _rows_of_folder(folder, job, key):
-    dtype = job.machine.cache
-    description = {"rows": "mean and one face of each clip", "network": key, "dtype": dtype,
-                   "preprocessing": job.split.preprocessing, "clips": len(job.clips), "faces": len(job.faces),
-                   "files": stamp_of_files(job.faces["path"])}
-    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:20]
-    path = folder / f"{key.split()[0]}_{digest}.npy"
+def _in_memory(job):
+    records = list(_records(job))
+    missing = np.full(max((len(mean) for faces, mean, _ in records if faces), default=0), np.nan, dtype=np.float32)
+    values = np.array([(mean, alone) if faces else (missing, missing) for faces, mean, alone in records])
+    return values, np.array([faces for faces, *_ in records], dtype=np.int64)
+
+
+# ---------------------------------------------------------------- the file
+
+def _stored(folder, job, key):
+    """Return (StoredFeatures of the job's clips, numbers of faces). Computes what is missing."""
+    text = f"{key}, chips of {job.split.preprocessing['size']} px, format {FORMAT}"
+    path = folder / f"{key.split()[0]}_{job.machine.cache}_{hashlib.sha256(text.encode()).hexdigest()[:16]}.sqlite"
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{digest}.lock"):
-        if not _is_whole(path, len(job.clips), dtype):
-            partial = path.with_suffix(".partial")
-            _compute_rows(job, partial)
-            os.replace(partial, path)
-            path.with_suffix(".progress").unlink(missing_ok=True)
-            path.with_suffix(".json").write_text(json.dumps(description, indent=2))
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    stored, wanted = StoredFeatures(path, job.machine.cache), names_and_stamps(job.faces)
+    if not stored.find(wanted).all():
+        with FileLock(path.with_suffix(".lock")):   # one process computes, the others wait and find it done
+            missing = np.flatnonzero(~stored.find(wanted, mend=True))
+            stored.fill(replace(job, faces=job.faces[np.isin(job.codes, missing)]), [wanted[row] for row in missing])
+        stored.find(wanted)
+    return stored, stored.faces
 
 
-def _is_whole(path, number_of_clips, dtype):
-    try:
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return False
-    return values.ndim == 3 and values.shape[:2] == (number_of_clips, 2) and values.dtype == dtype
+class StoredFeatures:
+    """The features of some clips in a file. Like an array C x 2 x F of one type: stored[rows, form] reads int rows of
+    form 0, the means, or 1, one face alone; rows of clips without a readable face are NaN."""
+
+    def __init__(self, path: Path, dtype: str):
+        self.path, self.dtype, self.width = path, np.dtype(dtype), 0
+        self.places = self.faces = np.empty(0, dtype=np.int64)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return len(self.places), len(FORMS), self.width
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: tuple[np.ndarray, int]) -> np.ndarray:
+        rows, form = index
+        query = f"SELECT {FORMS[form]} FROM clips WHERE rowid = ?"
+        result = np.empty((len(rows), self.width), dtype=self.dtype)
+        with self._database() as database:
+            for row, place in zip(result, self.places[rows].tolist()):
+                found = database.execute(query, (place,)).fetchone()
+                if found is None:
+                    raise UserError(f"{self.path}: another run has computed changed faces meanwhile; run again")
+                row[:] = np.nan if found[0] is None else np.frombuffer(found[0], self.dtype)
+        return result
+
+    @contextlib.contextmanager
+    def _database(self):
+        """Open the file for one transaction: a connection must not pass to other threads or forked processes."""
+        try:
+            with contextlib.closing(sqlite3.connect(self.path, timeout=SECONDS_TO_WAIT)) as database:
+                database.executescript(TABLE)
+                with database:
+                    database.execute("BEGIN")
+                    yield database
+        except sqlite3.OperationalError as error:   # no room on the disk, no permission, no locks
+            raise OSError(f"{self.path}: {error}; --cache off keeps no features") from None
+
+    def find(self, wanted: list[tuple[bytes, str]], mend: bool = False) -> np.ndarray:
+        """Look for the records of clips, (name, stamp) each, and keep where they are; return bool C, True for found.
+
+        mend: delete a damaged file. No other process may then be writing.
+        """
+        found = [(-1, 0, 0)] * len(wanted)
+        try:
+            with self._database() as database:
+                pages = database.execute("PRAGMA page_count").fetchone()[0]
+                if self.path.stat().st_size < pages * PAGE:
+                    raise sqlite3.DatabaseError("truncated")
+                found = [database.execute("SELECT rowid, faces, length(mean) FROM clips WHERE clip = ? AND stamp = ?",
+                                          pair).fetchone() or (-1, 0, 0) for pair in wanted]
+        except sqlite3.DatabaseError:
+            if mend:
+                self.path.unlink()
+        self.places, self.faces = np.array([row[:2] for row in found], dtype=np.int64).reshape(-1, 2).T
+        self.width = max((row[2] or 0 for row in found), default=0) // self.dtype.itemsize
+        return self.places >= 0
+
+    def fill(self, job: _Job, names: list[tuple[bytes, str]]) -> None:
+        """Compute and write the features of a job's clips. Killed at any moment, it loses the last seconds alone."""
+        waiting, written = [], time.monotonic()
+        try:
+            for name, (faces, *features) in zip(names, _records(job)):
+                features = [None if some is None else some.astype(self.dtype).tobytes() for some in features]
+                waiting.append((*name, faces, *features))
+                if time.monotonic() - written > SECONDS_BETWEEN_COMMITS:
+                    self.write(waiting)
+                    waiting, written = [], time.monotonic()
+        finally:
+            self.write(waiting)
+
+    def write(self, rows: list[tuple[bytes, str, int, bytes | None, bytes | None]]) -> None:
+        """Write records in one transaction: (name, stamp, number of faces, mean, one face alone) each."""
+        with self._database() as database:
+            database.executemany("INSERT OR REPLACE INTO clips VALUES (?, ?, ?, ?, ?)", rows)
 
 
-def _new_rows(path, dtype, shape):
-    """Return a new array, with a path as a memory map for which the disk has set aside all the room it needs.
+# ---------------------------------------------------------------- computing
 
-    Writing to a memory map on a full disk kills the process without a word. Raises OSError, and leaves no file, where
-    there is no room.
-    """
-    if path is None:
-        return np.zeros(shape, dtype=np.float32)
-    try:
-        values = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-        if hasattr(os, "posix_fallocate"):
-            with open(path, "r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
-        return values
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
-
-
-def _compute_rows(job, path=None):
-    """Return the rows of a job, C x 2 x (F + 1), with the number of faces in the last column.
-
-    With a path they are in a file of that name, where an interrupted run goes on after the last flush.
-    """
-    done, values, flushed = 0, None, 0
-    progress = path.with_suffix(".progress") if path else None
-    if path and _is_whole(path, len(job.clips), job.machine.cache) and progress.exists():
-        text = progress.read_text()
-        done = flushed = min(int(text), len(job.clips)) if text.isdecimal() else 0
-        values = np.lib.format.open_memmap(path, mode="r+")
-    blocks = _blocks_by_ray(job, done) if job.machine.ray_address else _blocks(job.of_clips(done, len(job.clips)))
-    with progress_bar(total=len(job.faces), initial=int(job.first_face[done]), desc=f"features of {job.split.name}",
-                      unit="face") as bar, contextlib.closing(blocks):
-        for rows, faces in blocks:
-            if values is None:
-                values = _new_rows(path, job.machine.cache, (len(job.clips), *rows.shape[1:]))
-            values[done:done + len(rows)] = rows
-            done += len(rows)
+def _records(job) -> Iterator[tuple[int, np.ndarray | None, np.ndarray | None]]:
+    """Yield (number of faces, their mean, one face alone) of each clip of a job, the features float32 F, or None if no
+    face can be read."""
+    blocks = _blocks_by_ray(job) if job.machine.ray_address else _blocks(job)
+    with progress_bar(total=len(job.faces), desc=f"features of {job.split.name}", unit="face") as bar, \
+            contextlib.closing(blocks):
+        for records, faces in blocks:
+            yield from records
             bar.update(faces)
-            if path and job.first_face[done] - job.first_face[flushed] >= BATCHES_BETWEEN_FLUSHES * job.batch_size:
-                values.flush()
-                progress.write_text(str(done))
-                flushed = done
-    if path:
-        values.flush()
-    return values
 
 
 @torch.inference_mode()
 def _blocks(job):
-    """Yield (rows of the next clips, faces read) for all clips of a job, in batches of faces."""
+    """Yield (records of the next clips, faces read) for all clips of a job, in batches of faces."""
     open_clips, first_open = {}, 0     # clips of which more faces may come
     of_job = replace(job.split, faces=job.faces.reset_index(drop=True))
     batches = row_batches(len(job.faces), job.batch_size)
     loader = chip_loader(job.dataset_of(of_job), batches, job.machine.num_workers, job.machine.device)
     for batch, (chips, rows) in zip(batches, loader):
-        features = job.backbone(chips.to(job.machine.device, non_blocking=True)).float().cpu().numpy()
-        for row, feature in zip(rows.tolist(), features):
-            _add_face(open_clips, job.codes[row], row, job.first_face, feature)
+        features = job.backbone(chips.to(job.machine.device, non_blocking=True)).float().cpu() if len(rows) else chips
+        for row, feature in zip(rows.tolist(), features.numpy()):
+            code = job.codes[row]
+            total, faces, alone = open_clips.get(code, (0.0, 0, feature))
+            # The face in the middle of the clip stands for one face alone; if it cannot be read, one before it.
+            is_middle = row <= (job.first_face[code] + job.first_face[code + 1]) // 2
+            open_clips[code] = total + feature.astype(np.float64), faces + 1, feature if is_middle else alone
         complete = job.codes[batch[-1] + 1] if batch[-1] + 1 < len(job.codes) else len(job.clips)
-        block = np.full((complete - first_open, 2, features.shape[1] + 1), np.nan, dtype=np.float32)
+        records = []
         for code in range(first_open, complete):
-            _write_row(block, code - first_open, open_clips.pop(code, None))
+            total, faces, alone = open_clips.pop(code, (None, 0, None))
+            records.append((faces, (total / faces).astype(np.float32) if faces else None, alone))
         first_open = complete
-        yield block, len(batch)
-
-
-@dataclass
-class _OpenClip:
-    """What is known of a clip whose faces are not all computed yet."""
-    total: np.ndarray
-    faces: int
-    alone: np.ndarray
-
-
-def _add_face(open_clips, code, place, first_face, feature):
-    clip = open_clips.get(code)
-    if clip is None:
-        open_clips[code] = _OpenClip(feature.astype(np.float64), 1, feature)
-        return
-    clip.total += feature
-    clip.faces += 1
-    # The face in the middle of the clip stands for one face alone; where it cannot be read, one before it.
-    if place <= (first_face[code] + first_face[code + 1]) // 2:
-        clip.alone = feature
-
-
-def _write_row(values, code, clip):
-    if clip is None:
-        values[code] = np.nan
-        values[code, :, -1] = 0
-        return
-    values[code, 0, :-1], values[code, 1, :-1] = clip.total / clip.faces, clip.alone
-    values[code, :, -1] = min(clip.faces, MOST_FACES), 1
+        yield records, len(batch)
 
 
 # ---------------------------------------------------------------- on a Ray cluster
 
-def _rows_in_task(split, dataset_of, backbone, machine, batch_size):
-    """Return the rows of some clips, computed by the machine that this Ray task runs on."""
+def _records_in_task(split, dataset_of, backbone, machine, batch_size):
+    """Return the records of some clips, computed by the machine that this Ray task runs on."""
     torch.set_num_threads(1)
     machine = replace(machine, device=pick_device(), num_workers=0)
-    return np.concatenate([rows for rows, _ in _blocks(
-        _Job(split, split.faces, dataset_of, backbone, machine, batch_size))])
+    job = _Job(split, split.faces, dataset_of, backbone, machine, batch_size)
+    return [record for records, _ in _blocks(job) for record in records]
 
 
-def _blocks_by_ray(job, first):
-    """Yield (rows of the next clips, faces) for the clips of a job from the first one on, computed on the cluster."""
+def _blocks_by_ray(job):
+    """Yield (records of the next clips, faces) for the clips of a job, computed on the cluster."""
     from first_impressions.common.ray_cluster import (  # before ray; without a cluster neither is needed
         SUITE_ENVIRONMENT,
         connect_to_ray,
@@ -224,43 +255,32 @@ def _blocks_by_ray(job, first):
 
     try:
         resources = ray.cluster_resources()
-        task = ray.remote(num_cpus=1, num_gpus=int(resources.get("GPU", 0) > 0), max_retries=3)(_rows_in_task)
+        task = ray.remote(num_cpus=1, num_gpus=int(resources.get("GPU", 0) > 0), max_retries=3)(_records_in_task)
         backbone, waiting = ray.put(job.backbone), deque()
-        for start, end in _tasks(job, first):
-            faces = job.of_clips(start, end).faces
-            faces = faces.assign(path=faces["path"].map(os.path.abspath))
+        for _, faces in job.faces.groupby(job.first_face[job.codes] // FACES_A_TASK):     # whole clips
+            part = replace(job, faces=faces)
             # Without the labels and speakers, which the features do not need.
-            part = replace(job.split, faces=faces, labels=job.split.labels.iloc[:0],
-                           speakers=job.split.speakers.iloc[:0])
-            waiting.append((start, end, task.remote(part, job.dataset_of, backbone, job.machine, job.batch_size)))
+            split = replace(job.split, faces=faces.assign(path=faces["path"].map(os.path.abspath)),
+                            labels=job.split.labels.iloc[:0], speakers=job.split.speakers.iloc[:0])
+            waiting.append((part, task.remote(split, job.dataset_of, backbone, job.machine, job.batch_size)))
             if len(waiting) > 2 * resources.get("CPU", 1):
-                yield _finished(job, *waiting.popleft(), ray)
+                yield _finished(*waiting.popleft(), ray)
         while waiting:
-            yield _finished(job, *waiting.popleft(), ray)
+            yield _finished(*waiting.popleft(), ray)
     finally:
         ray.shutdown()
 
 
-def _finished(job, start, end, reference, ray):
-    """Wait for a task; return (its rows, number of its faces). Names clips whose faces could not all be read."""
+def _finished(job, reference, ray):
+    """Wait for a task; return (its records, number of its faces). Names clips whose faces could not all be read."""
     try:
-        rows = ray.get(reference)
+        records = ray.get(reference)
     except ray.exceptions.RayError as error:
         reason = (str(getattr(error, "cause", None) or error).strip().splitlines() or [type(error).__name__])[-1]
         raise UserError(f"features on the Ray cluster: {printable(reason)}; do all its machines see "
                         f"{os.path.dirname(job.faces['path'].iloc[0])}? Run again: what is done is kept") from None
-    for number, row in zip(range(start, end), rows):
-        faces = int(job.first_face[number + 1] - job.first_face[number])
-        if row[0, -1] < min(faces, MOST_FACES):
-            print(f"warning: left out {counted(faces - int(row[0, -1]), 'face')} of {printable(job.clips[number])}, "
-                  "unreadable; delete them and make the faces again", file=sys.stderr)
-    return rows, int(job.first_face[end] - job.first_face[start])
-
-
-def _tasks(job, first):
-    """Yield (first clip, end) of the tasks: whole clips with about FACES_A_TASK faces together."""
-    while first < len(job.clips):
-        end = int(np.searchsorted(job.first_face, job.first_face[first] + FACES_A_TASK))
-        end = min(max(end, first + 1), len(job.clips))
-        yield first, end
-        first = end
+    for clip, (read, *_), faces in zip(job.clips, records, np.diff(job.first_face).tolist()):
+        if read < faces:
+            print(f"warning: left out {counted(faces - read, 'face')} of {printable(clip)}, unreadable; delete them "
+                  "and make the faces again", file=sys.stderr)
+    return records, len(job.faces)

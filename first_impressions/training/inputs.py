@@ -4,7 +4,7 @@ FaceChips reads chips for a backbone that is trained. ClipRows holds what a froz
 once: the mean of the features of all its faces and of their mirror images, and those of one face alone. Both have
 len(), usable, clips and batches(), which yields inputs for the network.
 
-clip_rows.py computes the rows.
+feature_cache.py computes the rows.
 """
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from first_impressions.common.constants import TRAITS
 from first_impressions.common.device import Machine
 from first_impressions.data.chips import chip_loader, row_batches
 from first_impressions.networks.network import PersonalityNetwork, backbone_key
-from first_impressions.training.feature_cache import rows_of_dataset
+from first_impressions.training.feature_cache import features_of_dataset
 from first_impressions.training.settings import Settings
 
 # A function of a bool array B, True where another form of that row is wanted: the mirror image of a chip, the one face
@@ -72,7 +72,7 @@ class FaceChips:
 class ClipRows:
     """One row for each clip of a split, as a frozen backbone gives it.
 
-    parts: arrays C x 2 x F, mostly memory maps: the mean over the clip's faces, and one of its faces alone, each the
+    parts: arrays C x 2 x F, or StoredFeatures: the mean over the clip's faces, and one of its faces alone, each the
     mean of the picture and its mirror image. faces: int64 C, the number of faces in the mean; rows of clips without a
     readable face hold NaN. projected: what prepare() made of them.
     """
@@ -150,7 +150,7 @@ def make_source(network: PersonalityNetwork, dataset: Dataset, machine: Machine)
     FaceChips."""
     if network.frozen and dataset.transform is None:
         backbone = partial(features_of_chips, network)
-        return ClipRows(*rows_of_dataset(dataset, backbone, backbone_key(network), machine), machine)
+        return ClipRows(*features_of_dataset(dataset, backbone, backbone_key(network), machine), machine)
     return FaceChips(dataset, machine)
 
 
