@@ -142,7 +142,8 @@ class App:
         if scores.frames > 1:
             parts.append(show_picture(plot_course(scores, stability), "The scores over the clip", strip=True))
         with_face = len(set(scores.faces.frame.tolist()))
-        return show_file(scores.clip, f"{counted(scores.frames, 'frame')}, {with_face} with a face", parts)
+        meta = "; ".join(filter(None, [f"{counted(scores.frames, 'frame')}, {with_face} with a face", scores.note]))
+        return show_file(scores.clip, meta, parts)
 
 
 # ---------------------------------------------------------------- page

@@ -263,7 +263,8 @@ def main(argv=None):
                     results.add(scores)
                 else:
                     results.add_problem(scores.clip, scores.problem)
-                    bar.write(f"warning: {printable(scores.clip)}: {printable(scores.problem)}", file=sys.stderr)
+                if warning := scores.problem or scores.note:
+                    bar.write(f"warning: {printable(scores.clip)}: {printable(warning)}", file=sys.stderr)
     except KeyboardInterrupt as error:
         status = stop_status(error)
         print(f"stopped by {stop_name(status)}" + ("; what was scored so far follows" if results.rows else

@@ -1,16 +1,22 @@
 """Frames: the same pictures as a plain decode, the same choice every time, nothing made twice."""
+import csv
 import random
 import unicodedata
 from fractions import Fraction
 
+import av
 import cv2
 import numpy as np
 import pytest
 
+import extract_faces_from_videos
 import extract_frames_from_videos
+import predict
+from first_impressions.common.command_line import UserError
+from first_impressions.extraction import clip_faces
 from first_impressions.extraction.frames import choose_frames, decode_wanted, read_frames
 from first_impressions.extraction.packets import list_packets
-from make_media import plain_decode, rotate_clip, set_pixel_aspect, write_clip
+from make_media import plain_decode, portrait, rotate_clip, set_pixel_aspect, write_clip
 
 SCRIPT = "pre-processing/extract_frames_from_videos.py"
 KINDS = {
@@ -172,6 +178,63 @@ def test_nested_folders_and_equal_names(tmp_path, run):
         (tmp_path / "videos" / folder / unicodedata.normalize(form, "José.mp4")).touch()
     status, _, errors = run(extract_frames_from_videos, "videos", "frames", 2)
     assert status == 2 and "train-1/Jos" in errors and "train-2/Jos" in errors
+
+
+ENCRYPTED = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": 32 * "7", "encryption_kid": 32 * "a"}
+
+
+def blank_pictures(path, first):
+    """Overwrite the codes of the pictures of an MP4 clip, from the first one on, with nonsense."""
+    with av.open(str(path)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    for place, size in places[first:]:
+        data[place + 4:place + size] = b"\xff" * (size - 4)
+    path.write_bytes(data)
+
+
+def test_clips_that_cannot_be_decoded_do_not_vanish(tmp_path, run):
+    (tmp_path / "videos").mkdir()
+    for name in ("none", "some", "whole"):
+        write_clip(tmp_path / "videos" / f"{name}.mp4", frames=20, options={"preset": "ultrafast"})
+    blank_pictures(tmp_path / "videos" / "none.mp4", 0)
+    blank_pictures(tmp_path / "videos" / "some.mp4", 3)
+    write_clip(tmp_path / "videos" / "locked.mp4", frames=20, container_options=ENCRYPTED)
+    for script, target, made in ((extract_frames_from_videos, "frames", "8 frames"),
+                                 (extract_faces_from_videos, "faces", "0 faces")):
+        _, output, _ = run(script, "videos", target, 5, "--workers", 1)
+        assert f"{made} made, 0 there already" in output
+        reasons = (tmp_path / target / "failures.csv").read_text()
+        assert "none.mp4,none of its 20 frames could be decoded" in reasons
+        assert "some.mp4,only 3 of 20 frames could be decoded" in reasons
+        assert 'locked.mp4,"is encrypted;' in reasons
+    assert "0 frames made, 8 there already" in run(extract_frames_from_videos, "videos", "frames", 5)[1]
+    status, _, errors = run(predict, "pretrained", "videos", "--out", "scores.csv", "--workers", 1)
+    with open(tmp_path / "scores.csv") as file:
+        problems = {row["clip"]: row["problem"] for row in csv.DictReader(file)}
+    assert status == 1 and "none of its 20 frames" in problems["videos/none.mp4"]
+    assert problems["videos/some.mp4"].startswith("no face found; only 3 of 20 frames could be decoded")
+    assert problems["videos/whole.mp4"] == "no face found"
+
+
+def test_cut_off_clips_are_scored_with_a_note_and_growing_ones_refused(tmp_path, run, monkeypatch):
+    whole = write_clip(tmp_path / "whole.mkv", 50, (160, 160), picture=lambda *_: portrait(160)).read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(whole[:len(whole) // 2])
+    status, _, errors = run(predict, "pretrained", "whole.mkv", "cut.mkv", "--out", "scores.csv", "--workers", 1)
+    with open(tmp_path / "scores.csv") as file:
+        complete, cut = csv.DictReader(file)
+    assert status == 0 and complete["note"] == complete["problem"] == cut["problem"] == "" and cut["openness"]
+    assert cut["note"].startswith("seems cut off") and f"warning: cut.mkv: {cut['note']}" in errors
+
+    def list_while_it_grows(path):
+        packets = list_packets(path)
+        with open(path, "ab") as file:
+            file.write(whole)
+        return packets
+
+    monkeypatch.setattr(clip_faces, "list_packets", list_while_it_grows)
+    with pytest.raises(UserError, match="was changed while it was read"):
+        clip_faces.faces_of_file(str(tmp_path / "cut.mkv"), clip_faces.FaceSettings(2, 0, 64, 0.5), str(tmp_path))
 
 
 def test_real_clips(chalearn_dir):

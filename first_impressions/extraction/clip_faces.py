@@ -125,7 +125,7 @@ def extract_clip_faces(path: str, job: ClipJob) -> tuple[int, int, list[str]]:
                 else:
                     empty.add(frame.index)
                 heartbeat()
-    problems = ([packets.problem] if packets.problem else []) + [no_face_in(index) for index in sorted(empty)]
+    problems = packets.notes + [no_face_in(index) for index in sorted(empty)]
     return len(to_make) if job.dry_run else len(made), len(present), problems
 
 
@@ -173,24 +173,27 @@ class KeptPicture(NamedTuple):
 
 class FileFaces(NamedTuple):
     """The faces of a clip or picture: the number of its frames, its faces in the order of frames and people, the path
-    of the file of their chips, and with keep_picture a picture of the middle frame with a face."""
+    of the file of their chips, with keep_picture a picture of the middle frame with a face, and sentences on what is
+    wrong with the file although it could be read."""
     frames: int
     faces: list[Face]
     chips: str
     picture: KeptPicture | None
+    notes: list[str]
 
 
 def faces_of_file(path: str, settings: FaceSettings, chip_dir: str) -> FileFaces:
     """Return the FileFaces of a clip or picture file. The chips go into a new file in chip_dir, so that memory does not
     grow with the length of a clip; whoever takes the answer deletes it, and chip_dir with what errors leave there.
 
-    Raises UserError for a file that cannot be read, OSError for one that cannot be opened and for a full disk.
+    Raises UserError for a file that cannot be read or that changes meanwhile, OSError for one that cannot be opened and
+    for a full disk.
     """
     crop = CropSettings(settings.predictor, settings.size, settings.padding, settings.find_all)
     models = load_models(crop.predictor)
-    faces, descriptors, kept, count = [], [], _KeptFrames(), 0
-    with tempfile.NamedTemporaryFile(dir=chip_dir, delete=False) as chips:
-        for frame, seconds in _frames_of_file(path, settings, crop):
+    faces, descriptors, kept, count, notes = [], [], _KeptFrames(), 0, []
+    with watched_clip(path, chip_dir), tempfile.NamedTemporaryFile(dir=chip_dir, delete=False) as chips:
+        for frame, seconds in _frames_of_file(path, settings, crop, notes):
             count += 1
             found = [face for face in frame.faces[:None if crop.find_all else 1]
                      if settings.min_confidence is None or face.confidence >= settings.min_confidence]
@@ -209,11 +212,12 @@ def faces_of_file(path: str, settings: FaceSettings, chip_dir: str) -> FileFaces
                                np.array([face.box.left for face in faces]))
         faces = [face._replace(person=int(person)) for face, person in zip(faces, people)]
     faces.sort(key=lambda face: (face.frame, face.person))
-    return FileFaces(count, faces, chips.name, kept.middle(faces))
+    return FileFaces(count, faces, chips.name, kept.middle(faces), notes)
 
 
-def _frames_of_file(path: str, settings: FaceSettings, crop: CropSettings) -> Iterator[tuple[FrameFaces, float]]:
-    """Yield each frame with its faces and its time in seconds."""
+def _frames_of_file(path: str, settings: FaceSettings, crop: CropSettings, notes: list[str],
+                    ) -> Iterator[tuple[FrameFaces, float]]:
+    """Yield each frame with its faces and its time in seconds; add to the notes what is wrong with the file."""
     if os.path.splitext(path)[1].lower() in CLIP_SUFFIXES:
         packets = list_packets(path)
         seconds = packets.seconds.tolist()
@@ -223,6 +227,7 @@ def _frames_of_file(path: str, settings: FaceSettings, crop: CropSettings) -> It
         frames = FrameSettings(settings.number_of_frames, settings.seed, every=settings.every)
         for frame in find_clip_faces(path, packets, frames, crop):
             yield frame, seconds[frame.index] if frame.index < len(seconds) else float("nan")
+        notes += packets.notes
     else:
         picture = read_picture(path)
         yield FrameFaces(0, picture, find_faces(picture, load_models(crop.predictor), crop.find_all)), 0.0

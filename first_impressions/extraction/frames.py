@@ -12,7 +12,7 @@ import av
 import cv2
 import numpy as np
 
-from first_impressions.common.command_line import UserError
+from first_impressions.common.command_line import UserError, counted
 from first_impressions.common.constants import JPEG_QUALITY, clip_stem, face_name, frame_name
 from first_impressions.extraction.packets import Packets, demux, displayed_size, list_packets, open_clip
 from first_impressions.jobs.target_folder import check_name, is_finished, write_file
@@ -114,8 +114,9 @@ def _to_picture(frame, reformatter, pixel_format, pixel_aspect):
     return np.ascontiguousarray(picture)
 
 
-def _decode_everything(path, packets):
-    """Yield (index, frame) for every frame that a plain decode from the start gives; damaged packets are skipped."""
+def _decode_everything(path, packets, errors):
+    """Yield (index, frame) for every frame that a plain decode from the start gives; damaged packets are skipped, and
+    the errors of the decoder are added to a list."""
     index_of = dict(zip(packets.times.tolist(), packets.indices.tolist())) if packets.timed else None
     count = 0
     with open_clip(path) as (container, stream):
@@ -132,7 +133,8 @@ def _decode_everything(path, packets):
                 frames = stream.codec_context.decode(packet if packet is not None and packet.size else None)
             except av.error.EOFError:
                 return
-            except av.error.FFmpegError:
+            except av.error.FFmpegError as error:
+                errors.append(error)
                 frames = []
             for frame in frames:
                 if index_of is None:
@@ -190,7 +192,8 @@ def read_chosen(path: str | Path, packets: Packets, settings: FrameSettings,
     """Yield (index, picture), as read_frames does, for those of the frames drawn that pick(frames drawn) returns.
 
     pixel_format: "bgr24" or "rgb24", the order of the colours. A frame that cannot be decoded is replaced by the next
-    one of the draw. All others come in the order of display, those that replace one after them.
+    one of the draw. All others come in the order of display, those that replace one after them. packets.notes then
+    says how many could be decoded. Raises UserError if none could.
     """
     def choose(indices):
         if settings.every:
@@ -214,8 +217,8 @@ def read_chosen(path: str | Path, packets: Packets, settings: FrameSettings,
             pass  # damaged somewhere: the plain decode below takes what can be had
     if not wanted:
         return
-    readable = set()
-    for index, frame in _decode_everything(path, packets):
+    readable, errors = set(), []
+    for index, frame in _decode_everything(path, packets, errors):
         readable.add(index)
         if index in wanted:
             wanted.remove(index)
@@ -224,9 +227,15 @@ def read_chosen(path: str | Path, packets: Packets, settings: FrameSettings,
                 return
     if packets.timed:
         readable.intersection_update(packets.drawable)
+    total = counted(len(packets.drawable), "frame")
+    if not readable:
+        raise UserError(f"none of its {total} could be decoded; replace or remove it")
+    # Two packets may hold the fields of one picture: without an error nothing is missing then.
+    if packets.timed or errors:
+        packets.notes.append(f"only {len(readable)} of {total} could be decoded; frames were drawn from these")
     instead = pick(choose(readable)) - choose(packets.drawable)
     if instead:
-        for index, frame in _decode_everything(path, packets):
+        for index, frame in _decode_everything(path, packets, errors):
             if index in instead:
                 instead.remove(index)
                 yield index, to_picture(frame)
@@ -272,23 +281,25 @@ def extract_frames(path: str, frame_dir: str, settings: FrameSettings, dry_run: 
     Call it inside target_folder.open_target. Raises UserError for a clip that cannot be read, OSError for a full disk.
     """
     clip = clip_stem(path)
+    present, done = set(), set()
 
     def missing(chosen):
-        return {index for index in chosen if not is_finished(os.path.join(frame_dir, frame_name(clip, index)))}
+        rest = chosen - done
+        present.update(i for i in rest if is_finished(os.path.join(frame_dir, frame_name(clip, i))))
+        return rest - present
 
     with watched_clip(path, frame_dir) as made:
         packets = list_packets(path)
         check_clip_name(path, packets, frame_dir)
-        problems = [packets.problem] if packets.problem else []
-        chosen = choose_frames(clip, packets.drawable, settings.number_of_frames, settings.seed)
         if dry_run:
-            to_make = len(missing(chosen))
-            return to_make, len(chosen) - to_make, problems
+            to_make = missing(choose_frames(clip, packets.drawable, settings.number_of_frames, settings.seed))
+            return len(to_make), len(present), packets.notes
         for index, picture in read_chosen(path, packets, settings, missing):
-            done, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, settings.quality])
-            if not done:
+            encoded, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, settings.quality])
+            if not encoded:
                 raise UserError(f"a frame of {picture.shape[1]} x {picture.shape[0]} pixels cannot be written as JPEG")
             write_file(frame_dir, frame_name(clip, index), data)
             made.append(frame_name(clip, index))
+            done.add(index)
             heartbeat()
-    return len(made), len(chosen) - len(made), problems
+    return len(made), len(present), packets.notes

@@ -36,9 +36,9 @@ class Packets:
     times: int64, presentation time stamps; sizes: int64, bytes; clean: bool, True where a decoder can start and knows
     all it needs; indices: int64, display index of the packet's picture, -1 for a packet that is not shown; timed: False
     where time stamps cannot tell pictures apart and pictures must be counted; drawable: indices of the pictures to draw
-    from; pixel_aspect: width of a pixel as displayed, in parts of its height; problem: None, or a sentence on what is
-    wrong with the clip although frames can be drawn from it; seconds: float64, of each picture shown, by its index,
-    from the first one; empty where nothing tells.
+    from; pixel_aspect: width of a pixel as displayed, in parts of its height; notes: sentences on what is wrong with
+    the clip although frames can be drawn from it, also those that decoding adds; seconds: float64, of each picture
+    shown, by its index, from the first one; empty where nothing tells.
     """
     times: np.ndarray
     sizes: np.ndarray
@@ -48,7 +48,7 @@ class Packets:
     drawable: Sequence[int]
     codec: str
     pixel_aspect: Fraction
-    problem: str | None
+    notes: list[str]
     seconds: np.ndarray
 
 
@@ -187,7 +187,7 @@ def list_packets(path: str | Path) -> Packets:
     listing = _read_listing(path)
     if not any(listing.shown):
         raise UserError("holds no frame; replace or remove it")
-    problem = "; ".join(filter(None, [listing.end or _missing_part(path, listing), listing.problem])) or None
+    notes = list(filter(None, [listing.end or _missing_part(path, listing), listing.problem]))
     shown = np.array(listing.shown)
     total = int(shown.sum())
     known = _known_times(listing)
@@ -209,7 +209,7 @@ def list_packets(path: str | Path) -> Packets:
     # A packet that is only half there gives half a picture.
     drawable = indices[shown & ~np.array(listing.corrupt)].tolist() if timed else range(total)
     return Packets(times, np.array(listing.sizes), clean, indices, timed, drawable, listing.codec, listing.pixel_aspect,
-                   problem, _seconds_of_pictures(listing, known if are_distinct else None, total))
+                   notes, _seconds_of_pictures(listing, known if are_distinct else None, total))
 
 
 def _read_listing(path):
@@ -225,6 +225,8 @@ def _read_listing(path):
         listing = _Listing(codec, promised, seconds, float(stream.time_base), pixel_aspect, problem=problem)
         try:
             for packet in demux(container, stream):
+                if packet.has_sidedata("encryption_info"):
+                    raise UserError("is encrypted; decrypt, replace or remove it")
                 listing.times.append(packet.pts)
                 listing.sizes.append(packet.size)
                 listing.shown.append(not packet.is_discard)

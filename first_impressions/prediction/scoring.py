@@ -38,7 +38,7 @@ def _columns(prefix):
 
 SPREADS, LOWS, HIGHS, HALF_WIDTHS, PERCENTILES = map(_columns, ("spread", "low", "high", "half_width", "percentile"))
 PEOPLE_COLUMNS = ("clip", "person", *TRAITS, "frames", "faces", "confidence", *SPREADS, *LOWS, *HIGHS, *HALF_WIDTHS,
-                  *PERCENTILES, "problem")
+                  *PERCENTILES, "note", "problem")
 FRAME_COLUMNS = ("clip", "frame", "seconds", "person", "left", "top", "right", "bottom", "confidence", *TRAITS)
 
 
@@ -64,7 +64,8 @@ def write_csv(file: TextIO, columns: Iterable[str], rows: Iterable[dict]) -> Non
 @dataclass
 class FileScores:
     """What is known of a file. people: rows of the table of people (PEOPLE_COLUMNS); chip: uint8 RGB H x W x 3, the
-    face of the middle frame, its scores and its person. Where there is a problem, all else is empty."""
+    face of the middle frame, its scores and its person; note: what is wrong with the file although it could be scored.
+    If there is a problem, all else is empty."""
     clip: str
     problem: str = ""
     frames: int = 0
@@ -74,6 +75,7 @@ class FileScores:
     chip: np.ndarray | None = None
     chip_scores: np.ndarray | None = None
     chip_person: int | None = None
+    note: str = ""
 
     def frame_rows(self) -> Iterator[dict]:
         """Yield a row of FRAME_COLUMNS for each face; seconds are None where the clip does not tell."""
@@ -127,7 +129,7 @@ class Scorer:
 
     def score_faces(self, path: str, found: FileFaces) -> FileScores:
         """Return the scores of the faces of a file, of which there is at least one."""
-        faces, count = found.faces, found.frames
+        faces, count, note = found.faces, found.frames, "; ".join(found.notes)
         people, frame, seconds, box, confidence, chips = (
             np.array([getattr(face, name) for face in faces])
             for name in ("person", "frame", "seconds", "box", "confidence", "chip"))
@@ -138,11 +140,11 @@ class Scorer:
             rows.append({"clip": printable(path), "person": int(person), **dict(zip(TRAITS, of_person.tolist())),
                          "frames": count, "faces": len(places), "confidence": float(confidence[places].mean()),
                          **dict(zip(SPREADS, scores[places].std(0).tolist())), **self.meaning(of_person, len(places)),
-                         "problem": ""})
+                         "note": printable(note), "problem": ""})
         middle = len(faces) // 2
         return FileScores(path, "", count, rows, FaceScores(frame, seconds, people, box, confidence, scores),
                           found.picture, _read_chips(found.chips, chips[[middle]])[0], scores[middle],
-                          int(people[middle]))
+                          int(people[middle]), note)
 
     def _batches(self, path, chips):
         for start in range(0, len(chips), BATCH_SIZE):
@@ -212,7 +214,7 @@ def score_files(scorer: Scorer, files: Iterable[tuple[str, tuple | None]], setti
         with contextlib.closing(map_files(function, files, workers)) as answers:
             for path, found, problem in answers:
                 if problem or not found.faces:
-                    yield FileScores(path, problem or no_face)
+                    yield FileScores(path, problem or "; ".join([no_face, *found.notes]))
                 else:
                     yield scorer.score_faces(path, found)
                 if found:
