@@ -22,7 +22,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from first_impressions.common.command_line import UserError, counted, make_parser, positive_int, run_script
+from first_impressions.common.command_line import (
+    UserError,
+    counted,
+    make_parser,
+    positive_int,
+    run_script,
+    usable_cores,
+)
 from first_impressions.common.constants import CLIP_SUFFIXES, PICTURE_SUFFIXES
 from first_impressions.common.experiment import PRETRAINED
 from first_impressions.common.files import private_folder
@@ -223,7 +230,7 @@ def parse_args(argv=None):
     parser.add_argument("--max-megabytes", type=positive_int, default=200, help="largest file that is scored")
     parser.add_argument("--max-minutes", type=positive_int, default=15, help="longest clip that is scored")
     parser.add_argument("--max-files", type=positive_int, default=50, help="most files that are scored at once")
-    parser.add_argument("--workers", type=positive_int, default=os.cpu_count(), help="processes that find faces")
+    parser.add_argument("--workers", type=positive_int, default=usable_cores(), help="processes that find faces")
     return parser.parse_args(argv)
 
 

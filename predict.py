@@ -43,6 +43,7 @@ from first_impressions.common.command_line import (
     seed_number,
     stop_name,
     stop_status,
+    usable_cores,
 )
 from first_impressions.common.constants import TRAITS
 from first_impressions.common.experiment import experiment_folder
@@ -209,7 +210,7 @@ def parse_args(argv=None):
                         help="which faces of a frame are scored; all: one row a person, known again by dlib's network")
     parser.add_argument("--predictor", metavar="FILE", help="landmark model of dlib (default: the 5-point one)")
     parser.add_argument("--runs-dir", default="runs", help="folder of the experiments")
-    parser.add_argument("--workers", type=positive_int, default=os.cpu_count(), help="processes that find faces")
+    parser.add_argument("--workers", type=positive_int, default=usable_cores(), help="processes that find faces")
     parser.add_argument("--precision", choices=("auto", "bfloat16", "float32"), default="auto",
                         help="of backbone and heads; auto: bfloat16 where the device computes in it")
     parser.add_argument("--seed", type=seed_number, default=0, help="of the choice of frames")

@@ -32,7 +32,7 @@ import pandas
 import torch
 
 from dataset import FaceDataset
-from first_impressions.common.command_line import UserError, make_parser, run_script, whole_number
+from first_impressions.common.command_line import UserError, make_parser, run_script, usable_cores, whole_number
 from first_impressions.common.constants import DEFAULT_PREPROCESSING, TRAITS
 from first_impressions.common.device import Machine, autocast_dtype, pick_device, seed_everything
 from first_impressions.common.files import atomic_write, check_output_file
@@ -302,7 +302,7 @@ def print_table(rows: list[dict]) -> None:
 def parse_args(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("chip_dir", metavar="CHIP_DIR", type=Path, help="folder with face chips")
-    parser.add_argument("--num-workers", type=whole_number, default=os.cpu_count(),
+    parser.add_argument("--num-workers", type=whole_number, default=usable_cores(),
                         help="processes that read chips (default: the processor's cores)")
     parser.add_argument("--out", type=Path, default=Path("gpu.csv"), help="the table as CSV")
     parser.add_argument("--quick", action="store_true", help="few faces, one batch size, no torch.compile")

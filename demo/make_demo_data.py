@@ -42,7 +42,14 @@ import pandas
 from scipy.stats import qmc
 from skimage import data
 
-from first_impressions.common.command_line import UserError, make_parser, positive_int, progress_bar, run_script
+from first_impressions.common.command_line import (
+    UserError,
+    make_parser,
+    positive_int,
+    progress_bar,
+    run_script,
+    usable_cores,
+)
 
 # As in conventions.py; this script needs nothing of the suite.
 TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
@@ -212,7 +219,7 @@ def parse_args(argv=None):
     parser.add_argument("--clips-valid", type=positive_int, default=20, metavar="N", help="validation clips")
     parser.add_argument("--clips-test", type=positive_int, default=20, metavar="N", help="test clips")
     parser.add_argument("--seed", type=int, default=0, help="another number gives other speakers and scores")
-    parser.add_argument("--workers", type=positive_int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--workers", type=positive_int, default=usable_cores(), help="processes")
     return parser.parse_args(argv)
 
 

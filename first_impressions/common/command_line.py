@@ -6,6 +6,7 @@ names the file and the remedy), 129 SIGHUP, 130 Ctrl-C, 141 the reader of the ou
 import argparse
 import contextlib
 import errno
+import math
 import os
 import shlex
 import signal
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 VERSION = "1.0.0"
 MOST = 1_000_000_000  # of anything that is counted
+CGROUPS, CGROUPS_OF_PROCESS = "/sys/fs/cgroup", "/proc/self/cgroup"    # of Linux
 # Errors of the file system that mean a wrong path or missing rights, and no fault of this suite.
 PATH_ERRORS = frozenset((errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
                          errno.ENAMETOOLONG, errno.EROFS, errno.ELOOP))
@@ -137,6 +139,35 @@ def _number_between(least, most, text):
         shown = repr(text) if len(text) < 40 else f"{text[:20]!r}..."
         raise argparse.ArgumentTypeError(f"{shown} is not a whole number from {least} to {most}")
     return value
+
+
+def usable_cores() -> int:
+    """Return the number of CPU cores that this process may use, at least 1: those of its job or container, of which a
+    cluster's node or a server may have many more.
+
+    Linux says it by the affinity (Slurm, taskset) and by the CPU quota of the control group and of those above it
+    (docker run --cpus; Linux's admin-guide/cgroup-v2, "cpu.max", and scheduler/sched-bwc for version 1).
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError):
+        for line in Path(CGROUPS_OF_PROCESS).read_text().splitlines():
+            _, controllers, place = line.split(":", 2)
+            if controllers in ("", "cpu", "cpu,cpuacct"):
+                top = Path(CGROUPS, controllers)
+                group = top / place.lstrip("/")
+                cores = min(cores, *(_quota(folder) for folder in (group, *group.parents)
+                                     if folder.is_relative_to(top)))
+    return max(1, math.ceil(cores))
+
+
+def _quota(group):
+    """Return the cores that a control group may use, infinite without a limit."""
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+            quota, period = " ".join((group / name).read_text() for name in names).split()
+            if float(quota) > 0:  # else "max" or -1: no limit
+                return float(quota) / float(period)
+    return math.inf
 
 
 def true_or_false(text: str) -> bool:

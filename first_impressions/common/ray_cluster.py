@@ -2,7 +2,7 @@
 import logging
 import socket
 
-from first_impressions.common.command_line import UserError
+from first_impressions.common.command_line import UserError, usable_cores
 from first_impressions.common.experiment import SUITE
 
 # What a task on another machine imports.
@@ -37,4 +37,5 @@ def start_ray(address: str | None) -> None:
     if address:
         connect_to_ray(address, logging_level="ERROR", runtime_env=SUITE_ENVIRONMENT)
     else:
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(address="local", num_cpus=usable_cores(), include_dashboard=False, log_to_driver=False,
+                 logging_level="ERROR")

@@ -17,6 +17,7 @@ from first_impressions.common.command_line import (
     progress_bar,
     stop_status,
     undisturbed,
+    usable_cores,
 )
 from first_impressions.common.constants import JPEG_QUALITY
 from first_impressions.jobs.failures import Failures
@@ -72,7 +73,7 @@ def jpeg_quality(text: str) -> int:
 def add_batch_options(parser: argparse.ArgumentParser, inputs: str) -> None:
     """Add the options that all runs share. inputs: the word for one file of the source."""
     parser.add_argument("--quality", type=jpeg_quality, metavar="1-100", default=JPEG_QUALITY, help="JPEG quality")
-    parser.add_argument("--workers", type=positive_int, default=os.cpu_count(),
+    parser.add_argument("--workers", type=positive_int, default=usable_cores(),
                         help=f"processes, one {inputs} each at a time")
     parser.add_argument("--ray-address", default=os.environ.get("RAY_ADDRESS"), metavar="ADDRESS",
                         help=f"spread the {inputs}s over this Ray cluster (also: the variable RAY_ADDRESS)")

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_connections
 from typing import Any, NamedTuple
 
-from first_impressions.common.command_line import UserError, counted
+from first_impressions.common.command_line import UserError, counted, usable_cores
 from first_impressions.common.experiment import SUITE
 
 STALL_SECONDS = 30
@@ -271,12 +271,12 @@ def map_files(function: Callable[[str], Any], items: Iterable[tuple[str, Known]]
 
     function: a picklable function of a module, not of the script that runs (functools.partial is fine); it may raise
     UserError to name a problem. items: iterable of (path, known); known is None, or a ready (result, problem) that
-    needs no work. workers: number of processes, default all cores. ray_address: spread the work over this Ray cluster
-    instead. A file whose process dies or stalls yields a problem. Raises OSError where the disk is full. Take it in
-    contextlib.closing, so that the processes end with the loop.
+    needs no work. workers: number of processes, default usable_cores(). ray_address: spread the work over this Ray
+    cluster instead. A file whose process dies or stalls yields a problem. Raises OSError where the disk is full. Take
+    it in contextlib.closing, so that the processes end with the loop.
     """
     pool = (RayPool(function, ray_address, stall_seconds) if ray_address
-            else ProcessPool(function, workers or os.cpu_count() or 1, stall_seconds))
+            else ProcessPool(function, workers or usable_cores(), stall_seconds))
     with contextlib.closing(pool):
         for path, answer in _in_order(pool, items):
             if answer.errno in (errno.ENOSPC, errno.EDQUOT):
