@@ -5,6 +5,7 @@ what the suite makes of a data folder:
 
     python dataset.py data
     python dataset.py data --speaker-regex '(.*)_[0-9]+'      the speaker in names such as anna_12.mp4
+    python dataset.py data --verify                           are ChaLearn's clips all there, with the official bytes?
 
 From Python, for a network and a loop of your own:
 
@@ -25,7 +26,9 @@ from torch.utils.data import Dataset
 
 from first_impressions.common.command_line import UserError, make_parser, run_script
 from first_impressions.common.constants import FACE_SIZE, SPLITS, TRAITS
+from first_impressions.common.files import check_output_file
 from first_impressions.data.chips import read_chip
+from first_impressions.data.official_clips import DIFFERING_CLIPS, verify_clips
 from first_impressions.data.splits import Split, add_speaker_option, describe, load_split
 
 
@@ -86,11 +89,20 @@ def parse_args(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("data_dir", metavar="DATA_DIR", help="data folder with train, valid and test")
     add_speaker_option(parser)
+    parser.add_argument("--verify", action="store_true", help="compare the clips with the challenge's 10,000 by size "
+                        f"and SHA-256; those that differ are listed in DATA_DIR/{DIFFERING_CLIPS}")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the list of --verify to this file")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
+    if not Path(args.data_dir).is_dir():
+        raise UserError(f"{args.data_dir}: no such folder")
+    if args.verify:
+        table = args.out or Path(args.data_dir, DIFFERING_CLIPS)
+        check_output_file("--out", table)
+        return 0 if verify_clips(args.data_dir, table) else 1
     found = [split_name for split_name in SPLITS if (Path(args.data_dir) / split_name).is_dir()]
     if not found:
         raise UserError(f"{args.data_dir}: holds no folder train, valid or test; the README says how to lay out the "

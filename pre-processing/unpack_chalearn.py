@@ -12,7 +12,8 @@ are read from --password-file (one per line), else from the variable CHALEARN_PA
 Writes DATA_DIR/{train,valid,test}/videos/*.mp4 and each split's annotation_*.pkl. A file appears under its name when it
 is complete and its checksum is right; the same command started again goes on where it was stopped. Nothing else of the
 archives is unpacked; an archive inside an archive is, one at a time, in DATA_DIR/.unpacking until its clips are there.
-Damaged files and missing clips are listed in DATA_DIR/failures.csv.
+Damaged files and labelled clips that are in no archive are listed in DATA_DIR/failures.csv. In the end all clips are
+compared with the 10,000 official ones; those that are missing or differ are listed in DATA_DIR/differing_clips.csv.
 """
 import argparse
 import os
@@ -43,6 +44,7 @@ from first_impressions.common.command_line import (
 from first_impressions.common.constants import ANNOTATION_FILES, SPLITS, clip_name
 from first_impressions.data.archives import PASSWORD_VARIABLE, RESERVE, Unpacker, kind_of, open_archive, refusal
 from first_impressions.data.labels import read_labels
+from first_impressions.data.official_clips import DIFFERING_CLIPS, official_clips, verify_clips
 from first_impressions.jobs.failures import Failures
 from first_impressions.jobs.target_folder import FAILURES, check_folders, open_target
 
@@ -51,7 +53,6 @@ DOWNLOADS = {
     "valid": ["val-1.zip", "val-2.zip", "val-annotation-e.zip"],
     "test": ["test-1e.zip", "test-2e.zip", "test-annotation-e.zip"],
 }
-CLIPS = {"train": 6000, "valid": 2000, "test": 2000}
 # Folder in DATA_DIR for what is not complete yet.
 SCRATCH = ".unpacking"
 
@@ -162,7 +163,8 @@ def report(unpacker: Unpacker, split: str, found: list[Download]) -> None:
         unpacker.failures.add(videos / f"{clip}.mp4", "missing: labelled, but in no archive")
     if missing:
         lines.append(f"{counted(len(missing), 'labelled clip')} missing, the first is {missing[0]}")
-    print(f"{split:6s}{len(there)} of {CLIPS[split]} clips" + "".join(f"; {line}" for line in lines))
+    total = (official_clips()["split"] == split).sum()
+    print(f"{split:6s}{len(there)} of {total} clips" + "".join(f"; {line}" for line in lines))
 
 
 def unpack(unpacker: Unpacker, found: list[Download]) -> int:
@@ -179,6 +181,8 @@ def unpack(unpacker: Unpacker, found: list[Download]) -> int:
     for split in SPLITS if not status else ():
         report(unpacker, split, found)
     unpacker.failures.close(complete=not status)
+    if not status:
+        verify_clips(unpacker.data_dir, unpacker.data_dir / DIFFERING_CLIPS)
     return status
 
 

@@ -59,7 +59,7 @@ def annotation(clips):
 
 def read_tree(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*")
-            if path.is_file() and path.name != ".lock"}
+            if path.is_file() and path.name not in (".lock", "differing_clips.csv")}
 
 
 def failures(folder):
@@ -110,6 +110,8 @@ def test_whole_layout_then_resumed_and_repaired(run_script, run, monkeypatch, do
     first = run_script(SCRIPT, folder, "data")
     tree = read_tree(tmp_path / "data")
     assert tree.pop("failures.csv") == b"input,reason\r\n"
+    assert b"test,test video_0.001,not an official clip\n" in (tmp_path / "data/differing_clips.csv").read_bytes()
+    assert "train: 0 of 6000 official clips; 6000 missing; 8 not an official clip" in first.stdout
     assert tree == result
     assert "train 8 of 6000 clips; not downloaded: train-3.zip, train-4.zip" in first.stdout
     assert f"{len(result)} files unpacked, 0 were there already" in first.stdout

@@ -1,0 +1,89 @@
+"""Official clips of the challenge: name, split, size and SHA-256 of all 10,000 of them (public facts, no pictures)."""
+import functools
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas
+from tqdm import tqdm
+
+from first_impressions.common.command_line import printable, progress_bar
+from first_impressions.common.constants import CLIP_SUFFIXES, SPLITS, clip_name
+from first_impressions.common.files import atomic_write
+from first_impressions.jobs.target_folder import find_files
+
+TABLE = Path(__file__).with_suffix(".csv.gz")
+DIFFERING_CLIPS = "differing_clips.csv"     # in the data folder
+CHECKSUM_DIGITS = 12    # hexadecimal; the table keeps the first ones of each SHA-256
+
+
+@functools.cache
+def official_clips() -> pandas.DataFrame:
+    """Return the table: index clip (without ending), columns split ("train", "valid" or "test"), bytes (int64) and
+    sha256 (the first CHECKSUM_DIGITS hexadecimal digits)."""
+    return pandas.read_csv(TABLE, index_col="clip", dtype={"clip": str, "sha256": str}, keep_default_na=False)
+
+
+def official_split_of(clips: Iterable[str]) -> pandas.Series:
+    """Return the official split of each clip, "" for a clip that is not one of the challenge's. clips: names, with or
+    without a folder and video ending; they are the index."""
+    clips = list(clips)
+    splits = official_clips()["split"].reindex([clip_name(clip) for clip in clips]).fillna("")
+    return pandas.Series(splits.to_list(), index=clips, dtype=object)
+
+
+def problem_of(path: str, official: pandas.Series, bar: tqdm) -> str:
+    """Return what distinguishes a file from the official clip (a row of the table), "" for the very same bytes. The bar
+    counts bytes. Raises OSError if it cannot be read."""
+    size = os.path.getsize(path)
+    if size != official["bytes"]:
+        bar.update(size)
+        return f"{'truncated' if size < official['bytes'] else 'too long'}: {size} of {official['bytes']} bytes"
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+            bar.update(len(block))
+    return "" if digest.hexdigest().startswith(official["sha256"]) else "not the official bytes: SHA-256 differs"
+
+
+def verify_split(split: str, paths: dict[str, str], bar: tqdm) -> pandas.Series:
+    """Return the problem of each clip that is in the split officially or by its files, "" for a clip with the official
+    bytes: a Series, index clip. paths: {clip: its file}."""
+    official = official_clips()[official_clips()["split"] == split]
+    problems = {}
+    for clip, expected in official.iterrows():
+        try:
+            problems[clip] = problem_of(paths[clip], expected, bar) if clip in paths else "missing"
+        except OSError as error:
+            problems[clip] = f"cannot be read: {error.strerror}"
+    others = official_split_of(sorted(set(paths) - set(problems)))
+    problems.update((clip, f"of another split: {other}" if other else "not an official clip")
+                    for clip, other in others.items())
+    return pandas.Series(problems, name="problem", dtype=object).rename_axis("clip")
+
+
+def verify_clips(data_dir: str | os.PathLike, table: Path) -> bool:
+    """Compare the clips of a data folder with the official ones: print the counts of each split, write a table of those
+    that differ (columns split, clip, problem). Return True if none differs."""
+    found = {split: {clip_name(path): path for path, problem in find_files(Path(data_dir, split, "videos"),
+                                                                           CLIP_SUFFIXES) if not problem}
+             for split in SPLITS if Path(data_dir, split, "videos").is_dir()}
+    total = sum(os.path.getsize(path) for paths in found.values() for path in paths.values())
+    with progress_bar(total=total, unit="B", unit_scale=True, desc="verifying") as bar:
+        problems = {split: verify_split(split, paths, bar) for split, paths in found.items()}
+    for split in SPLITS:
+        if split not in found:
+            print(f"{split}: {Path(data_dir, split, 'videos')} is not there")
+            continue
+        counts = Counter(problem.partition(":")[0] for problem in problems[split])
+        line = f"{split}: {counts.pop('', 0)} of {(official_clips()['split'] == split).sum()} official clips"
+        print("; ".join([line, *(f"{number} {kind}" for kind, number in counts.most_common())]))
+    differing = pandas.concat([of_split[of_split != ""] for of_split in problems.values()],
+                              keys=problems, names=["split"]) if problems else pandas.Series(dtype=object)
+    with atomic_write(table) as partial:
+        differing.to_csv(partial)
+    print(f"Clips that differ: {printable(table)}" if len(differing) else "All of them have the official bytes.")
+    return not len(differing)
