@@ -5,6 +5,7 @@ what the suite makes of a data folder:
 
     python dataset.py data
     python dataset.py data --speaker-regex '(.*)_[0-9]+'      the speaker in names such as anna_12.mp4
+    python dataset.py mydata --split 3:1:1 --seed 0           train, valid and test by speakers from mydata/labels.csv
     python dataset.py data --verify                           are ChaLearn's clips all there, with the official bytes?
 
 From Python, for a network and a loop of your own:
@@ -18,18 +19,21 @@ From Python, for a network and a loop of your own:
 import first_impressions.common.startup  # noqa: F401  (before torch)
 
 # isort: split
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
 
-from first_impressions.common.command_line import UserError, make_parser, run_script
-from first_impressions.common.constants import FACE_SIZE, SPLITS, TRAITS
+from first_impressions.common.command_line import UserError, make_parser, printable, run_script, seed_number
+from first_impressions.common.constants import CLIP_SUFFIXES, FACE_SIZE, SPLITS, TRAITS, clip_name
 from first_impressions.common.files import check_output_file
 from first_impressions.data.chips import read_chip
+from first_impressions.data.division import divide, shares
 from first_impressions.data.official_clips import DIFFERING_CLIPS, verify_clips
 from first_impressions.data.splits import Split, add_speaker_option, describe, load_split
+from first_impressions.jobs.target_folder import find_files
 
 
 def augmentation(strength: float) -> Callable[[torch.Tensor], torch.Tensor] | None:
@@ -85,10 +89,30 @@ class FaceDataset(Dataset):
 
 # ---------------------------------------------------------------- command line
 
+def print_split(split: Split, video_dir: Path) -> None:
+    """Print what is known of a split: its clips, labels, examples of the speaker rule, videos without labels."""
+    print(describe(split))
+    means, stds = split.labels.mean(), split.labels.std()
+    print("    " + ", ".join(f"{trait} {means[trait]:.3f} ± {stds[trait]:.3f}" for trait in TRAITS))
+    examples = split.speakers.drop_duplicates().head(3)
+    print("    speakers: " + printable(", ".join(f"{clip} -> {speaker}" for clip, speaker in examples.items()))
+          + ("; each clip is taken for a speaker of its own, as no name matches --speaker-regex"
+             if (split.speakers == split.speakers.index).all() else ""))
+    videos = {clip_name(path) for path, _ in find_files(video_dir, CLIP_SUFFIXES)} if video_dir.is_dir() else set()
+    for kind, clips in (("videos without a label", videos - set(split.labels.index)),
+                        ("labels without a video", set(split.labels.index) - videos)):
+        if videos and clips:
+            print(f"    {kind}: {len(clips)} (the first: {printable(min(clips))})")
+
+
 def parse_args(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("data_dir", metavar="DATA_DIR", help="data folder with train, valid and test")
     add_speaker_option(parser)
+    parser.add_argument("--split", type=shares, metavar="A:B:C", help="make train, valid and test in these shares, no "
+                        "speaker in two of them, from DATA_DIR/labels.csv and DATA_DIR/videos or faces; the files are "
+                        "linked, not moved")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of the draw of --split")
     parser.add_argument("--verify", action="store_true", help="compare the clips with the challenge's 10,000 by size "
                         f"and SHA-256; those that differ are listed in DATA_DIR/{DIFFERING_CLIPS}")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the list of --verify to this file")
@@ -103,18 +127,27 @@ def main(argv=None):
         table = args.out or Path(args.data_dir, DIFFERING_CLIPS)
         check_output_file("--out", table)
         return 0 if verify_clips(args.data_dir, table) else 1
+    if args.split:
+        divide(Path(args.data_dir), args.split, args.speaker_regex, args.seed)
+        print(f"next: {printable(shlex.join(['python', 'dataset.py', args.data_dir]))}")
+        return 0
     found = [split_name for split_name in SPLITS if (Path(args.data_dir) / split_name).is_dir()]
     if not found:
-        raise UserError(f"{args.data_dir}: holds no folder train, valid or test; the README says how to lay out the "
-                        "data")
+        raise UserError(f"{args.data_dir}: contains no folder train, valid or test; the README says how to lay out "
+                        "the data, and --split 3:1:1 divides one folder of clips")
+    without_faces = []
     for split_name in SPLITS:
         if split_name not in found:
             print(f"{split_name}: not there")
             continue
-        split = load_split(args.data_dir, split_name, args.speaker_regex)
-        print(describe(split))
-        means, stds = split.labels.mean(), split.labels.std()
-        print("    " + ", ".join(f"{trait} {means[trait]:.3f} ± {stds[trait]:.3f}" for trait in TRAITS))
+        split = load_split(args.data_dir, split_name, args.speaker_regex, need_faces=False)
+        print_split(split, Path(args.data_dir, split_name, "videos"))
+        if split.faces.empty:
+            without_faces.append(split_name)
+    for split_name in without_faces[:1]:
+        folders = [str(Path(args.data_dir, split_name, name)) for name in ("videos", "faces")]
+        command = ["python", "pre-processing/extract_faces_from_videos.py", *folders, "10"]
+        print(f"next: {printable(shlex.join(command))}")
 
 
 if __name__ == "__main__":

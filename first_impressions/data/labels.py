@@ -19,6 +19,7 @@ from first_impressions.data.tables import SIZE_LIMIT, numbers_of, read_table
 
 # A ChaLearn clip is called <YouTube id>.<number>: the clips of one video show one speaker.
 SPEAKER_REGEX = r"^(.+)\.\d+$"
+SPREADSHEETS, TABLES = (".xlsx", ".xls", ".ods", ".numbers"), (".csv", ".tsv", ".tab", ".txt", ".pkl")
 LARGEST = 1e300     # a pickle may hold whole numbers that are too large for a float
 SCORE_MARGIN = 0.5  # a prediction may be so far outside of [0, 1]; further means another scale
 
@@ -152,6 +153,18 @@ def label_file(split_dir: Path, split: str) -> Path:
     if len(found) == 2:
         raise UserError(f"{found[0]} and {found[1]}: two files of labels for one split; keep one")
     if not found:
-        raise UserError(f"{split_dir}: holds neither {ANNOTATION_FILES[split]} nor {LABEL_TABLE}; the README says how "
-                        "to lay out the data, and --data-dir names another folder")
+        raise UserError(f"{split_dir}: contains neither {ANNOTATION_FILES[split]} nor {LABEL_TABLE}"
+                        + (say_tables(split_dir) or "; the README says how to lay out the data, and --data-dir names "
+                                                    "another folder"))
     return found[0]
+
+
+def say_tables(folder: Path) -> str:
+    """Return what files in a folder may be its labels under another name, and the remedy, as the end of a message."""
+    names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in (*SPREADSHEETS, *TABLES))
+    if not names:
+        return ""
+    spreadsheets = [name for name in names if Path(name).suffix.lower() in SPREADSHEETS]
+    remedy = (f"export {spreadsheets[0]} as {LABEL_TABLE} (CSV UTF-8)" if spreadsheets else
+              f"if {names[0]} holds the labels, rename it to {LABEL_TABLE}")
+    return f"; there {'are' if len(names) > 1 else 'is'} {', '.join(names[:5])}: {remedy}"

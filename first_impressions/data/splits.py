@@ -107,10 +107,11 @@ def read_preprocessing(face_dir: str | os.PathLike) -> dict:
         raise UserError(f"{path}: is damaged; make the faces again in an empty folder") from None
 
 
-def load_split(data_dir: str | os.PathLike, split: str, speaker_regex: str = SPEAKER_REGEX) -> Split:
+def load_split(data_dir: str | os.PathLike, split: str, speaker_regex: str = SPEAKER_REGEX,
+               need_faces: bool = True) -> Split:
     """Return the Split `train`, `valid` or `test` of a data folder, after checking that every face has a label.
 
-    Raises UserError for missing folders or labels, faces without a label and a folder without faces.
+    Raises UserError for missing folders or labels, faces without a label and, if need_faces, a folder without faces.
     """
     split_dir = Path(data_dir) / split
     if not split_dir.is_dir():
@@ -123,7 +124,7 @@ def load_split(data_dir: str | os.PathLike, split: str, speaker_regex: str = SPE
     if faces.empty and (pictures := sum(1 for _ in face_dir.rglob("*.jpg"))):
         raise UserError(f"{face_dir}: contains {counted(pictures, 'picture')}, none named after a clip as "
                         f"{face_name(frame_name('CLIP', 7)[:-4])}; make the faces with the scripts of pre-processing")
-    if faces.empty:
+    if faces.empty and need_faces:
         raise UserError(f"{face_dir}: holds no faces; make them with python "
                         f"pre-processing/extract_faces_from_videos.py {split_dir / 'videos'} {face_dir} 10")
     unlabelled = sorted(set(faces["clip"]) - set(labels.index))
@@ -187,6 +188,9 @@ def split_by_speaker(split: Split, fraction: float, seed: int) -> tuple[Split, S
 
 def describe(split: Split) -> str:
     """Return one line on a split: clips with a face, their faces, faces a clip, clips without a face."""
+    if split.faces.empty:
+        return (f"{split.name}: {counted(len(split.labels), 'labelled clip')} of "
+                f"{counted(split.speakers.nunique(), 'speaker')}, no faces yet")
     without = split.clips_without_face
     with_face, speakers = len(split.labels) - len(without), split.speakers.drop(without).nunique()
     line = (f"{split.name}: {counted(with_face, 'clip')} of {counted(speakers, 'speaker')}, "

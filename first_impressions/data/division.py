@@ -1,0 +1,117 @@
+"""Division of one folder of labelled clips into train, valid and test, no speaker in two of them."""
+import argparse
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas
+
+from first_impressions.common.command_line import UserError, counted, printable, progress_bar
+from first_impressions.common.constants import (
+    CLIP_SUFFIXES,
+    LABEL_TABLE,
+    PREPROCESSING_FILE,
+    SPLITS,
+    clip_name,
+    clip_stem,
+)
+from first_impressions.data.labels import read_labels, read_speakers, say_tables
+from first_impressions.data.splits import draw_speakers, list_faces
+from first_impressions.jobs.target_folder import count_files, find_files
+
+SCRATCH = ".dividing"   # in the data folder, for what is not complete
+
+
+def shares(text: str) -> tuple[int, ...]:
+    """argparse type: three whole numbers such as 3:1:1, the shares of train, valid and test."""
+    if not re.fullmatch(r"[1-9][0-9]{0,5}(:[1-9][0-9]{0,5}){2}", text):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not three whole numbers such as 3:1:1, the shares of "
+                                         f"{', '.join(SPLITS)}")
+    return tuple(map(int, text.split(":")))
+
+
+def draw_splits(speakers: pandas.Series, parts: tuple[int, ...], seed: int) -> pandas.Series:
+    """Return the split of each clip, a Series with the index of `speakers` (the speaker of each clip).
+
+    valid and test get speakers in random order as long as they fit into their shares; if none fits, the one with the
+    fewest clips. train gets the others. Raises UserError for fewer than three speakers.
+    """
+    if speakers.nunique() < len(SPLITS):
+        raise UserError(f"--split: the {counted(len(speakers), 'clip')} are of {counted(speakers.nunique(), 'speaker')}"
+                        f", {len(SPLITS)} are needed; check --speaker-regex or add a column speaker to {LABEL_TABLE}")
+    generator, splits = np.random.default_rng(seed), pandas.Series("train", index=speakers.index, dtype=object)
+    for split in ("test", "valid"):
+        left, room = speakers[splits == "train"], len(speakers) * parts[SPLITS.index(split)] / sum(parts)
+        chosen = draw_speakers(left, room, generator) or [left.value_counts().sort_index().idxmin()]
+        splits[speakers.isin(chosen)] = split
+    return splits
+
+
+def find_sources(data_dir: Path) -> list[tuple[str, str]]:
+    """Return (path, clip) of all videos and faces in the folder. Raises UserError if there are none, or two videos of
+    one name."""
+    video_dir = data_dir / "videos"
+    found = []
+    if video_dir.is_dir():
+        count_files(lambda: find_files(video_dir, CLIP_SUFFIXES), clip_stem, "clips")
+        found = [(path, clip_name(path)) for path, problem in find_files(video_dir, CLIP_SUFFIXES) if not problem]
+    found += list_faces(data_dir / "faces").itertuples(index=False, name=None)
+    if not found:
+        raise UserError(f"{data_dir}: contains neither a clip in {video_dir} nor a face in {data_dir / 'faces'}")
+    return found
+
+
+def link(source: str, target: Path, final: Path) -> None:
+    """Make target the same file as source: a hard link, so that neither depends on the other; a symbolic link, right in
+    the folder that target is moved to as final, if the disk or the file's owner allows no hard link."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source = os.path.realpath(source)
+    try:
+        os.link(source, target)
+    except OSError:
+        os.symlink(os.path.relpath(source, os.path.realpath(final.parent)), target)
+
+
+def divide(data_dir: Path, parts: tuple[int, ...], speaker_regex: str, seed: int) -> None:
+    """Make train, valid and test in a data folder from its labels.csv and its folders videos and faces; print what was
+    made.
+
+    Nothing is moved or copied, the files are linked: removing the three folders undoes it. A split's labels.csv gets a
+    column `speaker`. Raises UserError if one of the folders is there, for labels that are missing or wrong, and if
+    there is nothing to divide.
+    """
+    for split in SPLITS:
+        if os.path.lexists(data_dir / split):
+            raise UserError(f"{data_dir / split}: is there already; move it away, or divide another folder")
+    if not (data_dir / LABEL_TABLE).is_file():
+        raise UserError(f"{data_dir / LABEL_TABLE}: no such file{say_tables(data_dir)}")
+    labels = read_labels(data_dir / LABEL_TABLE)
+    speakers = read_speakers(data_dir / LABEL_TABLE, labels.index, speaker_regex)
+    splits, sources = draw_splits(speakers, parts, seed), find_sources(data_dir)
+    unlabelled = sorted({clip for _, clip in sources} - set(labels.index))
+    scratch = data_dir / SCRATCH
+    shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left
+    try:
+        for split in SPLITS:
+            (scratch / split).mkdir(parents=True)
+            of_split = labels[splits == split].assign(speaker=speakers[splits == split])
+            of_split.to_csv(scratch / split / LABEL_TABLE)
+            if (data_dir / "faces" / PREPROCESSING_FILE).is_file():
+                (scratch / split / "faces").mkdir()
+                shutil.copy(data_dir / "faces" / PREPROCESSING_FILE, scratch / split / "faces")
+        for path, clip in progress_bar(sources, unit="file"):
+            if clip in splits:
+                place = Path(splits[clip], os.path.relpath(path, data_dir))
+                link(path, scratch / place, data_dir / place)
+        for split in SPLITS:
+            os.rename(scratch / split, data_dir / split)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    for split in SPLITS:
+        print(f"{split}: {counted((splits == split).sum(), 'clip')} of "
+              f"{counted(speakers[splits == split].nunique(), 'speaker')}")
+    if unlabelled:
+        print(f"left out: {counted(len(unlabelled), 'clip')} without a label (the first: {printable(unlabelled[0])})")
+    print(f"Files are linked, nothing was moved: removing {', '.join(SPLITS)} undoes it.")
