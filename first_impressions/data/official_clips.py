@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas
 from tqdm import tqdm
 
-from first_impressions.common.command_line import printable, progress_bar
+from first_impressions.common.command_line import UserError, printable, progress_bar
 from first_impressions.common.constants import CLIP_SUFFIXES, SPLITS, clip_name
 from first_impressions.common.files import atomic_write
 from first_impressions.jobs.target_folder import find_files
@@ -67,10 +67,12 @@ def verify_split(split: str, paths: dict[str, str], bar: tqdm) -> pandas.Series:
 
 def verify_clips(data_dir: str | os.PathLike, table: Path) -> bool:
     """Compare the clips of a data folder with the official ones: print the counts of each split, write a table of those
-    that differ (columns split, clip, problem). Return True if none differs."""
+    that differ (columns split, clip, problem). Return True if none differs. Raises UserError if no split has videos."""
     found = {split: {clip_name(path): path for path, problem in find_files(Path(data_dir, split, "videos"),
                                                                            CLIP_SUFFIXES) if not problem}
              for split in SPLITS if Path(data_dir, split, "videos").is_dir()}
+    if not found:
+        raise UserError(f"{data_dir}: contains no folder train/videos, valid/videos or test/videos; name another")
     total = sum(os.path.getsize(path) for paths in found.values() for path in paths.values())
     with progress_bar(total=total, unit="B", unit_scale=True, desc="verifying") as bar:
         problems = {split: verify_split(split, paths, bar) for split, paths in found.items()}
@@ -82,7 +84,7 @@ def verify_clips(data_dir: str | os.PathLike, table: Path) -> bool:
         line = f"{split}: {counts.pop('', 0)} of {(official_clips()['split'] == split).sum()} official clips"
         print("; ".join([line, *(f"{number} {kind}" for kind, number in counts.most_common())]))
     differing = pandas.concat([of_split[of_split != ""] for of_split in problems.values()],
-                              keys=problems, names=["split"]) if problems else pandas.Series(dtype=object)
+                              keys=problems, names=["split"])
     with atomic_write(table) as partial:
         differing.to_csv(partial)
     print(f"Clips that differ: {printable(table)}" if len(differing) else "All of them have the official bytes.")
