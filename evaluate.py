@@ -22,8 +22,10 @@ import pandas
 from dataset import FaceDataset
 from first_impressions.common.command_line import (
     UserError,
+    counted,
     folder_options,
     make_parser,
+    positive_int,
     printable,
     run_script,
     seed_number,
@@ -40,8 +42,14 @@ from first_impressions.evaluation.measure import (
     evaluate_experiment,
     evaluate_file,
 )
-from first_impressions.evaluation.metrics import PUBLISHED, format_table, scores_of_clips
-from first_impressions.evaluation.results import write_results
+from first_impressions.evaluation.metrics import (
+    LEAST_SPEAKERS,
+    format_p,
+    format_table,
+    published_table,
+    scores_of_clips,
+)
+from first_impressions.evaluation.results import check_folder, write_results
 from first_impressions.networks.checkpoint import Checkpoint, Intervals, find_checkpoint, load_experiment, versions
 from first_impressions.training.inputs import make_source, score_rows
 
@@ -82,7 +90,12 @@ def score_split(experiment: str, args: argparse.Namespace,
 def print_figures(metrics: dict) -> None:
     """Print the figures of all clips, of single faces, of known and unknown speakers, and the intervals' coverage."""
     print(f"\n{format_table(_table(metrics['traits']))}\n")
-    mean = metrics["traits"]["mean"]
+    mean, bootstrap = metrics["traits"]["mean"], metrics["bootstrap"]
+    print(f"constant: the {printable(metrics['constant_of'])}\n"
+          f"95 % intervals: percentile bootstrap over {counted(bootstrap['speakers'], 'speaker')}, "
+          f"{bootstrap['resamples']:,} resamples\n"
+          f"correlation of two traits on average: labels {metrics['correlations']['labels']['mean']:.2f}, predictions "
+          f"{metrics['correlations']['predictions']['mean']:.2f} (higher: a halo)")
     if "per_frame" in metrics:
         one = metrics["per_frame"]
         print(f"one frame alone: accuracy {one['accuracy']['mean']:.4f}, Pearson r {one['pearson']['mean']:.3f}; mean "
@@ -98,22 +111,33 @@ def print_figures(metrics: dict) -> None:
         intervals = metrics["intervals"]
         print(f"intervals of {intervals['level']:.0%}: score ± {intervals['mean_half_width']:.3f} on average; they "
               "hold " + ", ".join(f"{value['mean']:.1%} of the labels of {name} speakers"
-                          for name, value in intervals["coverage"].items()))
+                                  for name, value in intervals["coverage"].items()))
 
 
-def print_groups(metrics: dict) -> None:
+def print_groups(groups: dict) -> None:
     """Print the figures of each group."""
-    for group, content in metrics["groups"].items():
+    for group, content in groups.items():
         table = _table(content)
-        print(f"\ngroup {printable(group)}, {int(table['clips'].iat[0])} clips\n{format_table(table)}")
+        print(f"\ngroup {printable(group)}, {counted(int(table['clips'].iat[0]), 'clip')}\n{format_table(table)}")
+    print("\nsigned error: prediction - label; p: that it is the same in the other groups, corrected by Holm over "
+          f"traits and groups (-: fewer than {LEAST_SPEAKERS} speakers)")
 
 
 def print_comparison(comparison: dict) -> None:
     """Print the differences from another experiment's predictions."""
     table = _table({name: comparison[name] for name in ("mean", *TRAITS)})
-    print(f"\nagainst {printable(comparison['with'])} on {int(table['clips'].iat[0])} common clips (positive: better; "
-          "an interval without 0: more than chance)\n"
-          f"{table.drop(columns='clips').to_string(float_format='{:+.4f}'.format)}")
+    shown = table.drop(columns=["clips", "p"]).astype(float).join(table["p"].map(format_p))
+    print(f"\nagainst {printable(comparison['with'])} on {counted(int(table['clips'].iat[0]), 'common clip')} "
+          "(positive: better; p: that there is no difference, of the five traits corrected by Holm; -: fewer than "
+          f"{LEAST_SPEAKERS} speakers tell nothing from chance)\n{shown.to_string(float_format='{:+.4f}'.format)}")
+
+
+def print_published(metrics: dict) -> None:
+    """Print the published results if the clips are the challenge's; other people's data do not compare with them."""
+    if metrics["is_chalearn"]:
+        print("\npublished, on the official 2,000 test clips (standard error about 0.001); their predictions of single "
+              "clips are not at hand, so no difference from them can be tested\n"
+              f"{published_table().to_string(float_format='{:.4f}'.format)}\n")
 
 
 def _table(content):
@@ -125,15 +149,23 @@ def _table(content):
 def parse_args(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("experiment", metavar="EXPERIMENT", nargs="?", help="name of a folder in --runs-dir")
-    parser.add_argument("--split", choices=("test", "valid"), default="test", help="which clips are measured")
-    parser.add_argument("--data-dir", default="data", help="data folder")
-    parser.add_argument("--runs-dir", default="runs", help="folder of the experiments")
-    parser.add_argument("--compare", metavar="OTHER", help="another experiment, or a CSV file of predictions")
-    parser.add_argument("--group-by", metavar="FILE.csv", help="figures for each group: columns clip and group")
-    parser.add_argument("--seed", type=seed_number, default=0, help="of the bootstrap")
-    add_speaker_option(parser)
-    foreign = parser.add_argument_group("anybody's predictions")
-    foreign.add_argument("--predictions", metavar="FILE.csv", help="columns clip or VideoName and the five traits")
+    data = parser.add_argument_group("data and results")
+    data.add_argument("--split", choices=("test", "valid"), default="test", help="which clips are evaluated")
+    data.add_argument("--data-dir", default="data", help="data folder")
+    data.add_argument("--runs-dir", default="runs", help="folder of the experiments")
+    data.add_argument("--out", metavar="DIR", help="folder of the results (default: in the experiment's, or beside "
+                      "--predictions); TensorBoard and the model card are then left as they are")
+    add_speaker_option(data)
+    tests = parser.add_argument_group("comparison and groups")
+    tests.add_argument("--compare", metavar="OTHER", help="another experiment, or a CSV file of predictions")
+    tests.add_argument("--group-by", metavar="FILE.csv", help="figures of each group: a column clip (or VideoName), "
+                       "and a column per grouping; the challenge's files of ethnicity, gender and age are known")
+    tests.add_argument("--groups-of", type=positive_int, default=1, metavar="N",
+                       help="join groups of fewer than N clips into one, other")
+    tests.add_argument("--seed", type=seed_number, default=0, help="of the bootstrap")
+    foreign = parser.add_argument_group("external predictions")
+    foreign.add_argument("--predictions", metavar="FILE.csv", help="columns clip or VideoName and the five traits, "
+                         "as also predict.py --out writes them")
     foreign.add_argument("--labels", metavar="FILE", help="the labels of these clips (.pkl or .csv)")
     foreign.add_argument("--train-labels", metavar="FILE",
                          help="the training labels: their speakers are the known ones, also for an EXPERIMENT that "
@@ -152,32 +184,44 @@ def parse_args(argv=None):
     return args
 
 
+def results_folder(args: argparse.Namespace) -> Path:
+    """Return the folder of the results, after checking that it can be written."""
+    if args.out:
+        folder = Path(args.out)
+    elif args.predictions:
+        folder = Path(args.predictions).with_name(Path(args.predictions).stem + "_evaluation")
+    else:
+        folder = experiment_folder(args.runs_dir, args.experiment) / f"evaluation_{args.split}"
+    check_folder(folder)
+    return folder
+
+
 def main(argv=None):
     args = parse_args(argv)
     # Read before hours of scoring.
     groups = read_groups(args.group_by) if args.group_by else None
     other = read_scores(args.compare) if args.compare and Path(args.compare).is_file() else None
     if args.predictions:
-        evaluation = evaluate_file(args)
+        evaluation = evaluate_file(args, results_folder(args))
     else:
         find_checkpoint(experiment_folder(args.runs_dir, args.experiment))
         split = load_split(args.data_dir, args.split, args.speaker_regex)
+        folder = results_folder(args)
         print(describe(split))
-        evaluation = evaluate_experiment(args, split, *score_split(args.experiment, args, split))
+        evaluation = evaluate_experiment(args, folder, split, *score_split(args.experiment, args, split))
     evaluation.metrics = metrics = {"command": args.command, "split": "given" if args.predictions else args.split,
                                     "versions": versions(), **evaluation.metrics}
     add_figures(evaluation)
     print_figures(metrics)
     if groups is not None:
-        add_groups(evaluation, groups, args.group_by)
-        print_groups(metrics)
+        add_groups(evaluation, groups, args.group_by, args.groups_of)
+        print_groups(metrics["groups"])
     if args.compare:
         if other is None:
             other, _, _ = score_split(args.compare, args, evaluation.split)
         add_comparison(evaluation, args, other)
         print_comparison(metrics["comparison"])
-    print(f"\npublished, on the official 2,000 test clips (standard error about 0.001)\n"
-          f"{PUBLISHED.rename_axis(None).to_string(float_format='{:.4f}'.format)}\n")
+    print_published(metrics)
     for kind, lines in (("note", evaluation.notes), ("warning", metrics["warnings"])):
         for line in lines:
             print(f"{kind}: {printable(line)}", file=sys.stderr)

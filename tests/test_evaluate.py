@@ -10,7 +10,18 @@ import evaluate
 from first_impressions.common.command_line import UserError
 from first_impressions.common.constants import TRAITS
 from first_impressions.data.labels import speakers_of
-from first_impressions.evaluation.metrics import compare, measure, scores_of_clips, speaker_interval, warnings_about
+from first_impressions.evaluation.metrics import (
+    clustered_test,
+    compare,
+    correlations,
+    holm,
+    measure,
+    reliability,
+    scores_of_clips,
+    speaker_interval,
+    trait_correlations,
+    warnings_about,
+)
 
 
 def made_up(clips=120, noise=0.08, seed=0):
@@ -41,6 +52,50 @@ def test_figures_against_independent_computations():
     assert table.loc["mean", "accuracy"] == pytest.approx(table.loc[list(TRAITS), "accuracy"].mean())
 
 
+def test_calibration_bias_and_halo_against_independent_computations():
+    labels, predictions, speakers = made_up()
+    predictions = predictions * 0.5 + 0.3
+    table = measure(labels, predictions, labels.mean(), speakers)
+    for trait in TRAITS:
+        row = table.loc[trait]
+        assert row["slope"] == pytest.approx(np.polyfit(predictions[trait], labels[trait], 1)[0])
+        assert row["sd_ratio"] == pytest.approx(np.std(predictions[trait]) / np.std(labels[trait]))
+        assert row["bias"] == pytest.approx(np.mean(predictions[trait]) - np.mean(labels[trait]))
+        assert row["bias_low"] < row["bias"] < row["bias_high"]
+        bins = reliability(labels[trait], predictions[trait])
+        parts = np.array_split(np.argsort(predictions[trait].to_numpy()), 10)
+        assert bins["label"].to_numpy() == pytest.approx([labels[trait].to_numpy()[part].mean() for part in parts])
+    matrix = np.corrcoef(predictions.to_numpy().T)
+    halo = correlations(predictions)
+    assert halo["openness"]["extraversion"] == pytest.approx(matrix[0, 2])
+    assert halo["mean"] == pytest.approx((matrix.sum() - 5) / 20)
+
+
+def test_a_trait_that_is_given_up_does_not_raise_the_mean():
+    labels, predictions, speakers = made_up()
+    predictions[["openness", "neuroticism"]] = 0.5
+    table = measure(labels, predictions, labels.mean(), speakers)
+    assert table.loc["openness", "ccc"] == 0 and np.isnan(table.loc["openness", "pearson"])
+    assert table.loc["mean", "ccc"] == pytest.approx(table.loc[list(TRAITS), "ccc"].sum() / 5)
+    assert np.isnan(table.loc["mean", "pearson"]) and np.isnan(trait_correlations(labels, predictions)["mean"])
+
+
+def test_tests_of_differences_against_independent_computations():
+    assert holm([0.01, 0.04, np.nan, 0.03, 0.005]) == pytest.approx([0.03, 0.06, np.nan, 0.06, 0.02], nan_ok=True)
+    generator = np.random.default_rng(0)
+    values, each = generator.normal(0.3, 1, 60), np.arange(60)
+    assert clustered_test(values, each)[1] == pytest.approx(scipy.stats.ttest_1samp(values, 0).pvalue)
+    # Four copies of each value by one speaker tell as much as one; of two groups, each speaker is in one of them.
+    assert clustered_test(np.repeat(values, 4), np.repeat(each, 4)) == pytest.approx(clustered_test(values, each))
+    group = each < 25
+    difference, p = clustered_test(values, each, group)
+    errors = [values[side].var() / side.sum() for side in (group, ~group)]
+    t = (values[group].mean() - values[~group].mean()) / np.sqrt(60 / 59 * sum(errors))
+    assert difference == pytest.approx(values[group].mean() - values[~group].mean())
+    assert p == pytest.approx(2 * scipy.stats.t.sf(abs(t), 24))
+    assert np.isnan(clustered_test(values, each % 19)[1]), "19 speakers tell nothing from chance"
+
+
 def test_interval_respects_speakers():
     """Four copies of each speaker's value tell no more than one: the interval over speakers must not shrink."""
     values = np.random.default_rng(0).normal(0, 1, 60)
@@ -59,6 +114,7 @@ def test_comparison_tells_better_from_chance():
     better = compare(labels, good, poor, speakers).loc["mean"]
     assert better["low"] > 0 and better["difference"] == pytest.approx(better["first"] - better["second"])
     same = compare(labels, good, made_up(noise=0.05, seed=0)[1] + 1e-9, speakers).loc["mean"]
+    assert better["p"] < 0.001
     assert same["low"] <= 0 <= same["high"] or abs(same["difference"]) < 1e-6
     with pytest.raises(UserError, match="no clip in common"):
         compare(labels, good, poor.rename(index=lambda name: name + "x"), speakers)
@@ -106,3 +162,48 @@ def test_anybodys_predictions(run, tmp_path):
     assert status == 2 and "--labels" in errors
     status, _, errors = run(evaluate, "no_such_experiment")
     assert status == 2 and "no_such_experiment" in errors and len(errors.splitlines()) == 1
+
+
+def test_groups_of_the_challenge_and_a_second_evaluation(run, tmp_path):
+    """The challenge's own file of groups; predict.py's table with a failed file; what an earlier evaluation measured
+    stays; whose mean the constant is."""
+    labels, predictions, _ = made_up()
+    labels.rename_axis("clip").to_csv(tmp_path / "labels.csv")
+    predictions["openness"] += np.where(np.arange(120) < 60, 0.2, 0)
+    table = predictions.rename_axis("clip").assign(problem="").reset_index()
+    failed = pandas.DataFrame({"clip": ["broken.mp4"], "problem": ["cannot be read"]})
+    pandas.concat([table, failed]).to_csv(tmp_path / "scores.csv", index=False)
+    codes = pandas.DataFrame({"VideoName": labels.index + ".mp4", "Ethnicity": [1] * 60 + [2] * 55 + [3] * 5,
+                              "Gender": [1, 1, 1, 1, 2, 2, 2, 2] * 15})
+    codes.to_csv(tmp_path / "groups.csv", index=False, sep=";")
+    common = ("--predictions", "scores.csv", "--labels", "labels.csv")
+    status, output, errors = run(evaluate, *common, "--group-by", "groups.csv", "--groups-of", 8, "--compare",
+                                 "scores.csv", "--out", "one/two")
+    assert status == 0, errors
+    assert "--train-labels FILE takes that of the training clips" in output and "NJU" not in output
+    folder = tmp_path / "one" / "two"
+    first = json.loads((folder / "metrics.json").read_text())
+    assert first["clips"] == 120 and first["bootstrap"]["resamples"] == 2000
+    assert list(first["groups"]) == ["ethnicity: Asian", "ethnicity: Caucasian", "ethnicity: other", "gender: female",
+                                     "gender: male"]
+    asian = first["groups"]["ethnicity: Asian"]["openness"]
+    expected = (predictions - labels)["openness"].iloc[:60].mean()
+    assert asian["bias"] == pytest.approx(expected, abs=1e-6) and asian["bias_p"] is None, "15 speakers"
+    for name in (*TRAITS, "all_traits", "reliability", "correlations"):
+        assert (folder / f"{name}.png").stat().st_size > 1000 < (folder / f"{name}.pdf").stat().st_size
+
+    assert run(evaluate, *common, "--out", "one/two")[0] == 0
+    second = json.loads((folder / "metrics.json").read_text())
+    assert second["comparison"]["with"] == "scores.csv" and second["groups"].keys() == first["groups"].keys()
+    predictions.clip(0.3).rename_axis("clip").to_csv(tmp_path / "scores.csv")
+    _, _, errors = run(evaluate, *common, "--out", "one/two")
+    assert "the comparison with scores.csv and the figures of groups of the earlier evaluation" in errors
+    assert "comparison" not in json.loads((folder / "metrics.json").read_text())
+
+
+def test_a_folder_that_cannot_be_written_is_noticed_first(run, tmp_path):
+    labels, predictions, _ = made_up(8)
+    labels.rename_axis("clip").to_csv(tmp_path / "labels.csv")
+    (tmp_path / "labels_evaluation").touch()
+    status, output, errors = run(evaluate, "--predictions", "labels.csv", "--labels", "labels.csv")
+    assert status == 2 and "--out names another folder" in errors and not output

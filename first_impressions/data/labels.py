@@ -21,6 +21,11 @@ from first_impressions.data.tables import SIZE_LIMIT, numbers_of, read_table
 SPEAKER_REGEX = r"^(.+)\.\d+$"
 SPREADSHEETS, TABLES = (".xlsx", ".xls", ".ods", ".numbers"), (".csv", ".tsv", ".tab", ".txt", ".pkl")
 LARGEST = 1e300     # a pickle may hold whole numbers that are too large for a float
+# The numbers in the challenge's own files of groups.
+CHALLENGE_GROUPS = {
+    "ethnicity": {"1": "Asian", "2": "Caucasian", "3": "African-American"}, "gender": {"1": "male", "2": "female"},
+    "agegroup": {"1": "0 to 6 years", "2": "7 to 13 years", "3": "14 to 18 years", "4": "19 to 24 years",
+                 "5": "25 to 32 years", "6": "33 to 45 years", "7": "46 to 60 years", "8": "61 years and more"}}
 SCORE_MARGIN = 0.5  # a prediction may be so far outside of [0, 1]; further means another scale
 
 
@@ -37,8 +42,10 @@ def _named(names, places, path):
     return pandas.Index(clips, name="clip", dtype=object)
 
 
-def _score_table(path):
-    table = read_table(path, ("clip", *TRAITS))
+def _score_table(path, optional=()):
+    table = read_table(path, ("clip", *TRAITS), optional)
+    if "problem" in table:  # predict.py's own table: a file that could not be scored has no scores
+        table = table[(table["problem"] == "") | (table[list(TRAITS)] != "").any(axis=1)]
     if table.empty:
         raise UserError(f"{path}: holds no clip")
     clips = _named(table["clip"], [f"line {line}" for line in table.index], path)
@@ -77,10 +84,11 @@ def _check_range(scores, path, low, high):
 def read_scores(path: str | os.PathLike) -> pandas.DataFrame:
     """Return predictions in a table as a DataFrame: index clip (without video ending), sorted, float64 columns TRAITS.
 
-    Raises UserError for anything that is not read for sure (see tables.py), a clip named twice, and scores of another
-    scale: a little outside of [0, 1] a regression may be.
+    A row of predict.py's table that has a text in `problem` and no scores is left out. Raises UserError for anything
+    that is not read for sure (see tables.py), a clip named twice, and scores of another scale: a little outside of
+    [0, 1] a regression may be.
     """
-    return _check_range(_score_table(path), path, -SCORE_MARGIN, 1 + SCORE_MARGIN)
+    return _check_range(_score_table(path, ("problem",)), path, -SCORE_MARGIN, 1 + SCORE_MARGIN)
 
 
 def read_labels(path: str | os.PathLike) -> pandas.DataFrame:
@@ -107,17 +115,23 @@ def quantiles_of(labels: pandas.DataFrame) -> dict[str, list[float]]:
     return {trait: sorted(quantiles[trait].tolist()) for trait in TRAITS}
 
 
-def read_groups(path: str | os.PathLike) -> pandas.Series:
-    """Return the group of each clip in a table with the columns clip and group: a Series, index clip, of text.
+def read_groups(path: str | os.PathLike) -> dict[str, pandas.Series]:
+    """Return {column: group of each clip} for all columns but `clip` of a table: Series, index clip, of text.
 
-    Clips with an empty group are left out. Raises UserError as read_scores does.
+    Clips with an empty cell are left out. The numbers in the challenge's own files (`VideoName;Ethnicity;Gender`,
+    `VideoName,AgeGroup`) become words. Raises UserError as read_scores does.
     """
-    table = read_table(path, ("clip", "group"))
+    table = read_table(path, ("clip",), None)
+    columns = [column for column in table if column != "clip"]
     if table.empty:
         raise UserError(f"{path}: holds no clip")
+    if not columns:
+        raise UserError(f"{path}: has no column of groups beside `clip`")
     clips = _named(table["clip"], [f"line {line}" for line in table.index], path)
-    groups = pandas.Series(table["group"].to_list(), index=clips, dtype=object)
-    return groups[groups != ""]
+    groups = {column: pandas.Series(table[column].to_list(), index=clips, dtype=object) for column in columns}
+    if set(columns) in ({"ethnicity", "gender"}, {"agegroup"}) and b"VideoName" in Path(path).read_bytes()[:20]:
+        groups = {column: of_clips.replace(CHALLENGE_GROUPS[column]) for column, of_clips in groups.items()}
+    return {column: of_clips[of_clips != ""] for column, of_clips in groups.items()}
 
 
 def speakers_of(clips: Iterable[str], speaker_regex: str = SPEAKER_REGEX) -> list[str]:

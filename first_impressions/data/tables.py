@@ -25,8 +25,9 @@ BLANKS = " \t\r\n\u00a0\ufeff"  # around cells; other control characters are no 
 NUMBER = re.compile(r"[+-]?([0-9]+[.,]?[0-9]*|[.,][0-9]+)([eE][+-]?[0-9]+)?")
 
 
-def read_table(path: str | os.PathLike, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> pandas.DataFrame:
-    """Return the columns that are needed, and the optional ones that are there, of a table in a file.
+def read_table(path: str | os.PathLike, needed: tuple[str, ...],
+               optional: tuple[str, ...] | None = ()) -> pandas.DataFrame:
+    """Return the columns that are needed, and the optional ones that are there (None: all), of a table in a file.
 
     Cells are text without blanks around them; the index is the number of each row's line in the file. Raises UserError
     where a column is missing or there twice, or a row has more or fewer cells than the header.
@@ -128,7 +129,7 @@ def _places(path, header, needed, optional):
         if meaning in places:
             raise UserError(f"{path}: two columns are called {meaning}: {header[places[meaning]]!r} and "
                             f"{name!r}; remove one")
-        if meaning in needed or meaning in optional:
+        if meaning and (optional is None or meaning in needed or meaning in optional):
             places[meaning] = place
     missing = [column for column in needed if column not in places]
     if missing:

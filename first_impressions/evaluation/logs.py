@@ -55,18 +55,19 @@ def log_hyperparameters(writer: SummaryWriter, model: str, settings: dict, batch
             writer.add_scalar(f"hparam/{name}", record[name], record["epoch"])
 
 
-def log_evaluation(run_dir: Path, folder: Path, metrics: dict, table: pandas.DataFrame, figures: dict) -> None:
+def log_evaluation(run_dir: Path, folder: Path, metrics: dict, table: pandas.DataFrame, pictures: dict) -> None:
     """Write an evaluation's figures, in place of what an earlier one of the same split wrote.
 
-    run_dir: the experiment's folder; folder: the evaluation's; figures: {trait: matplotlib figure}.
+    run_dir: the experiment's folder; folder: the evaluation's; pictures: {trait: plots, uint8 RGB
+    H x W x 3}.
     """
     split = metrics["split"]
     suffix = f".evaluation_{split}"
     for old in (*folder.glob("events.out.tfevents.*"), *run_dir.glob(f"events.out.tfevents.*{suffix}")):
         old.unlink()
     with SummaryWriter(folder) as writer:
-        for trait, figure in figures.items():
-            writer.add_figure(f"evaluation_{split}/{trait}", figure, close=False)
+        for trait, picture in pictures.items():
+            writer.add_image(f"evaluation_{split}/{trait}", picture, dataformats="HWC")
         for name in ("mean", *TRAITS):
             writer.add_scalar(f"accuracy_{split}/{name}", table.loc[name, "accuracy"])
         writer.add_text(f"evaluation_{split}", f"```\n{format_table(table)}\n```")

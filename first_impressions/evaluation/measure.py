@@ -8,30 +8,38 @@ from pathlib import Path
 import pandas
 
 from first_impressions.common.command_line import UserError, counted
-from first_impressions.common.constants import TRAITS
+from first_impressions.common.constants import ANNOTATION_FILES, TRAITS
 from first_impressions.common.experiment import TRAINING_RECORD, experiment_folder
 from first_impressions.common.files import read_json
 from first_impressions.data.labels import read_labels, read_scores, read_speakers, speakers_of
 from first_impressions.data.splits import Split
 from first_impressions.evaluation.metrics import (
+    RESAMPLES,
     Evaluation,
+    bias_tests,
     compare,
+    correlations,
+    group_order,
     trait_accuracies,
     trait_correlations,
     warnings_about,
 )
 from first_impressions.networks.checkpoint import LEVEL, Checkpoint
 
+MOST_GROUPS = 40    # in one column: more are not groups but scores or names
+OTHER = "other"     # the group that small groups become
+
 # ---------------------------------------------------------------- predictions
 
-def evaluate_experiment(args: argparse.Namespace, split: Split, predictions: pandas.DataFrame,
+def evaluate_experiment(args: argparse.Namespace, folder: Path, split: Split, predictions: pandas.DataFrame,
                         of_faces: pandas.DataFrame, checkpoint: Checkpoint) -> Evaluation:
-    """Return the Evaluation of an experiment on a split, from what evaluate.score_split returned."""
+    """Return the Evaluation of args.experiment on a split, from what evaluate.score_split returned."""
     run_dir = experiment_folder(args.runs_dir, args.experiment)
     evaluation = Evaluation(
         split.labels, predictions, split.speakers, pandas.Series(checkpoint.constant),
-        run_dir / f"evaluation_{args.split}", {}, set(speakers_of(checkpoint.clips, args.speaker_regex))
-        | set(checkpoint.speakers), run_dir, split, of_faces, seed=args.seed)
+        "mean label of the training clips", folder, {},
+        set(speakers_of(checkpoint.clips, args.speaker_regex)) | set(checkpoint.speakers), run_dir, split, of_faces,
+        is_chalearn=split.is_chalearn, seed=args.seed)
     if args.train_labels:
         _, evaluation.seen = read_training_labels(args)
     elif not evaluation.seen:
@@ -68,7 +76,7 @@ def read_training_labels(args: argparse.Namespace) -> tuple[pandas.DataFrame, se
     return labels, set(read_speakers(args.train_labels, labels.index, args.speaker_regex))
 
 
-def evaluate_file(args: argparse.Namespace) -> Evaluation:
+def evaluate_file(args: argparse.Namespace, folder: Path) -> Evaluation:
     """Return the Evaluation of external predictions in a CSV file."""
     labels, predictions = read_labels(args.labels), read_scores(args.predictions)
     speakers = read_speakers(args.labels, labels.index, args.speaker_regex)
@@ -77,12 +85,12 @@ def evaluate_file(args: argparse.Namespace) -> Evaluation:
         raise UserError(f"{args.predictions}: none of its clips is in {args.labels}; its first is {unknown[0]}, theirs "
                         f"{labels.index[0]}")
     constant, seen = labels.mean(), None
+    constant_of = f"mean of the very labels in {args.labels}; --train-labels FILE takes that of the training clips"
     if args.train_labels:
         training_labels, seen = read_training_labels(args)
-        constant = training_labels.mean()
-    folder = Path(args.predictions).with_name(Path(args.predictions).stem + "_evaluation")
-    return Evaluation(labels, predictions.loc[predictions.index.isin(labels.index)], speakers, constant, folder,
-                      {}, seen, seed=args.seed)
+        constant, constant_of = training_labels.mean(), f"mean of the labels in {args.train_labels}"
+    return Evaluation(labels, predictions.loc[predictions.index.isin(labels.index)], speakers, constant, constant_of,
+                      folder, {}, seen, is_chalearn=Path(args.labels).name in ANNOTATION_FILES.values(), seed=args.seed)
 
 
 # ---------------------------------------------------------------- figures
@@ -99,7 +107,12 @@ def add_figures(evaluation: Evaluation) -> None:
         raise UserError("no clip has a prediction; nothing to measure" if split is None else
                         f"{split.name}: none of its faces can be read (they are named above); make them again")
     table = evaluation.measure()
-    metrics.update(clips=len(evaluation.labels), clips_without_prediction=list(missing), traits=table.T.to_dict())
+    metrics.update(clips=len(evaluation.labels), clips_without_prediction=list(missing), traits=table.T.to_dict(),
+                   constant_of=evaluation.constant_of, is_chalearn=evaluation.is_chalearn,
+                   bootstrap={"kind": "percentile, over speakers", "resamples": RESAMPLES, "seed": evaluation.seed,
+                              "speakers": int(evaluation.speakers.loc[evaluation.labels.index].nunique())},
+                   correlations={"labels": correlations(evaluation.labels), "predictions":
+                                 correlations(evaluation.predictions.loc[evaluation.labels.index])})
     if "faces" in evaluation.predictions:
         counts = evaluation.predictions.loc[evaluation.labels.index, "faces"]
         metrics["frames_per_clip"] = {"mean": counts.mean(), "least": int(counts.min()), "most": int(counts.max())}
@@ -132,31 +145,61 @@ def coverage(evaluation: Evaluation, parts: dict[str, pandas.DataFrame]) -> dict
     return {"level": LEVEL, "coverage": of_parts, "mean_half_width": float(widths.mean())}
 
 
-def add_groups(evaluation: Evaluation, groups: pandas.Series, path: str) -> None:
-    """Measure each group of clips. groups: of each clip, read from path.
+def add_groups(evaluation: Evaluation, groupings: dict[str, pandas.Series], path: str, least: int = 1) -> None:
+    """Measure each group of clips, and test its signed error. groupings: {column: group of each clip}, read from path;
+    groups of fewer than `least` of the evaluated clips are joined.
 
-    Raises UserError if none of the clips was evaluated.
+    Raises UserError if none of the clips was evaluated, or a column has too many groups.
     """
-    labels, tables = evaluation.labels, {}
-    for group, members in groups.groupby(groups):
-        clips = labels.index[labels.index.isin(members.index)]
-        if len(clips):
-            tables[group] = evaluation.measure(labels.loc[clips])
+    tables = {}
+    for column, groups in groupings.items():
+        of_clips = groups[groups.index.isin(evaluation.labels.index)]
+        small = of_clips.value_counts().loc[lambda counts: counts < least].index
+        of_clips = of_clips.where(~of_clips.isin(small), OTHER)
+        names = group_order(of_clips)
+        if len(names) > MOST_GROUPS:
+            raise UserError(f"{path}: the column {column} has {len(names)} groups; remove it, or join small groups "
+                            "with --groups-of")
+        without = evaluation.labels.index.difference(of_clips.index)
+        if names and len(without):
+            evaluation.metrics["clips_in_no_group"] = list(without)
+            evaluation.notes.append(f"{counted(len(without), 'clip')} of {len(evaluation.labels)} in no group of "
+                                    f"{path}{f', column {column}' if len(groupings) > 1 else ''}, the first: "
+                                    f"{without[0]}")
+        p_values = bias_tests(evaluation.labels, evaluation.predictions, of_clips, evaluation.speakers)
+        for name in names:
+            table = evaluation.measure(evaluation.labels.loc[of_clips.index[of_clips == name]])
+            tables[f"{column}: {name}" if len(groupings) > 1 else name] = table.assign(bias_p=p_values.loc[name])
     if not tables:
+        first = next(iter(groupings.values())).index
         raise UserError(f"{path}: names none of the clips measured"
-                        + (f"; its first is {groups.index[0]}" if len(groups) else ""))
+                        + (f"; its first is {first[0]}" if len(first) else ""))
     evaluation.metrics["groups"] = {group: table.T.to_dict() for group, table in tables.items()}
-    in_no_group = labels.index.difference(groups.index)
-    if len(in_no_group):
-        evaluation.metrics["clips_in_no_group"] = list(in_no_group)
-        evaluation.notes.append(f"{counted(len(in_no_group), 'clip')} of {len(labels)} in no group of {path}, the "
-                                f"first: {in_no_group[0]}")
 
 
 def add_comparison(evaluation: Evaluation, args: argparse.Namespace, other: pandas.DataFrame) -> None:
-    """Compare with other predictions, those of another experiment or of a file."""
+    """Compare with other predictions."""
     comparison = compare(evaluation.labels, evaluation.predictions, other, evaluation.speakers, args.seed)
     evaluation.metrics["comparison"] = {"with": args.compare, **comparison.T.to_dict()}
+
+
+def keep_earlier(evaluation: Evaluation, earlier: dict) -> list[str]:
+    """Take over the comparison and the groups that an earlier evaluation of the very same predictions has measured and
+    this one has not; return what is not kept, in words. earlier: content of its metrics.json."""
+    metrics, lost = evaluation.metrics, []
+    same = all(metrics["traits"][trait]["accuracy"] == earlier["traits"][trait]["accuracy"] for trait in TRAITS)
+    if "comparison" in earlier:
+        other = earlier["comparison"]["with"]
+        if same and "comparison" not in metrics:
+            metrics["comparison"] = earlier["comparison"]
+        elif metrics.get("comparison", {}).get("with") != other:
+            lost.append(f"comparison with {other}")
+    if "groups" in earlier:
+        if same and "groups" not in metrics:
+            metrics["groups"] = earlier["groups"]
+        elif metrics.get("groups", {}).keys() != earlier["groups"].keys():
+            lost.append("figures of groups")
+    return lost
 
 
 def _warnings(evaluation, table, missing):

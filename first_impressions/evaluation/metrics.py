@@ -3,6 +3,7 @@
 The challenge's accuracy is per clip: a clip's predictions are averaged over its frames, then 1 - mean |error| over
 clips for each trait, then the mean of the five.
 """
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,13 @@ PUBLISHED = pandas.DataFrame(
     columns=["system", "mean", *TRAITS]).set_index("system")
 RESAMPLES = 2000  # of the bootstrap
 FEW_SPEAKERS = 30  # fewer, and the interval by bootstrap over them is itself too narrow
+LEAST_SPEAKERS = 20  # of a test: fewer tell nothing from chance
+
+
+def published_table() -> pandas.DataFrame:
+    """Return PUBLISHED with a column gain: the mean above that of the constant, which compares across clips."""
+    table = PUBLISHED.rename_axis(None)
+    return table.assign(gain=table["mean"] - table["mean"].iat[0])[["mean", "gain", *TRAITS]]
 
 
 def scores_of_clips(clips: Iterable[str], scores: np.ndarray) -> pandas.DataFrame:
@@ -46,6 +54,7 @@ class Evaluation:
     predictions: pandas.DataFrame       # the same, and what else is known of a clip; some clips may be missing
     speakers: pandas.Series             # index clip
     constant: pandas.Series             # index TRAITS: what the constant prediction says
+    constant_of: str                    # whose mean it is
     folder: Path                        # of the results
     metrics: dict                       # content of metrics.json
     seen: set | None = None             # speakers of the training clips; None: not known
@@ -54,6 +63,7 @@ class Evaluation:
     of_faces: pandas.DataFrame | None = None    # an experiment's scores of single faces: index clip, columns TRAITS
     notes: list[str] = field(default_factory=list)      # what to know, on stderr
     warnings: list[str] = field(default_factory=list)   # what to know before trusting the figures
+    is_chalearn: bool = False           # the labels are those of the challenge
     seed: int = 0                       # of the bootstrap
 
     def measure(self, clips: pandas.DataFrame | None = None) -> pandas.DataFrame:
@@ -71,27 +81,36 @@ def trait_accuracies(labels: pandas.DataFrame, predictions: pandas.DataFrame) ->
 
 
 def trait_correlations(labels: pandas.DataFrame, predictions: pandas.DataFrame) -> dict[str, float]:
-    """Return {trait: Pearson r} and their mean under "mean"; NaN where predictions or labels are constant."""
+    """Return {trait: Pearson r} and their mean under "mean"; NaN if predictions or labels are constant, and so is then
+    the mean: a network that has given up a trait must not look better for it."""
     r = _column_measures(labels, predictions)["pearson"]
-    return {"mean": float(r.mean()), **{trait: float(r[trait]) for trait in TRAITS}}
+    return {"mean": float(r.mean(skipna=False)), **{trait: float(r[trait]) for trait in TRAITS}}
 
 
 def _column_measures(labels, predictions):
-    """Return a DataFrame, index TRAITS: pearson, ccc (Lin, Biometrics 45, 1989), r2 and mse of each column.
+    """Return a DataFrame, index TRAITS, of each column: pearson, ccc (Lin, Biometrics 45, 1989), r2, mse; slope (of the
+    regression of labels on predictions; 1: calibrated, less: predictions too extreme) and sd_ratio (standard deviation
+    of the predictions over that of the labels).
 
-    NaN where predictions or labels are constant, or there is one clip.
+    NaN is what is not defined: pearson and slope of constant predictions, whose ccc is 0; all but mse of one clip.
     """
     true = labels[list(TRAITS)].to_numpy(dtype=float)
     predicted = predictions.loc[labels.index, list(TRAITS)].to_numpy(dtype=float)
     mse, variance = ((true - predicted) ** 2).mean(0), true.var(0)
     covariance = ((true - true.mean(0)) * (predicted - predicted.mean(0))).mean(0)
-    varies = (true.std(0) > 1e-6) & (predicted.std(0) > 1e-6)
+    sd_true, sd_predicted = true.std(0), predicted.std(0)
+    sd_true, sd_predicted = (np.where(sd > 1e-6, sd, 0) for sd in (sd_true, sd_predicted))
+    covariance[(sd_true == 0) | (sd_predicted == 0)] = 0
+    spread = sd_true ** 2 + sd_predicted ** 2 + (true.mean(0) - predicted.mean(0)) ** 2
     with np.errstate(divide="ignore", invalid="ignore"):
-        pearson = covariance / (true.std(0) * predicted.std(0))
-        ccc = 2 * covariance / (variance + predicted.var(0) + (true.mean(0) - predicted.mean(0)) ** 2)
-        r2 = np.where(variance > 0, 1 - mse / variance, np.nan)
-    return pandas.DataFrame({"pearson": np.where(varies, pearson, np.nan), "ccc": np.where(varies, ccc, np.nan),
-                             "r2": r2, "mse": mse}, index=list(TRAITS))
+        table = pandas.DataFrame({
+            "pearson": covariance / (sd_true * sd_predicted), "ccc": 2 * covariance / spread,
+            "r2": np.where(variance > 0, 1 - mse / variance, np.nan), "mse": mse,
+            "slope": covariance / sd_predicted ** 2,
+            "sd_ratio": np.where(sd_true > 0, sd_predicted / sd_true, np.nan)}, index=list(TRAITS))
+    if len(true) < 2:
+        table.loc[:, table.columns != "mse"] = np.nan
+    return table
 
 
 def speaker_interval(values: Iterable[float], speakers: Iterable[str], seed: int = 0,
@@ -113,6 +132,43 @@ def speaker_interval(values: Iterable[float], speakers: Iterable[str], seed: int
     return float(interval.low), float(interval.high)
 
 
+def clustered_test(values: Iterable[float], speakers: Iterable[str],
+                   members: Iterable[bool] | None = None) -> tuple[float, float]:
+    """Return (mean, p) of per-clip values: two-sided t-test that their mean is 0; or with members, True for the clips
+    of a group, (difference, p) that the group's mean equals the others'.
+
+    The standard error is robust to clips of one speaker being alike (CR1 of Cameron and Miller, A Practitioner's Guide
+    to Cluster-Robust Inference, Journal of Human Resources 50, 2015; speakers of the smaller side - 1 degrees of
+    freedom). p is NaN for fewer than LEAST_SPEAKERS speakers on a side: so few tell nothing from chance.
+    """
+    values, speakers = np.asarray(values, dtype=float), np.asarray(speakers)
+    sides = [np.ones(len(values), bool)] if members is None else [np.asarray(members), ~np.asarray(members)]
+    means = [values[side].mean() if side.any() else np.nan for side in sides]
+    difference = means[0] - (means[1] if len(sides) == 2 else 0)
+    numbers = [len(set(speakers[side])) for side in sides]
+    if min(numbers) < LEAST_SPEAKERS:
+        return float(difference), float("nan")
+    influence = np.zeros(len(values))
+    for side, mean, sign in zip(sides, means, (1, -1)):
+        influence[side] = sign * (values[side] - mean) / side.sum()
+    sums = pandas.Series(influence).groupby(speakers).sum().to_numpy()
+    error = np.sqrt(len(sums) / (len(sums) - 1) * (sums ** 2).sum())
+    if error == 0:
+        return float(difference), float(difference == 0)
+    import scipy.stats
+
+    return float(difference), float(2 * scipy.stats.t.sf(abs(difference) / error, min(numbers) - 1))
+
+
+def holm(p_values: Iterable[float]) -> np.ndarray:
+    """Return p values corrected for their number (Holm, Scandinavian Journal of Statistics 6, 1979); NaN stays NaN and
+    does not count."""
+    p_values = np.asarray(list(p_values), dtype=float)
+    corrected, order = p_values.copy(), np.argsort(p_values)[:int(np.isfinite(p_values).sum())]
+    corrected[order] = np.minimum(np.maximum.accumulate(p_values[order] * np.arange(len(order), 0, -1)), 1)
+    return corrected
+
+
 def measure(labels: pandas.DataFrame, predictions: pandas.DataFrame, constant: pandas.Series, speakers: pandas.Series,
             seed: int = 0) -> pandas.DataFrame:
     """Return all figures of some clips: DataFrame, index "mean" and TRAITS.
@@ -120,23 +176,24 @@ def measure(labels: pandas.DataFrame, predictions: pandas.DataFrame, constant: p
     labels, predictions: DataFrames with the columns TRAITS, index clip. constant: Series, index TRAITS, what the
     constant prediction says (the training labels' mean). speakers: Series, index clip. Columns: clips, accuracy (1 -
     mean |error|), accuracy_low and _high (95 % interval over speakers), constant (its accuracy), gain (accuracy -
-    constant) with gain_low and gain_high, pearson, ccc, r2, mse.
+    constant) with gain_low and gain_high, bias (mean of prediction - label) with bias_low and bias_high, and those of
+    _column_measures.
     """
     labels = labels[list(TRAITS)]
     predictions = predictions.loc[labels.index, list(TRAITS)]
     accuracy = 1 - (labels - predictions).abs()
     of_constant = 1 - (labels - constant[list(TRAITS)]).abs()
     table = _column_measures(labels, predictions)
-    table.loc["mean"] = table.mean()
-    rows = {}
-    for name in ("mean", *TRAITS):
-        ours = accuracy.mean(axis=1) if name == "mean" else accuracy[name]
-        base = of_constant.mean(axis=1) if name == "mean" else of_constant[name]
-        low, high = speaker_interval(ours, speakers.loc[labels.index], seed)
-        gain_low, gain_high = speaker_interval(ours - base, speakers.loc[labels.index], seed)
-        rows[name] = {"clips": len(labels), "accuracy": ours.mean(), "accuracy_low": low, "accuracy_high": high,
-                      "constant": base.mean(), "gain": (ours - base).mean(), "gain_low": gain_low,
-                      "gain_high": gain_high}
+    table.loc["mean"] = table.mean(skipna=False)
+    rows = {name: {"clips": len(labels)} for name in ("mean", *TRAITS)}
+    for figure, values in (("accuracy", accuracy), ("constant", of_constant), ("gain", accuracy - of_constant),
+                           ("bias", predictions - labels)):
+        for name, row in rows.items():
+            of_clips = values.mean(axis=1) if name == "mean" else values[name]
+            row[figure] = of_clips.mean()
+            if figure != "constant":
+                row[f"{figure}_low"], row[f"{figure}_high"] = speaker_interval(of_clips, speakers.loc[labels.index],
+                                                                               seed)
     return pandas.DataFrame(rows).T.join(table)
 
 
@@ -145,22 +202,57 @@ def compare(labels: pandas.DataFrame, first: pandas.DataFrame, second: pandas.Da
     """Return how much better the first predictions are than the second on the clips that both have.
 
     DataFrame, index "mean" and TRAITS, columns clips, first, second (accuracies), difference, low, high (95 % interval,
-    paired bootstrap over speakers). Raises UserError where no clip is common.
+    paired bootstrap over speakers), p (see clustered_test; of the five traits corrected by Holm). Raises UserError if
+    no clip is common.
     """
     clips = labels.index.intersection(first.index).intersection(second.index)
     if clips.empty:
         raise UserError("--compare: the two have no clip in common")
-    labels = labels.loc[clips, list(TRAITS)]
+    labels, speakers = labels.loc[clips, list(TRAITS)], speakers.loc[clips]
     ours = 1 - (labels - first.loc[clips, list(TRAITS)]).abs()
     theirs = 1 - (labels - second.loc[clips, list(TRAITS)]).abs()
     rows = {}
     for name in ("mean", *TRAITS):
         a = ours.mean(axis=1) if name == "mean" else ours[name]
         b = theirs.mean(axis=1) if name == "mean" else theirs[name]
-        low, high = speaker_interval(a - b, speakers.loc[clips], seed)
+        low, high = speaker_interval(a - b, speakers, seed)
         rows[name] = {"clips": len(clips), "first": a.mean(), "second": b.mean(), "difference": (a - b).mean(),
-                      "low": low, "high": high}
-    return pandas.DataFrame(rows).T
+                      "low": low, "high": high, "p": clustered_test(a - b, speakers)[1]}
+    table = pandas.DataFrame(rows).T
+    table.loc[list(TRAITS), "p"] = holm(table.loc[list(TRAITS), "p"])
+    return table
+
+
+def bias_tests(labels: pandas.DataFrame, predictions: pandas.DataFrame, groups: pandas.Series,
+               speakers: pandas.Series) -> pandas.DataFrame:
+    """Return p values, index group, columns TRAITS: is the mean of prediction - label in a group that of the clips in
+    the other groups? Corrected by Holm over groups and traits; of two groups, whose tests are the same, one counts.
+
+    groups: the group of each clip, index a part of that of labels.
+    """
+    error = predictions.loc[groups.index, list(TRAITS)] - labels.loc[groups.index, list(TRAITS)]
+    names, speakers = group_order(groups), speakers.loc[groups.index]
+    tested = names if len(names) > 2 else names[:1]
+    p_values = [clustered_test(error[trait], speakers, groups == group)[1] for group in tested for trait in TRAITS]
+    table = pandas.DataFrame(holm(p_values).reshape(len(tested), len(TRAITS)), index=tested, columns=list(TRAITS))
+    return table if len(tested) == len(names) else table.loc[names[:1] * len(names)].set_axis(names)
+
+
+def reliability(labels: pandas.Series, predictions: pandas.Series, bins: int = 10) -> pandas.DataFrame:
+    """Return the means of predictions and labels of one trait in bins of as many clips each, in order of the
+    predictions: DataFrame with the columns clips, prediction, label and error (standard error of the mean label)."""
+    number = max(1, min(bins, len(labels) // 2))
+    place = predictions.rank(method="first").sub(1).mul(number).div(len(labels)).astype(int)
+    groups = pandas.DataFrame({"prediction": predictions, "label": labels}).groupby(place)
+    return groups.mean().assign(clips=groups.size(), error=groups["label"].sem())
+
+
+def correlations(scores: pandas.DataFrame) -> dict:
+    """Return Pearson's r between each two of the five traits, {trait: {trait: r}}, and under "mean" its mean over the
+    ten pairs: of predictions higher than of labels is a halo, every trait moves with the others."""
+    matrix = scores[list(TRAITS)].corr()
+    pairs = matrix.to_numpy()[np.triu_indices(len(TRAITS), 1)]
+    return {"mean": float(pairs.mean()), **matrix.to_dict()}
 
 
 def warnings_about(table: pandas.DataFrame, labels: pandas.DataFrame, predictions: pandas.DataFrame,
@@ -181,17 +273,34 @@ def warnings_about(table: pandas.DataFrame, labels: pandas.DataFrame, prediction
     return lines
 
 
+def group_order(names: Iterable[str]) -> list[str]:
+    """Return the names of groups in order, numbers in them by value: `7 to 13` before `14 to 18`."""
+    return sorted(set(names), key=lambda name: [int(part) if part.isdecimal() else part
+                                                for part in re.split(r"([0-9]+)", name)])
+
+
 def format_table(table: pandas.DataFrame) -> str:
-    """Return the figures as text, one line a trait, intervals in brackets."""
-    shown = pandas.DataFrame({
-        "accuracy": table["accuracy"].map("{:.4f}".format),
-        "95 % interval": [f"[{low:.4f}, {high:.4f}]"
-                          for low, high in zip(table["accuracy_low"], table["accuracy_high"])],
-        "constant": table["constant"].map("{:.4f}".format),
-        "gain": table["gain"].map("{:+.4f}".format),
-        "Pearson r": table["pearson"].map("{:.3f}".format),
-        "CCC": table["ccc"].map("{:.3f}".format),
-        "R2": table["r2"].map("{:.3f}".format),
-        "MSE": table["mse"].map("{:.4f}".format),
-    })
-    return shown.to_string()
+    """Return the figures as text, one line per trait, intervals in brackets. A group's table (with a column bias_p)
+    shows the signed error instead of MSE and calibration."""
+    def interval(name, form):
+        return [f"[{low:{form}}, {high:{form}}]" for low, high in zip(table[f"{name}_low"], table[f"{name}_high"])]
+
+    shown = {
+        "accuracy": table["accuracy"].map("{:.4f}".format), "95 % interval": interval("accuracy", ".4f"),
+        "constant": table["constant"].map("{:.4f}".format), "gain": table["gain"].map("{:+.4f}".format),
+        "Pearson r": table["pearson"].map("{:.3f}".format), "CCC": table["ccc"].map("{:.3f}".format),
+        "R2": table["r2"].map("{:.3f}".format)}
+    if "bias_p" in table:
+        shown.update({"signed error": table["bias"].map("{:+.3f}".format), " 95 % interval": interval("bias", "+.3f"),
+                      "p": table["bias_p"].map(format_p)})
+    else:
+        shown.update({"MSE": table["mse"].map("{:.4f}".format), "slope": table["slope"].map("{:.2f}".format),
+                      "SD ratio": table["sd_ratio"].map("{:.2f}".format)})
+    return pandas.DataFrame(shown).to_string()
+
+
+def format_p(value: float | None) -> str:
+    """Return a p value as text; - if there is none."""
+    if value is None or np.isnan(value):
+        return "-"
+    return "<.001" if value < 0.001 else f"{value:.3f}".removeprefix("0")

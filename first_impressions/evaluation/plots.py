@@ -1,36 +1,142 @@
 """Plots of an evaluation for papers and TensorBoard, drawn by matplotlib."""
+from pathlib import Path
+
+import cv2
 import matplotlib
 import numpy as np
 import pandas
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+from first_impressions.common.constants import TRAITS
+from first_impressions.common.files import atomic_write
+from first_impressions.evaluation.metrics import reliability
 
 matplotlib.use("Agg")  # draws without a display
+BINS = np.linspace(0, 1, 31)
+POINTS = {"s": 10, "linewidths": 0, "rasterized": True}     # thousands of points stay small in a PDF
+DPI = 150
+ABOVE, BELOW = 0.35, 0.5    # inches above and below a row of panels
 
 
-def trait_figure(trait: str, labels: pandas.DataFrame, predictions: pandas.DataFrame) -> Figure:
-    """Return the four-panel matplotlib figure of a trait: labels, predictions, one against the other, and the error
-    over the label beside that of random guesses drawn from the labels (red)."""
-    true, predicted = labels[trait].to_numpy(), predictions.loc[labels.index, trait].to_numpy()
-    guesses = np.random.default_rng(0).permutation(true)
-    figure, panels = pyplot.subplots(2, 2, figsize=(9, 8), layout="constrained")
-    figure.suptitle(f"{trait.capitalize()}: {len(true)} clips, accuracy {1 - np.abs(true - predicted).mean():.4f}")
-    bins = np.linspace(0, 1, 31)
-    panels[0, 0].hist(true, bins, color="tab:blue")
-    panels[0, 0].set(title="labels", xlabel="score", ylabel="clips", xlim=(0, 1))
-    panels[0, 1].hist(predicted, bins, color="tab:orange")
-    panels[0, 1].set(title="predictions", xlabel="score", ylabel="clips", xlim=(0, 1))
-    for panel in panels[0]:
-        panel.yaxis.get_major_locator().set_params(integer=True)
-    panels[1, 0].plot([0, 1], [0, 1], color="0.6", linewidth=1)
-    panels[1, 0].scatter(true, predicted, s=14, alpha=0.5, color="tab:blue", linewidths=0)
-    panels[1, 0].set(title="predictions over labels", xlabel="label", ylabel="prediction", xlim=(0, 1), ylim=(0, 1))
-    panels[1, 1].scatter(true, np.abs(true - guesses), s=14, alpha=0.35, color="tab:red", linewidths=0,
-                         label=f"random guesses, mean {np.abs(true - guesses).mean():.3f}")
-    panels[1, 1].scatter(true, np.abs(true - predicted), s=14, alpha=0.6, color="tab:blue", linewidths=0,
-                         label=f"predictions, mean {np.abs(true - predicted).mean():.3f}")
-    panels[1, 1].set(title="absolute error over labels", xlabel="label", ylabel="|error|", xlim=(0, 1), ylim=(0, 1))
-    panels[1, 1].legend(loc="upper center", framealpha=0.6)
+def save_figures(folder: Path, labels: pandas.DataFrame, predictions: pandas.DataFrame) -> dict[str, np.ndarray]:
+    """Write each trait, all_traits, reliability and correlations, all as PNG and PDF.
+
+    labels, predictions: columns TRAITS in [0, 1], index clip. Returns the pictures of the traits, uint8 RGB H x W x 3.
+    """
+    predictions = predictions.loc[labels.index]
+    pictures = _save_traits(folder, traits_figure(labels, predictions))
+    for name, draw in (("reliability", _reliability_figure), ("correlations", _correlation_figure)):
+        figure = draw(labels, predictions)
+        _save(figure, folder / f"{name}.png", dpi=DPI)
+        _save_pdf(figure, folder / f"{name}.pdf")
+    pyplot.close("all")
+    return pictures
+
+
+def traits_figure(labels: pandas.DataFrame, predictions: pandas.DataFrame) -> Figure:
+    """Return a figure with a row of four panels for each trait: labels, predictions, one against the other, and the
+    error over the label beside that of random guesses drawn from the labels (red)."""
+    figure, panels = pyplot.subplots(len(TRAITS), 4, figsize=(13, 16.6), dpi=DPI)
+    for row, trait in zip(panels, TRAITS):
+        _draw_trait(row, trait, labels[trait].to_numpy(), predictions[trait].to_numpy())
+    figure.subplots_adjust(left=0.075, right=0.99, top=1 - ABOVE / 16.6, bottom=BELOW / 16.6, wspace=0.26, hspace=0.36)
     return figure
 
 
+def _save_traits(folder, figure):
+    """Write the figure of all traits whole and row by row; return {trait: picture}. The rows of the PNG are cut out,
+    which takes a tenth of drawing them."""
+    figure.canvas.draw()
+    picture = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+    width, height = figure.get_size_inches()
+    panels, pictures = np.array(figure.axes).reshape(len(TRAITS), 4), {}
+    _save_png(folder / "all_traits.png", picture)
+    _save_pdf(figure, folder / "all_traits.pdf")
+    for axes in panels.flat:
+        axes.set_visible(False)
+    for trait, row in zip(TRAITS, panels):
+        place = row[0].get_position()
+        bottom, top = place.y0 * height - BELOW, place.y1 * height + ABOVE
+        pictures[trait] = picture[round((height - top) * DPI):round((height - bottom) * DPI)]
+        _save_png(folder / f"{trait}.png", pictures[trait])
+        for axes in row:
+            axes.set_visible(True)
+        _save_pdf(figure, folder / f"{trait}.pdf", bbox_inches=Bbox([[0, bottom], [width, top]]))
+        for axes in row:
+            axes.set_visible(False)
+    return pictures
+
+
+def _save_png(path, picture):
+    with atomic_write(path) as partial:
+        partial.write_bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes())
+
+
+def _save(figure, path, **options):
+    with atomic_write(path) as partial:
+        figure.savefig(partial, **options)
+
+
+def _save_pdf(figure, path, **options):
+    _save(figure, path, dpi=200, metadata={"CreationDate": None}, **options)  # same clips, same bytes
+
+
+def _draw_trait(row: np.ndarray, trait: str, true: np.ndarray, predicted: np.ndarray) -> None:
+    errors, guesses = np.abs(true - predicted), np.abs(true - np.random.default_rng(0).permutation(true))
+    for panel, values, title, colour in ((row[0], true, "labels", "tab:blue"),
+                                         (row[1], predicted, "predictions", "tab:orange")):
+        panel.hist(values, BINS, color=colour)
+        panel.set(title=title, xlabel="score", ylabel="clips", xlim=(0, 1))
+        panel.yaxis.get_major_locator().set_params(integer=True)
+    row[0].set_ylabel(f"{trait}\n\nclips")
+    row[2].plot([0, 1], [0, 1], color="0.6", linewidth=1)
+    row[2].scatter(true, predicted, alpha=0.5, color="tab:blue", **POINTS)
+    row[2].set(title=f"accuracy {1 - errors.mean():.4f}", xlabel="label",
+               ylabel="prediction", xlim=(0, 1), ylim=(0, 1))
+    for values, name, colour, alpha in ((guesses, "random guesses", "tab:red", 0.35),
+                                        (errors, "predictions", "tab:blue", 0.6)):
+        row[3].scatter(true, values, alpha=alpha, color=colour, label=f"{name}, mean {values.mean():.3f}", **POINTS)
+    row[3].set(title="absolute error over labels", xlabel="label", ylabel="|error|", xlim=(0, 1), ylim=(0, 1))
+    row[3].legend(loc="upper center", framealpha=0.6, fontsize="small")
+
+
+def _panels(number: int, width: float) -> tuple[Figure, np.ndarray]:
+    figure, panels = pyplot.subplots(1, number, figsize=(width, 3.1), squeeze=False)
+    figure.subplots_adjust(left=0.05, right=0.99, top=0.88, bottom=0.17, wspace=0.25)
+    return figure, panels[0]
+
+
+def _reliability_figure(labels, predictions) -> Figure:
+    """Return the reliability picture: mean label over mean prediction of ten bins with as many clips each."""
+    figure, panels = _panels(len(TRAITS), 15)
+    for panel, trait in zip(panels, TRAITS):
+        bins = reliability(labels[trait], predictions[trait])
+        panel.plot([0, 1], [0, 1], color="0.6", linewidth=1)
+        panel.errorbar(bins["prediction"], bins["label"], yerr=1.96 * bins["error"], marker="o", markersize=4,
+                       linewidth=1, capsize=2, color="tab:blue")
+        panel.set(title=trait, xlabel="mean prediction", xlim=(0, 1), ylim=(0, 1))
+    panels[0].set_ylabel("mean label")
+    return figure
+
+
+def _correlation_figure(labels, predictions) -> Figure:
+    """Return the correlations of the five traits with each other, of the labels beside the predictions."""
+    figure, panels = _panels(2, 8)
+    for panel, title, scores in zip(panels, ("labels", "predictions"), (labels, predictions)):
+        _draw_correlations(panel, title, scores[list(TRAITS)].corr().to_numpy())
+    figure.subplots_adjust(left=0.17, bottom=0.12, wspace=0.6)
+    return figure
+
+
+def _draw_correlations(panel: Axes, title: str, matrix: np.ndarray) -> None:
+    panel.imshow(matrix, vmin=-1, vmax=1, cmap="RdBu_r")
+    for row, column in np.ndindex(matrix.shape):
+        value = matrix[row, column]
+        panel.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize="small",
+                   color="white" if abs(value) > 0.6 else "black")
+    places = range(len(TRAITS))
+    panel.set(title=title, xticks=places, yticks=places, xticklabels=[trait[0].upper() for trait in TRAITS],
+              yticklabels=TRAITS)

@@ -23,10 +23,11 @@ from first_impressions.common.constants import TRAITS
 from first_impressions.common.experiment import TRAINING_RECORD, TRAINING_TABLE
 from first_impressions.common.files import atomic_write, read_json
 from first_impressions.data.chips import read_chip
-from first_impressions.evaluation.metrics import PUBLISHED, Evaluation
+from first_impressions.evaluation.metrics import Evaluation, format_p, published_table, reliability
 
 CLIPS_SHOWN = 6         # best ones, and as many worst ones
 CHIP_SIZE_SHOWN = 160   # pixels: sharp at 80 CSS pixels on a phone
+DIAGONAL = [{"type": "line", "x0": 0, "y0": 0, "x1": 1, "y1": 1, "layer": "below", "line": {"dash": "dot"}}]
 MOST_POINTS = 4000      # a scatter of more clips shows a random part of them, so that the page stays quick
 
 
@@ -42,9 +43,9 @@ def write_report(evaluation: Evaluation) -> Path:
     if evaluation.split is not None:
         faces, chip_size = evaluation.split.faces, evaluation.split.preprocessing["size"]
     warnings = list(metrics.get("warnings", ()))
-    history, training_command = None, None
+    history, record = None, {}
     if run_dir is not None:
-        history, training_command = _read_training(Path(run_dir), warnings)
+        history, record = _read_training(Path(run_dir), warnings)
     titles = {"seen": "speakers in training", "unseen": "speakers not in training"}
     parts = {title: metrics[name] for name, title in titles.items() if name in metrics}
     # Where all clips are of one kind, one table says it.
@@ -59,10 +60,11 @@ def write_report(evaluation: Evaluation) -> Path:
         figures["training"] = _training_figures(history)
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).resolve().parent), autoescape=True,
                                      undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = _number
+    environment.filters.update(number=_number, p=format_p)
     page = environment.get_template("report_template.html").render(
         metrics=metrics, warnings=warnings, traits=TRAITS, tables=tables, groups=groups, best=best, worst=worst,
-        figures=figures, published=PUBLISHED.to_dict("index"), training_command=training_command,
+        figures=figures, published=published_table().to_dict("index") if metrics["is_chalearn"] else {},
+        training_command=record.get("command"), settings=_settings(record),
         plotly=jinja2.utils.markupsafe.Markup(get_plotlyjs()))
     path = evaluation.folder / "report.html"
     # A clip's name may hold bytes that are no UTF-8; they are shown as question marks.
@@ -77,9 +79,9 @@ def _number(value, form=".4f"):
 
 
 def _read_training(run_dir, warnings):
-    """Return (training.csv as DataFrame, the training's command), each None where there is none; adds a warning for a
-    file that cannot be read."""
-    history, command, table, record = None, None, run_dir / TRAINING_TABLE, run_dir / TRAINING_RECORD
+    """Return (training.csv as DataFrame or None, content of args.json or {}); adds a warning for a file that cannot be
+    read."""
+    history, content, table, record = None, {}, run_dir / TRAINING_TABLE, run_dir / TRAINING_RECORD
     try:
         if table.exists():
             history = pandas.read_csv(table)
@@ -90,10 +92,21 @@ def _read_training(run_dir, warnings):
         history = None
     try:
         if record.exists():
-            command = read_json(record).get("command")
-    except (OSError, ValueError, AttributeError) as error:
-        warnings.append(f"{record}: cannot be read ({error}); the page lacks the command of the training")
-    return history, command
+            content = read_json(record)
+            if not isinstance(content, dict):
+                raise ValueError("it is not an object")
+    except (OSError, ValueError) as error:
+        warnings.append(f"{record}: cannot be read ({error}); the page lacks the command and settings of the training")
+        content = {}
+    return history, content
+
+
+def _settings(record):
+    """Return {name: value} of what a training run really used, its hyperparameters among it."""
+    used = record.get("used") if isinstance(record.get("used"), dict) else {}
+    settings = used.get("settings") if isinstance(used.get("settings"), dict) else {}
+    return {name: value for name, value in {**used, **settings}.items()
+            if isinstance(value, (int, float, str, bool))}
 
 
 # ---------------------------------------------------------------- clips
@@ -134,10 +147,12 @@ def _figure(alt, traces, **layout):
 
 
 def _trait_figures(trait, true, predicted):
-    """Return the plots of a trait: predictions over labels, both distributions, errors beside random guesses'."""
+    """Return the plots of a trait: predictions over labels, both distributions, errors beside random guesses',
+    reliability."""
     chosen = np.arange(len(true))
     if len(true) > MOST_POINTS:
         chosen = np.sort(np.random.default_rng(0).choice(len(true), MOST_POINTS, replace=False))
+    calibrated = reliability(true, predicted)
     # plotly reads a small part of HTML in hover texts, so the names are escaped there too.
     names = [html.escape(str(clip), quote=False) for clip in true.index[chosen]]
     true, predicted = true.to_numpy(dtype=float), predicted.to_numpy(dtype=float)
@@ -153,8 +168,7 @@ def _trait_figures(trait, true, predicted):
                                hovertemplate="%{text}<br>label %{x:.3f}, prediction %{y:.3f}<extra></extra>",
                                marker={"size": 6, "opacity": 0.6})],
                 title="Prediction over label", xaxis=score_axis, yaxis={"range": [0, 1], "title": "prediction"},
-                shapes=[{"type": "line", "x0": 0, "y0": 0, "x1": 1, "y1": 1, "layer": "below",
-                         "line": {"dash": "dot"}}]),
+                shapes=DIAGONAL),
         _figure(f"Histograms of {trait}: the labels' standard deviation is {true.std():.3f}, the predictions' "
                 f"{predicted.std():.3f}.",
                 [plots.Bar(x=middles, y=np.histogram(values, bins)[0], name=name, opacity=0.6, width=1 / 30)
@@ -168,7 +182,14 @@ def _trait_figures(trait, true, predicted):
                                hovertemplate="%{text}<br>label %{x:.3f}, error %{y:.3f}<extra></extra>",
                                marker={"size": 6, "opacity": opacity})
                  for name, values, opacity in (("predictions", errors, 0.7), ("random guesses", guesses, 0.35))],
-                title="Error over label", xaxis=score_axis, yaxis={"range": [0, 1], "title": "absolute error"})]
+                title="Error over label", xaxis=score_axis, yaxis={"range": [0, 1], "title": "absolute error"}),
+        _figure(f"Reliability of {trait}: mean label over mean prediction of {len(calibrated)} bins of as many clips "
+                "each; on the dotted line predictions are right on average.",
+                [plots.Scatter(x=calibrated["prediction"].round(4), y=calibrated["label"].round(4),
+                               mode="lines+markers", error_y={"type": "data", "array": 1.96 * calibrated["error"]},
+                               hovertemplate="prediction %{x:.3f}, label %{y:.3f}<extra></extra>")],
+                title="Reliability", xaxis={"range": [0, 1], "title": "mean prediction"},
+                yaxis={"range": [0, 1], "title": "mean label"}, shapes=DIAGONAL)]
 
 
 def _gain_figure(tables):

@@ -1,55 +1,80 @@
 """The files of an evaluation: metrics.json, predictions.csv, plots, report.html, TensorBoard, the model card."""
 import json
+import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas
-from matplotlib import pyplot
 
 from first_impressions.common.command_line import UserError
-from first_impressions.common.constants import TRAITS
 from first_impressions.common.experiment import TRAINING_RECORD
 from first_impressions.common.files import atomic_write, folder_lock
 from first_impressions.evaluation.logs import log_evaluation
+from first_impressions.evaluation.measure import keep_earlier
 from first_impressions.evaluation.metrics import Evaluation
 from first_impressions.evaluation.model_card import write_model_card
-from first_impressions.evaluation.plots import trait_figure
+from first_impressions.evaluation.plots import save_figures
 from first_impressions.evaluation.report import write_report
 
+METRICS = "metrics.json"
 LONGEST_WAIT = 600  # seconds, for another evaluation of the same experiment to write its files
 
 
+def check_folder(folder: Path) -> None:
+    """Make the folder of the results. Raises UserError, before hours of scoring, if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise UserError(f"{folder}: cannot be written; --out names another folder for the results")
+
+
 def write_results(evaluation: Evaluation) -> None:
-    """Write all files of an evaluation and say where they are."""
-    evaluation.folder.mkdir(parents=True, exist_ok=True)
-    run_dir = evaluation.run_dir
+    """Write all files of an evaluation and say where they are; those of an experiment also to TensorBoard and into its
+    model card, if they lie in its folder."""
+    folder, run_dir = evaluation.folder, evaluation.run_dir
+    own = run_dir is not None and folder.parent == run_dir
     # One evaluation at a time writes; of an experiment they share the model card. Another one waits.
-    with folder_lock(run_dir or evaluation.folder, LONGEST_WAIT, ".report.lock"):
-        _write_figures(evaluation)
-        print(f"figures, predictions and plots: {evaluation.folder}; all of it on one page: {write_report(evaluation)}")
-        if run_dir is not None and (run_dir / TRAINING_RECORD).exists():
+    with folder_lock(run_dir if own else folder, LONGEST_WAIT, ".report.lock"):
+        _keep_earlier(evaluation)
+        pictures = _write_figures(evaluation)
+        if own:
+            table = pandas.DataFrame(evaluation.metrics["traits"]).T
+            log_evaluation(run_dir, folder, evaluation.metrics, table, pictures)
+        print(f"figures, predictions and plots: {folder}; all of it on one page: {write_report(evaluation)}")
+        if own and (run_dir / TRAINING_RECORD).exists():
             try:
                 print(f"model card: {write_model_card(run_dir)}")
             except UserError as error:
                 print(f"warning: no model card: {error}", file=sys.stderr)
 
 
+def _keep_earlier(evaluation):
+    def with_nan(content):
+        return {key: float("nan") if value is None else value for key, value in content.items()}
+
+    try:
+        text = (evaluation.folder / METRICS).read_text(encoding="utf-8")
+        lost = keep_earlier(evaluation, json.loads(text, object_hook=with_nan))
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return  # none, or of an older version
+    if lost:
+        print(f"note: the {' and the '.join(lost)} of the earlier evaluation in {evaluation.folder} are replaced",
+              file=sys.stderr)
+
+
 def _write_figures(evaluation):
-    """Write metrics.json, predictions.csv and the pictures of the traits; for an experiment also to TensorBoard."""
+    """Write metrics.json, predictions.csv and the plots; return {trait: picture}."""
     folder, labels, predictions = evaluation.folder, evaluation.labels, evaluation.predictions
-    with atomic_write(folder / "metrics.json") as partial:
+    with atomic_write(folder / METRICS) as partial:
         partial.write_text(json.dumps(_without_nan(evaluation.metrics), indent=2) + "\n")
     with atomic_write(folder / "predictions.csv") as partial:
         rows = predictions.loc[labels.index].join(labels.add_prefix("label_"))
         rows.to_csv(partial, float_format="%.6f", index_label="clip")
-    figures = {trait: trait_figure(trait, labels, predictions) for trait in TRAITS}
-    for trait, figure in figures.items():
-        with atomic_write(folder / f"{trait}.png") as partial:
-            figure.savefig(partial, dpi=110)
-    if evaluation.run_dir is not None:
-        table = pandas.DataFrame(evaluation.metrics["traits"]).T
-        log_evaluation(evaluation.run_dir, folder, evaluation.metrics, table, figures)
-    pyplot.close("all")
+    return save_figures(folder, labels, predictions)
 
 
 def _without_nan(value):
