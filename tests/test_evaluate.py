@@ -1,5 +1,6 @@
 """Figures against independent computations, the bootstrap, and anybody's predictions."""
 import json
+import pickle
 
 import numpy as np
 import pandas
@@ -196,7 +197,9 @@ def test_groups_of_the_challenge_and_a_second_evaluation(run, tmp_path):
     second = json.loads((folder / "metrics.json").read_text())
     assert second["comparison"]["with"] == "scores.csv" and second["groups"].keys() == first["groups"].keys()
     predictions.clip(0.3).rename_axis("clip").to_csv(tmp_path / "scores.csv")
-    _, _, errors = run(evaluate, *common, "--out", "one/two")
+    (tmp_path / "annotation_test.pkl").write_bytes(pickle.dumps(labels.to_dict(), 2))
+    _, output, errors = run(evaluate, *common[:3], "annotation_test.pkl", "--out", "one/two")
+    assert "original repository" in output and "no difference from them can be tested" in output
     assert "the comparison with scores.csv and the figures of groups of the earlier evaluation" in errors
     assert "comparison" not in json.loads((folder / "metrics.json").read_text())
 
