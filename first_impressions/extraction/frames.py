@@ -118,7 +118,7 @@ def _decode_everything(path, packets, errors):
     """Yield (index, frame) for every frame that a plain decode from the start gives; damaged packets are skipped, and
     the errors of the decoder are added to a list."""
     index_of = dict(zip(packets.times.tolist(), packets.indices.tolist())) if packets.timed else None
-    count = 0
+    count, position = 0, -1
     with open_clip(path) as (container, stream):
         packet_iterator = container.demux(stream)
         while True:
@@ -129,6 +129,9 @@ def _decode_everything(path, packets, errors):
             except av.error.FFmpegError:
                 packet = None  # the file is damaged here: drain the decoder
             heartbeat()
+            position += 1
+            if packets.timed and packet is not None and packet.size and position < len(packets.times):
+                packet.pts = int(packets.times[position])
             try:
                 frames = stream.codec_context.decode(packet if packet is not None and packet.size else None)
             except av.error.EOFError:
@@ -167,8 +170,9 @@ def decode_wanted(path: str | Path, packets: Packets, wanted: set[int]) -> Itera
         decoder = stream.codec_context
         can_skip = packets.codec == "h264"
         for position, packet in enumerate(demux(container, stream)):
-            if position > end or packet.pts != packets.times[position] or packet.size != packets.sizes[position]:
+            if position > end or packet.size != packets.sizes[position]:
                 return
+            packet.pts = int(packets.times[position])
             if position in lasts:
                 last = lasts[position]
             if position > last:

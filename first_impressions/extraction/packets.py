@@ -1,5 +1,6 @@
 """What a clip holds, read without decoding: the packets of its video stream, their order, where decoding can start."""
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,10 @@ READ_OPTIONS = {"protocol_whitelist": "none",
 
 # In these codecs a picture carries the time stamp of its packet and a packet holds one picture, as a rule.
 TIMED_CODECS = {"h264", "hevc", "vp8", "vp9", "av1"}
+# Formats that store the time of decoding only, and the codecs that then do not tell the order of display.
+DECODING_TIME_FORMATS, REORDERING_CODECS = {"avi", "asf"}, {"h264", "hevc"}
+# Pictures that may be decoded before one that is shown earlier: 16 in H.264 and HEVC (max_dec_frame_buffering).
+REORDERING_DEPTH = 16
 
 av.logging.set_level(None)
 
@@ -33,12 +38,13 @@ av.logging.set_level(None)
 class Packets:
     """The packets of a clip's video stream in the order of the file.
 
-    times: int64, presentation time stamps; sizes: int64, bytes; clean: bool, True where a decoder can start and knows
-    all it needs; indices: int64, display index of the packet's picture, -1 for a packet that is not shown; timed: False
-    where time stamps cannot tell pictures apart and pictures must be counted; drawable: indices of the pictures to draw
-    from; pixel_aspect: width of a pixel as displayed, in parts of its height; notes: sentences on what is wrong with
-    the clip although frames can be drawn from it, also those that decoding adds; seconds: float64, of each picture
-    shown, by its index, from the first one; empty where nothing tells.
+    times: int64, presentation time stamps, which go on if the clip's clock starts anew; sizes: int64, bytes; clean:
+    bool, True where a decoder can start and knows all it needs; indices: int64, display index of the packet's picture,
+    -1 for a packet that is not shown; timed: False where time stamps cannot tell pictures apart and pictures must be
+    counted; drawable: indices of the pictures to draw from; pixel_aspect: width of a pixel as displayed, in parts of
+    its height; notes: sentences on what is wrong with the clip although frames can be drawn from it, also those that
+    decoding adds; seconds: float64, of each picture shown, by its index, from the first one, empty if nothing tells;
+    guess: None, or a sentence on how seconds were guessed.
     """
     times: np.ndarray
     sizes: np.ndarray
@@ -50,22 +56,26 @@ class Packets:
     pixel_aspect: Fraction
     notes: list[str]
     seconds: np.ndarray
+    guess: str | None
 
 
 @dataclass
 class _Listing:
-    """A video stream as read, one entry a packet, and what the header promises: packets (0 if it does not say) and
+    """A video stream as read, one entry per packet, and what the header promises: packets (0 if it does not say) and
     length in seconds."""
+    formats: set[str]
     codec: str
     promised: int
     seconds: float
     time_base: float
     pixel_aspect: Fraction
     times: list = field(default_factory=list)
+    decoding_times: list = field(default_factory=list)
     sizes: list = field(default_factory=list)
     clean: list = field(default_factory=list)
     shown: list = field(default_factory=list)
     corrupt: list = field(default_factory=list)
+    renewals: list = field(default_factory=list)  # packets at which the clock starts anew
     changes: bool = False     # the decoder's parameters change on the way
     end: str | None = None    # why reading ended early
     problem: str | None = None
@@ -187,13 +197,15 @@ def list_packets(path: str | Path) -> Packets:
     listing = _read_listing(path)
     if not any(listing.shown):
         raise UserError("holds no frame; replace or remove it")
-    notes = list(filter(None, [listing.end or _missing_part(path, listing), listing.problem]))
+    _continue_clock(listing)
+    renewed = listing.renewals and (f"its clock starts anew {counted(len(listing.renewals), 'time')}; its parts were "
+                                    "taken one after the other")
+    notes = list(filter(None, [listing.end or _missing_part(path, listing), renewed, listing.problem]))
     shown = np.array(listing.shown)
-    total = int(shown.sum())
-    known = _known_times(listing)
     indices = np.full(len(shown), -1, np.int64)
-    are_distinct = len(set(known)) == total
-    timed = listing.codec in TIMED_CODECS and None not in listing.times and are_distinct
+    timed = (listing.codec in TIMED_CODECS and None not in listing.times
+             and len(set(_known_times(listing))) == shown.sum()
+             and not (listing.codec in REORDERING_CODECS and listing.formats & DECODING_TIME_FORMATS))
     if timed:
         times = np.array(listing.times, np.int64)
         indices[shown] = np.argsort(np.argsort(times[shown]))
@@ -207,9 +219,9 @@ def list_packets(path: str | Path) -> Packets:
         times = np.zeros(len(shown), np.int64)
         clean = np.zeros(len(shown), bool)
     # A packet that is only half there gives half a picture.
-    drawable = indices[shown & ~np.array(listing.corrupt)].tolist() if timed else range(total)
+    drawable = indices[shown & ~np.array(listing.corrupt)].tolist() if timed else range(int(shown.sum()))
     return Packets(times, np.array(listing.sizes), clean, indices, timed, drawable, listing.codec, listing.pixel_aspect,
-                   notes, _seconds_of_pictures(listing, known if are_distinct else None, total))
+                   notes, *_seconds_of_pictures(listing))
 
 
 def _read_listing(path):
@@ -218,16 +230,17 @@ def _read_listing(path):
         codec = {"libdav1d": "av1", "libvpx-vp9": "vp9"}.get(codec, codec)
         length_size = _nal_length_size(stream, codec)
         # In MP4 the table of samples is exact, without those that an edit list cuts off.
-        is_mp4 = "mp4" in container.format.name.split(",")
-        promised = len(stream.index_entries) if is_mp4 else stream.frames
+        formats = set(container.format.name.split(","))
+        promised = len(stream.index_entries) if "mp4" in formats else stream.frames
         pixel_aspect, problem = _pixel_aspect(stream)
         seconds = (container.duration or 0) / av.time_base
-        listing = _Listing(codec, promised, seconds, float(stream.time_base), pixel_aspect, problem=problem)
+        listing = _Listing(formats, codec, promised, seconds, float(stream.time_base), pixel_aspect, problem=problem)
         try:
             for packet in demux(container, stream):
                 if packet.has_sidedata("encryption_info"):
                     raise UserError("is encrypted; decrypt, replace or remove it")
                 listing.times.append(packet.pts)
+                listing.decoding_times.append(packet.dts)
                 listing.sizes.append(packet.size)
                 listing.shown.append(not packet.is_discard)
                 listing.corrupt.append(packet.is_corrupt)
@@ -235,15 +248,70 @@ def _read_listing(path):
                 listing.changes = listing.changes or packet.has_sidedata("new_extradata")
         except av.error.FFmpegError as error:
             listing.end = f"reading stopped after {counted(len(listing.times), 'frame')} ({_reason(error)})"
+    if "avi" in formats and listing.times and None not in listing.decoding_times:
+        # Time counts the chunks there. Those without data stand for dropped pictures.
+        ticks = max(listing.decoding_times) - min(listing.decoding_times) + 1
+        listing.promised -= max(0, ticks - len(listing.times))
     return listing
 
 
-def _seconds_of_pictures(listing, known, total):
-    """Return Packets.seconds: by the time stamps, or where these do not tell (None) evenly over the length in the
-    header."""
-    if known is not None:
-        return (np.sort(np.array(known, np.int64)) - min(known)) * listing.time_base
-    return np.arange(total) * (listing.seconds / total) if listing.seconds > 0 else np.zeros(0)
+def _starts_anew(place, begin, listing):
+    """Return True if the clock starts anew at a packet. begin: the first packet of the part before.
+
+    Times of decoding never go back otherwise, but those that FFmpeg guesses (Matroska) may by a little. Times of
+    display do, but never before those of more packets than reordering moves.
+    """
+    stamps, depth = listing.decoding_times, 2
+    if "matroska" in listing.formats or None in stamps[max(begin, place - depth):place + 1]:
+        stamps, depth = listing.times, REORDERING_DEPTH + 1
+    earlier = stamps[max(begin, place - depth):place]
+    if None in [*earlier, stamps[place]] or (depth > 2 and len(earlier) < depth):
+        return False
+    return stamps[place] < min(earlier)
+
+
+def _continue_clock(listing):
+    """Let the time stamps of a part at which the clock starts anew (recordings joined one after the other, without
+    rewriting) go on from the part before; note where that is."""
+    times, begin = listing.times, 0
+    for place in range(1, len(times)):
+        if _starts_anew(place, begin, listing):
+            listing.renewals.append(place)
+            begin = place
+    latest = None
+    for begin, end in itertools.pairwise([0, *listing.renewals, len(times)]):
+        part = sorted({time for time in times[begin:end] if time is not None})
+        if not part:
+            continue
+        step = int(np.median(np.diff(part))) if len(part) > 1 else 1
+        shift = 0 if latest is None else latest + step - part[0]
+        times[begin:end] = [time if time is None else time + shift for time in times[begin:end]]
+        latest = part[-1] + shift
+    # The last picture of a part is taken for broken because the counter of the stream's pieces jumps.
+    for place in listing.renewals:
+        listing.corrupt[max(0, place - 2):place] = [False] * min(2, place)
+
+
+def _seconds_of_pictures(listing):
+    """Return (Packets.seconds, Packets.guess)."""
+    places = [place for place, is_shown in enumerate(listing.shown) if is_shown]
+    known = np.array([order for order, place in enumerate(places) if listing.times[place] is not None], np.int64)
+    times = np.sort(np.array([listing.times[places[order]] for order in known], np.int64))
+    total = len(places)
+    if not len(times) or len(times) == 1 < total or (np.diff(times) == 0).any():
+        if listing.seconds <= 0:
+            return np.zeros(0), None
+        return np.arange(total) * (listing.seconds / total), (
+            "times of its frames are missing or repeat; all were spread evenly over the length in its header")
+    if len(known) == total:
+        return (times - times[:1]) * listing.time_base, None
+    # In Matroska all times before 0 are lost: then the frames without a time are the first ones.
+    order = np.arange(total - len(known), total) if known[0] > 0 else known
+    step = np.median(np.diff(times) / np.diff(order)) if len(order) > 1 else 1
+    filled = np.interp(np.arange(total), order, times)
+    filled += step * np.minimum(0, np.arange(total) - order[0]) + step * np.maximum(0, np.arange(total) - order[-1])
+    return (filled - filled[0]) * listing.time_base, (
+        f"{total - len(known)} of its {counted(total, 'frame')} bear no time; theirs were guessed from the others")
 
 
 def _known_times(listing):
@@ -253,9 +321,12 @@ def _known_times(listing):
 def _missing_part(path, listing):
     """Return a sentence where the clip seems cut off, else None."""
     remedy = "frames were drawn from these; replace the clip if it should be longer"
-    if len(listing.times) < listing.promised or any(listing.corrupt):
-        return (f"seems cut off: its header promises {counted(max(listing.promised, len(listing.times)), 'frame')} and "
+    total = max(listing.promised, len(listing.times))
+    if len(listing.times) < listing.promised or listing.corrupt[-1]:
+        return (f"seems cut off: its header promises {counted(total, 'frame')} and "
                 f"{sum(listing.shown) - sum(listing.corrupt)} are there whole; {remedy}")
+    if any(listing.corrupt):
+        return f"data may be missing in {sum(listing.corrupt)} of its {counted(total, 'frame')}; the others were used"
     known = _known_times(listing)
     least_seconds = 0.98 * listing.seconds - 0.5
     if not listing.promised and known and (max(known) - min(known)) * listing.time_base < least_seconds:
