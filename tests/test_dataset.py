@@ -79,14 +79,14 @@ def test_official_file_with_a_call_in_it_is_refused(chalearn_dir, tmp_path):
 
 @pytest.mark.parametrize("text, complaint", [
     ("", "cannot be read"),
-    (HEADER, "holds no clip"),
+    (HEADER, "contains no clip"),
     ("clip,openness\na,0.5\n", "no column for conscientiousness"),
     ("name," + ",".join(TRAITS) + "\na,1,1,1,1,1\n", "no column `clip`"),
     (HEADER + "a,0.5,0.5,0.5,0.5,\n", "neuroticism"),
-    (HEADER + "a,0.5,0.5,0.5,0.5,NaN\n", "no number"),
+    (HEADER + "a,0.5,0.5,0.5,0.5,NaN\n", "not a number"),
     (HEADER + "a,0.5,0.5,1.7,0.5,0.5\n", r"extraversion: 1.7 is outside"),
     (HEADER + "a,0.5,high,0.5,0.5,0.5\n", "'high'"),
-    (HEADER + "a.mp4,0.5,0.5,0.5,0.5,0.5\na,0.5,0.5,0.5,0.5,0.5\n", "a stands there twice"),
+    (HEADER + "a.mp4,0.5,0.5,0.5,0.5,0.5\na,0.5,0.5,0.5,0.5,0.5\n", "a is listed twice"),
 ])
 def test_wrong_labels_are_named(tmp_path, text, complaint):
     path = tmp_path / "labels.csv"

@@ -125,7 +125,7 @@ def test_settings_that_are_nested_deeply_or_bear_a_byte_order_mark(run, tmp_path
 
 
 def test_scores_that_are_too_large_or_a_little_outside(tmp_path):
-    for score, complaint in ((10**400, "is no number"), (1e200, "outside"), (1.0000001, r"1\.0000001 is outside")):
+    for score, complaint in ((10**400, "is not a number"), (1e200, "outside"), (1.0000001, r"1\.0000001 is outside")):
         path = tmp_path / "annotation_test.pkl"
         path.write_bytes(pickle.dumps({trait: {"a.1": score} for trait in TRAITS}, 2))
         with pytest.raises(UserError, match=complaint) as caught:

@@ -135,12 +135,12 @@ def test_mutated_tables_are_read_rightly_or_refused(tmp_path, long_run):
 
 
 @pytest.mark.parametrize("text, complaint", [
-    ("clip,group\n", "holds no clip"),
+    ("clip,group\n", "contains no clip"),
     ("", "it is empty"),
-    ("clip;group\na;x\na.mp4;y\n", "the clip a stands there twice, in line 2 as a and in line 3 as a.mp4"),
+    ("clip;group\na;x\na.mp4;y\n", "the clip a is listed twice, in line 2 as a and in line 3 as a.mp4"),
     ("name,group\na,x\n", "no column `clip`"),
     ("clip,group,Group\na,x,y\n", "two columns are called group"),
-    ("clip,group\n,x\n", "line 2 names no clip"),
+    ("clip,group\n,x\n", "line 2 has an empty clip name"),
     ("clip,group\na,x,y\n", "line 2 has 3 cells, the header 2"),
 ])
 def test_wrong_groups_are_named(tmp_path, text, complaint):

@@ -277,7 +277,7 @@ def test_wrong_arguments(run_script, run, tmp_path):
     (tmp_path / "taken" / "train").mkdir(parents=True)
     (tmp_path / "taken" / "train" / "videos").touch()
     for arguments, word in ((("nowhere", "data"), "nowhere"), (("empty", "data"), "train-1.zip"),
-                            (("file", "data"), "is no folder"), (("downloads", "file"), "file: is no folder"),
+                            (("file", "data"), "is not a folder"), (("downloads", "file"), "file: is not a folder"),
                             (("downloads", "file/data"), "Not a directory"), (("downloads", 300 * "x"), "too long"),
                             (("downloads", "data", "--password-file", "empty"), "empty: cannot be read"),
                             (("downloads", "taken"), "taken/train/videos: cannot be made")):

@@ -71,6 +71,6 @@ def read_annotation(path: Path) -> dict[str, dict]:
         raise UserError(f"{path}: refused, not a file of labels as the challenge wrote it: {error}; nothing of it was "
                         "run; download it again or write a labels.csv") from None
     if not isinstance(content, dict) or not all(isinstance(scores, dict) for scores in content.values()):
-        raise UserError(f"{path}: holds no dictionary {{trait: {{clip: score}}}}; "
+        raise UserError(f"{path}: is not a dictionary {{trait: {{clip: score}}}}; "
                         "download it again or write a labels.csv")
     return content

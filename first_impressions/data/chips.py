@@ -13,16 +13,16 @@ from first_impressions.common.command_line import UserError, printable
 
 
 def read_chip(path: str | os.PathLike, size: int) -> torch.Tensor:
-    """Return a face chip as uint8 3 x size x size RGB tensor. Raises UserError for a file that is no whole JPEG."""
+    """Return a face chip as uint8 3 x size x size RGB tensor. Raises UserError for a file that is not a whole JPEG."""
     try:
         with open(path, "rb") as file:
             data = file.read()
         # A JPEG ends with this mark; OpenCV fills up what is missing of a truncated one with grey and says nothing.
         if b"\xff\xd9" not in data[-64:]:
-            raise ValueError("it is no whole JPEG")
+            raise ValueError("it is not a whole JPEG")
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
         if picture is None:
-            raise ValueError("it is no JPEG that OpenCV can decode")
+            raise ValueError("it is not a JPEG that OpenCV can decode")
     except (cv2.error, ValueError, OSError) as error:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); "
                         "delete it and make the faces again") from None
@@ -36,7 +36,7 @@ def epoch_batches(number_of_rows: int, batch_size: int, seed: int, epoch: int, r
     """Return the shuffled batches of an epoch as a list of lists of row numbers, for one of several processes.
 
     The order depends only on (seed, epoch). Every process gets the same number of batches; the last rows are repeated
-    from the beginning where they do not divide evenly.
+    from the beginning if they do not divide evenly.
     """
     order = np.random.default_rng([seed, epoch]).permutation(number_of_rows)
     per_process = math.ceil(number_of_rows / world_size)

@@ -34,10 +34,10 @@ def _named(names, places, path):
     clips, first = [clip_name(name) for name in names], {}
     for clip, name, place in zip(clips, names, places):
         if not clip:
-            raise UserError(f"{path}: {place} names no clip; name it or remove the line")
+            raise UserError(f"{path}: {place} has an empty clip name; name it or remove the line")
         if clip in first:
-            raise UserError(f"{path}: the clip {clip} stands there twice, in {first[clip][0]} as {first[clip][1]} and "
-                            f"in {place} as {name}; keep one, or rename the clip where these are two")
+            raise UserError(f"{path}: the clip {clip} is listed twice, in {first[clip][0]} as {first[clip][1]} and "
+                            f"in {place} as {name}; keep one, or rename one if these are two clips")
         first[clip] = place, name
     return pandas.Index(clips, name="clip", dtype=object)
 
@@ -47,7 +47,7 @@ def _score_table(path, optional=()):
     if "problem" in table:  # predict.py's own table: a file that could not be scored has no scores
         table = table[(table["problem"] == "") | (table[list(TRAITS)] != "").any(axis=1)]
     if table.empty:
-        raise UserError(f"{path}: holds no clip")
+        raise UserError(f"{path}: contains no clip")
     clips = _named(table["clip"], [f"line {line}" for line in table.index], path)
     return numbers_of(table, TRAITS, path).set_axis(clips, axis=0).sort_index()
 
@@ -56,18 +56,18 @@ def _annotation_scores(path):
     content = read_annotation(path)
     missing = [trait for trait in TRAITS if trait not in content]
     if missing:
-        raise UserError(f"{path}: the trait {', '.join(missing)} is missing (it holds {', '.join(map(str, content))})")
+        raise UserError(f"{path}: the trait {', '.join(missing)} is missing (there are {', '.join(map(str, content))})")
     columns = {}
     for trait in TRAITS:
         clips = _named(content[trait], [f"entry {number} of {trait}" for number in range(len(content[trait]))], path)
         columns[trait] = pandas.Series(list(content[trait].values()), index=clips, dtype=object)
     scores = pandas.DataFrame(columns)
     if scores.empty:
-        raise UserError(f"{path}: holds no clip")
+        raise UserError(f"{path}: contains no clip")
     for trait in TRAITS:
         for clip, score in scores[trait].items():
             if isinstance(score, bool) or not isinstance(score, (int, float)) or not abs(score) < LARGEST:
-                raise UserError(f"{path}: clip {clip}, {trait}: {reprlib.repr(score)} is no number; correct it or "
+                raise UserError(f"{path}: clip {clip}, {trait}: {reprlib.repr(score)} is not a number; correct it or "
                                 "remove the clip")
     return scores.astype("float64").rename_axis("clip").sort_index()
 
@@ -95,7 +95,7 @@ def read_labels(path: str | os.PathLike) -> pandas.DataFrame:
     """Return the labels in a file of the challenge (.pkl) or a table as a DataFrame.
 
     Index: clip name without video ending, sorted; columns: TRAITS, float64 in [0, 1]. Raises UserError naming the file
-    for a missing trait, a score that is no number or outside [0, 1], a clip named twice or any file that is not plain
+    for a missing trait, a score that is not a number or outside [0, 1], a clip named twice or a file that is not plain
     data. No code in the file is ever run.
     """
     path = Path(path)
@@ -124,7 +124,7 @@ def read_groups(path: str | os.PathLike) -> dict[str, pandas.Series]:
     table = read_table(path, ("clip",), None)
     columns = [column for column in table if column != "clip"]
     if table.empty:
-        raise UserError(f"{path}: holds no clip")
+        raise UserError(f"{path}: contains no clip")
     if not columns:
         raise UserError(f"{path}: has no column of groups beside `clip`")
     clips = _named(table["clip"], [f"line {line}" for line in table.index], path)
@@ -135,7 +135,7 @@ def read_groups(path: str | os.PathLike) -> dict[str, pandas.Series]:
 
 
 def speakers_of(clips: Iterable[str], speaker_regex: str = SPEAKER_REGEX) -> list[str]:
-    """Return one speaker's name for each clip: the first group of the expression, or the clip's own name where the
+    """Return one speaker's name for each clip: the first group of the expression, or the clip's own name if the
     expression does not match. Raises UserError for an expression without a group."""
     try:
         pattern = re.compile(speaker_regex)
@@ -147,7 +147,7 @@ def speakers_of(clips: Iterable[str], speaker_regex: str = SPEAKER_REGEX) -> lis
 
 
 def read_speakers(path: str | os.PathLike, clips: Iterable[str], speaker_regex: str = SPEAKER_REGEX) -> pandas.Series:
-    """Return a Series, index clips: each clip's speaker from the column `speaker` of a table of labels, where it has
+    """Return a Series, index clips: each clip's speaker from the column `speaker` of a table of labels, if it has
     one and the cell is not empty, else from the clip's name by speakers_of."""
     speakers = pandas.Series(speakers_of(clips, speaker_regex), index=clips, dtype=object)
     if Path(path).suffix.lower() != ".pkl":
@@ -162,7 +162,7 @@ def read_speakers(path: str | os.PathLike, clips: Iterable[str], speaker_regex: 
 # ---------------------------------------------------------------- files of a split
 
 def label_file(split_dir: Path, split: str) -> Path:
-    """Return the path of the split's labels. Raises UserError where there is none, or two."""
+    """Return the path of the split's labels. Raises UserError if there is none, or two."""
     found = [path for path in (split_dir / ANNOTATION_FILES[split], split_dir / LABEL_TABLE) if path.exists()]
     if len(found) == 2:
         raise UserError(f"{found[0]} and {found[1]}: two files of labels for one split; keep one")

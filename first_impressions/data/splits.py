@@ -73,7 +73,7 @@ class Split:
 def list_faces(face_dir: str | os.PathLike) -> pandas.DataFrame:
     """Return the face chips below a folder: DataFrame with the columns path, clip, sorted by path.
 
-    Links to other folders are followed, each folder is visited once. Raises UserError where two folders have faces of
+    Links to other folders are followed, each folder is visited once. Raises UserError if two folders have faces of
     clips of one name: they would be taken for one clip.
     """
     rows, visited, folder_of_clip = [], set(), {}
@@ -96,7 +96,7 @@ def list_faces(face_dir: str | os.PathLike) -> pandas.DataFrame:
 
 
 def read_preprocessing(face_dir: str | os.PathLike) -> dict:
-    """Return what the face script wrote about its crop, or the defaults where the faces come from elsewhere."""
+    """Return what the face script wrote about its crop, or the defaults if the faces come from elsewhere."""
     path = Path(face_dir) / PREPROCESSING_FILE
     if not path.exists():
         return dict(DEFAULT_PREPROCESSING)
@@ -125,7 +125,7 @@ def load_split(data_dir: str | os.PathLike, split: str, speaker_regex: str = SPE
         raise UserError(f"{face_dir}: contains {counted(pictures, 'picture')}, none named after a clip as "
                         f"{face_name(frame_name('CLIP', 7)[:-4])}; make the faces with the scripts of pre-processing")
     if faces.empty and need_faces:
-        raise UserError(f"{face_dir}: holds no faces; make them with python "
+        raise UserError(f"{face_dir}: contains no faces; make them with python "
                         f"pre-processing/extract_faces_from_videos.py {split_dir / 'videos'} {face_dir} 10")
     unlabelled = sorted(set(faces["clip"]) - set(labels.index))
     if unlabelled:
@@ -136,8 +136,8 @@ def load_split(data_dir: str | os.PathLike, split: str, speaker_regex: str = SPE
 
 
 def join_splits(first: Split, second: Split) -> Split:
-    """Return one Split of two (training and validation clips for the final run). Raises UserError where a clip is in
-    both, or where their faces were cropped differently."""
+    """Return one Split of two (training and validation clips for the final run). Raises UserError if a clip is in
+    both, or if their faces were cropped differently."""
     both = sorted(set(first.labels.index) & set(second.labels.index))
     if both:
         raise UserError(f"clip {both[0]}: is in {first.name} and in {second.name}; remove it from one of them")
@@ -150,7 +150,7 @@ def join_splits(first: Split, second: Split) -> Split:
 
 
 def check_same_crop(first: Split, second: Split) -> None:
-    """Raise UserError where the faces of two splits were cropped with another size or padding."""
+    """Raise UserError if the faces of two splits were cropped with another size or padding."""
     for key in ("size", "padding"):
         if first.preprocessing[key] != second.preprocessing[key]:
             raise UserError(f"the faces of {first.name} were made with --{key} {first.preprocessing[key]}, those of "
@@ -158,7 +158,7 @@ def check_same_crop(first: Split, second: Split) -> None:
 
 
 def draw_speakers(speakers: pandas.Series, room: float, generator: np.random.Generator) -> list[str]:
-    """Return speakers drawn at random who have at most so many clips together.
+    """Return speakers drawn at random who have at most `room` clips in total.
 
     speakers: the speaker of each clip. One who does not fit is skipped, and the drawing goes on; there may be none.
     """
@@ -173,8 +173,8 @@ def draw_speakers(speakers: pandas.Series, room: float, generator: np.random.Gen
 def split_by_speaker(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     """Return (training, validation) Splits without a common speaker, about `fraction` of the clips in the second.
 
-    Speakers are taken in random order as long as they fit; one who does not fit is skipped. Where none fits, the one
-    with the fewest clips is taken. Raises UserError where there is only one speaker.
+    Speakers are taken in random order as long as they fit; one who does not fit is skipped. If none fits, the one
+    with the fewest clips is taken. Raises UserError if there is only one speaker.
     """
     sizes = split.speakers.value_counts().sort_index()
     if len(sizes) < 2:

@@ -1,4 +1,5 @@
-"""Tables that people write, of labels, predictions, groups and speakers: read rightly or refused in one line.
+"""Tolerant reader of tables that people write (labels, predictions, groups, speakers): read correctly or refused in one
+line.
 
 Spreadsheets export the same table in many forms. Read are UTF-8 and UTF-16, with or without a byte order mark; commas,
 semicolons, tabs or bars between the cells; decimal points or decimal commas; blank lines, blanks around cells, empty
@@ -30,7 +31,7 @@ def read_table(path: str | os.PathLike, needed: tuple[str, ...],
     """Return the columns that are needed, and the optional ones that are there (None: all), of a table in a file.
 
     Cells are text without blanks around them; the index is the number of each row's line in the file. Raises UserError
-    where a column is missing or there twice, or a row has more or fewer cells than the header.
+    if a column is missing or there twice, or a row has more or fewer cells than the header.
     """
     text = _decode(Path(path))
     rows = _rows(path, text, needed)
@@ -75,7 +76,7 @@ def _decode(path):
         raise UserError(f"{path}: line {line} is not UTF-8; save the file as CSV UTF-8") from None
     if "\0" in text:
         line = text[:text.index("\0")].count("\n") + 1
-        raise UserError(f"{path}: line {line} holds a zero byte; save the file as CSV UTF-8")
+        raise UserError(f"{path}: line {line} contains a zero byte; save the file as CSV UTF-8")
     return text
 
 
@@ -141,15 +142,15 @@ def _places(path, header, needed, optional):
 def numbers_of(table: pandas.DataFrame, columns: tuple[str, ...], path: str | os.PathLike) -> pandas.DataFrame:
     """Return columns of a table as float64.
 
-    Raises UserError that names the cell which is no number, or a file that mixes decimal points and decimal commas.
+    Raises UserError that names the cell that is not a number, or a file that mixes decimal points and decimal commas.
     """
     texts = table[list(columns)]
     marks = {}
     for column in columns:
         for line, text in zip(texts.index, texts[column]):
             if not NUMBER.fullmatch(text) or not math.isfinite(float(text.replace(",", "."))):
-                raise UserError(f"{path}: line {line}, clip {table.at[line, 'clip']}, {column}: {text!r} is no number; "
-                                "correct it or remove the clip")
+                raise UserError(f"{path}: line {line}, clip {table.at[line, 'clip']}, {column}: {text!r} is not a "
+                                "number; correct it or remove the clip")
             for mark in ".,":
                 if mark in text:
                     marks.setdefault(mark, (line, column, text))

@@ -13,7 +13,7 @@ def _input_cell(path):
 
 
 def _read_failures(path):
-    """Yield the lines (input, reason) of a failures.csv; none where there is no such file."""
+    """Yield the lines (input, reason) of a failures.csv; none if there is no such file."""
     try:
         with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
             for row in csv.reader(file):
@@ -68,5 +68,5 @@ class KnownFailures:
         self.lines = {(os.path.abspath(cell), reason) for cell, reason in _read_failures(path)}
 
     def holds(self, path: str | os.PathLike, reason: str) -> bool:
-        """Return True where the last run gave this reason for a file that has not changed since."""
+        """Return True if the last run gave this reason for a file that has not changed since."""
         return (os.path.abspath(path), reason) in self.lines and os.stat(path).st_ctime_ns < self.start

@@ -135,7 +135,7 @@ def _others(twice):
 def check_folders(source: str | os.PathLike, target: str | os.PathLike) -> None:
     """Raise UserError unless source is a folder and target is another one, or a name that a folder can be made of."""
     if not os.path.isdir(source):
-        raise UserError(f"{source}: " + ("is no folder" if os.path.exists(source) else "no such folder"))
+        raise UserError(f"{source}: " + ("is not a folder" if os.path.exists(source) else "no such folder"))
     existing, missing = os.path.abspath(target), []
     while not os.path.lexists(existing):
         existing, name = os.path.split(existing)
@@ -148,7 +148,7 @@ def check_folders(source: str | os.PathLike, target: str | os.PathLike) -> None:
         except OSError as error:  # a name that is too long, or a file where a folder would have to be
             raise UserError(f"{target}: cannot be made ({error.strerror}); name another target folder") from None
     if not os.path.isdir(existing):
-        raise UserError(f"{existing}: is no folder; name another target folder")
+        raise UserError(f"{existing}: is not a folder; name another target folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{existing}: cannot be written; name another target folder")
     if os.path.isdir(target) and os.path.samefile(source, target):
@@ -162,7 +162,7 @@ def check_folders(source: str | os.PathLike, target: str | os.PathLike) -> None:
 def check_settings(target: str | os.PathLike, settings: dict) -> bool:
     """Compare settings (a dictionary of plain values) with those in the target's preprocessing.json, if it exists.
 
-    Return True where they agree, False where there are none yet. Raises UserError naming the differences, because files
+    Return True if they agree, False if there are none yet. Raises UserError naming the differences, because files
     made in two ways must not be mixed in one folder.
     """
     path = Path(target, PREPROCESSING_FILE)
@@ -174,7 +174,7 @@ def check_settings(target: str | os.PathLike, settings: dict) -> bool:
         raise UserError(f"{path}: cannot be read ({error}); remove it if the folder's files were made with the same "
                         "settings, or name another folder") from None
     if not isinstance(before, dict):
-        raise UserError(f"{path}: holds no settings; remove it or name another folder")
+        raise UserError(f"{path}: contains no settings; remove it or name another folder")
     differences = [f"{key} {before.get(key, 'not noted')} there, {settings.get(key, 'none')} now"
                    for key in dict.fromkeys([*before, *settings]) if before.get(key) != settings.get(key)]
     if differences:
@@ -186,7 +186,7 @@ def check_settings(target: str | os.PathLike, settings: dict) -> bool:
 @contextlib.contextmanager
 def open_target(target: str | os.PathLike, settings: dict | None) -> Iterator[None]:
     """Create the target folder, hold it for this run alone, remove what a killed run left, note the settings in it
-    (None: there is nothing to note). Raises UserError where the folder cannot be written, is in use or has other
+    (None: there is nothing to note). Raises UserError if the folder cannot be written, is in use or has other
     settings."""
     target = Path(target)
     with contextlib.ExitStack() as stack:
@@ -232,8 +232,8 @@ def _make_folder(folder, target):
 def write_file(target: str | os.PathLike, name: str, data: bytes) -> None:
     """Write the bytes data to target/name so that the file is seen whole or not at all. Call it inside open_target.
 
-    name: relative path; folders in it are made. Raises UserError where a link would lead out of the target folder or
-    the name is too long, and OSError where the disk is full.
+    name: relative path; folders in it are made. Raises UserError if a link would lead out of the target folder or
+    the name is too long, and OSError if the disk is full.
     """
     path = os.path.join(target, name)
     _make_folder(os.path.dirname(path), os.fspath(target))
