@@ -227,7 +227,7 @@ def _frames_of_file(path: str, settings: FaceSettings, crop: CropSettings, notes
         frames = FrameSettings(settings.number_of_frames, settings.seed, every=settings.every)
         for frame in find_clip_faces(path, packets, frames, crop):
             yield frame, seconds[frame.index] if frame.index < len(seconds) else float("nan")
-        notes += [*packets.notes, *([packets.guess] if packets.guess else [])]
+        notes += packets.notes + packets.remarks
     else:
         picture = read_picture(path)
         yield FrameFaces(0, picture, find_faces(picture, load_models(crop.predictor), crop.find_all)), 0.0

@@ -14,6 +14,7 @@ import numpy as np
 
 from first_impressions.common.command_line import UserError, counted
 from first_impressions.common.constants import JPEG_QUALITY, clip_stem, face_name, frame_name
+from first_impressions.extraction.hdr import to_sdr, transfer_of
 from first_impressions.extraction.packets import Packets, demux, displayed_size, list_packets, open_clip
 from first_impressions.jobs.target_folder import check_name, is_finished, write_file
 from first_impressions.jobs.worker_pool import heartbeat
@@ -98,7 +99,12 @@ def earlier_frames(clip: str, chosen: Iterable[int], seed: int) -> dict[int, int
 def _to_picture(frame, reformatter, pixel_format, pixel_aspect):
     """Return a decoded frame as it is displayed: uint8 array H x W x 3, C-contiguous, its pixels square, turned and
     mirrored as the clip's display matrix asks."""
-    picture = reformatter.reformat(frame, format=pixel_format).to_ndarray()
+    transfer = transfer_of(frame)
+    if transfer is None:
+        picture = reformatter.reformat(frame, format=pixel_format).to_ndarray()
+    else:
+        picture = to_sdr(reformatter.reformat(frame, format="rgb48le").to_ndarray(), transfer)
+        picture = picture if pixel_format == "rgb24" else picture[:, :, ::-1]
     size = displayed_size(frame.width, frame.height, pixel_aspect)
     if size != (frame.width, frame.height):
         picture = cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC)

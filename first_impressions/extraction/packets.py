@@ -12,6 +12,7 @@ import numpy as np
 
 from first_impressions.common.command_line import UserError, counted
 from first_impressions.common.constants import MAX_PIXELS
+from first_impressions.extraction.hdr import HDR_NAMES
 from first_impressions.jobs.worker_pool import heartbeat
 
 # No camera, disc or broadcast has pixels more elongated than this (the widest, squeezed 3D films, have 2:1).
@@ -44,7 +45,7 @@ class Packets:
     counted; drawable: indices of the pictures to draw from; pixel_aspect: width of a pixel as displayed, in parts of
     its height; notes: sentences on what is wrong with the clip although frames can be drawn from it, also those that
     decoding adds; seconds: float64, of each picture shown, by its index, from the first one, empty if nothing tells;
-    guess: None, or a sentence on how seconds were guessed.
+    remarks: sentences on how the clip was read, if that is not as usual: times guessed, HDR.
     """
     times: np.ndarray
     sizes: np.ndarray
@@ -56,7 +57,7 @@ class Packets:
     pixel_aspect: Fraction
     notes: list[str]
     seconds: np.ndarray
-    guess: str | None
+    remarks: list[str]
 
 
 @dataclass
@@ -79,6 +80,7 @@ class _Listing:
     changes: bool = False     # the decoder's parameters change on the way
     end: str | None = None    # why reading ended early
     problem: str | None = None
+    hdr: str | None = None    # a sentence, if it is in high dynamic range
 
 
 @contextlib.contextmanager
@@ -203,6 +205,7 @@ def list_packets(path: str | Path) -> Packets:
     notes = list(filter(None, [listing.end or _missing_part(path, listing), renewed, listing.problem]))
     shown = np.array(listing.shown)
     indices = np.full(len(shown), -1, np.int64)
+    seconds, guess = _seconds_of_pictures(listing)
     timed = (listing.codec in TIMED_CODECS and None not in listing.times
              and len(set(_known_times(listing))) == shown.sum()
              and not (listing.codec in REORDERING_CODECS and listing.formats & DECODING_TIME_FORMATS))
@@ -221,7 +224,7 @@ def list_packets(path: str | Path) -> Packets:
     # A packet that is only half there gives half a picture.
     drawable = indices[shown & ~np.array(listing.corrupt)].tolist() if timed else range(int(shown.sum()))
     return Packets(times, np.array(listing.sizes), clean, indices, timed, drawable, listing.codec, listing.pixel_aspect,
-                   notes, *_seconds_of_pictures(listing))
+                   notes, seconds, list(filter(None, [guess, listing.hdr])))
 
 
 def _read_listing(path):
@@ -235,6 +238,9 @@ def _read_listing(path):
         pixel_aspect, problem = _pixel_aspect(stream)
         seconds = (container.duration or 0) / av.time_base
         listing = _Listing(formats, codec, promised, seconds, float(stream.time_base), pixel_aspect, problem=problem)
+        if stream.codec_context.color_trc in HDR_NAMES:
+            name = HDR_NAMES[stream.codec_context.color_trc]
+            listing.hdr = f"high dynamic range ({name}), converted to standard range"
         try:
             for packet in demux(container, stream):
                 if packet.has_sidedata("encryption_info"):
@@ -293,7 +299,7 @@ def _continue_clock(listing):
 
 
 def _seconds_of_pictures(listing):
-    """Return (Packets.seconds, Packets.guess)."""
+    """Return Packets.seconds and None, or a sentence on how they were guessed."""
     places = [place for place, is_shown in enumerate(listing.shown) if is_shown]
     known = np.array([order for order, place in enumerate(places) if listing.times[place] is not None], np.int64)
     times = np.sort(np.array([listing.times[places[order]] for order in known], np.int64))
