@@ -65,6 +65,15 @@ def test_a_folder_is_divided_by_speakers_and_nothing_is_moved(run, own, monkeypa
     assert os.path.islink(next((own / "train" / "videos").rglob("*.mp4")))
     moved = own.rename(own.with_name("moved"))
     assert files_below(moved) == linked
+    for name in splits:
+        shutil.rmtree(moved / name)
+
+    def refuse(source, target):
+        raise PermissionError(1, "Operation not permitted", target)  # as FAT does
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    status, _, errors = run(dataset, moved, "--split", "3:1:1", *RULE)
+    assert status == 2 and "its disk knows no links" in errors and files_below(moved) == before
 
 
 def test_draws_differ_by_seed_and_need_three_speakers(run, own):

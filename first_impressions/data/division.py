@@ -65,13 +65,18 @@ def find_sources(data_dir: Path) -> list[tuple[str, str]]:
 
 def link(source: str, target: Path, final: Path) -> None:
     """Make target the same file as source: a hard link, so that neither depends on the other; a symbolic link, right in
-    the folder that target is moved to as final, if the disk or the file's owner allows no hard link."""
+    the folder that target is moved to as final, if the disk or the file's owner allows no hard link. Raises UserError
+    if the disk knows neither."""
     target.parent.mkdir(parents=True, exist_ok=True)
     source = os.path.realpath(source)
     try:
         os.link(source, target)
     except OSError:
-        os.symlink(os.path.relpath(source, os.path.realpath(final.parent)), target)
+        try:
+            os.symlink(os.path.relpath(source, os.path.realpath(final.parent)), target)
+        except PermissionError:
+            raise UserError(f"{final}: its disk knows no links (FAT, exFAT), and nothing is copied; move the "
+                            "data folder to another disk") from None
 
 
 def divide(data_dir: Path, parts: tuple[int, ...], speaker_regex: str, seed: int) -> None:
