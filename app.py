@@ -18,6 +18,7 @@ import secrets
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,8 +89,8 @@ class App:
     most_bytes: int
     most_seconds: int
     most_files: int
-    neuroticism_is_stability: bool = True
     files: dict[str, set[str]] = field(default_factory=dict)    # session hash of a page: paths
+    at_work: set[str] = field(default_factory=set)              # session hashes of pages whose files are being scored
     explaining: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self):
@@ -138,12 +139,12 @@ class App:
         """Return the entry of a FileScores on the page."""
         if scores.problem:
             return show_problem(scores.clip, scores.problem)
-        stability, several = self.neuroticism_is_stability, len(scores.people) > 1
+        stability, several = self.scorer.neuroticism_is_stability, len(scores.people) > 1
         caption = "The people that are scored" if several else "The face that is scored"
         with self.explaining:
             heat_maps = draw_heat_maps(self.explained, scores, stability)
         whose = f"the face of person {scores.chip_person}" if several else "the face"
-        parts = [side_by_side(show_picture(draw_boxes(scores.picture), caption),
+        parts = [side_by_side(show_picture(draw_boxes(scores.picture, several), caption),
                               show_people(scores.people, stability)),
                  show_picture(heat_maps, f"Where {whose} raises each score more than the others", strip=True)]
         if scores.frames > 1:
@@ -169,14 +170,25 @@ def build_page(app: App):
     def forget(request: gradio.Request):
         app.forget(request.session_hash)
 
-    def score(files, recording, every_face):
+    def tell_the_end(request: gradio.Request):
+        # Gradio ends a scoring between two files, and until then the page cannot start another one.
+        yield "<p role=status>Stopping after this file ...</p>"
+        while request.session_hash in app.at_work:
+            time.sleep(0.1)
+        yield "<p role=status>Stopped.</p>"
+
+    def score(files, recording, every_face, request: gradio.Request):
         paths = paths_of(files, recording)
         if not paths:
             yield "<p role=status>Choose or record a clip or a picture first.</p>", ""
         elif len(paths) > app.most_files:
             yield f"<p role=status>{len(paths)} files; at most {app.most_files} are taken at once.</p>", ""
         else:
-            yield from app.score(paths, every_face)
+            app.at_work.add(request.session_hash)
+            try:
+                yield from app.score(paths, every_face)
+            finally:
+                app.at_work.discard(request.session_hash)
 
     with gradio.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(SWEEP_SECONDS, KEPT_SECONDS)) as blocks:
         gradio.Markdown(INTRODUCTION)
@@ -191,11 +203,11 @@ def build_page(app: App):
             stop = gradio.Button("Stop", elem_id="stop", min_width=80)
         progress = gradio.HTML(elem_id="progress")
         results = gradio.HTML(elem_id="results")
-        stability = STABILITY if app.neuroticism_is_stability else ""
+        stability = STABILITY if app.scorer.neuroticism_is_stability else ""
         gradio.Markdown(CAUTION.format(stability=stability), elem_id="caution")
         event = start.click(score, [files, recording, every_face], [progress, results], show_progress="minimal",
                             concurrency_limit=CONCURRENT_SCORINGS, preprocess=False)
-        stop.click(lambda: "<p role=status>Stopped.</p>", None, progress, cancels=[event], show_progress="hidden")
+        stop.click(tell_the_end, None, progress, cancels=[event], show_progress="hidden")
         gradio.on([files.upload, recording.change], note, [files, recording], preprocess=False, show_progress="hidden")
         blocks.unload(forget)
     return blocks
@@ -271,4 +283,10 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_script(main)
+    try:
+        run_script(main)
+    except SystemExit as end:
+        if end.code in (129, 130, 143):
+            # All is cleaned up, but a thread of Gradio may still compute, and then an ordinary exit aborts.
+            os._exit(end.code)
+        raise

@@ -90,14 +90,14 @@ class Results:
         self.scored_files += 1
         self.rows += scores.people
         self.frame_rows += scores.frame_rows()
-        name = _plain_name(scores.clip, self.names)
+        name, stability = _plain_name(scores.clip, self.names), self.scorer.neuroticism_is_stability
         if self.annotate_dir:
-            write_picture(self.annotate_dir / f"{name}_scores.jpg", annotate(scores.picture, scores.people, True))
+            write_picture(self.annotate_dir / f"{name}_scores.jpg", annotate(scores.picture, scores.people, stability))
         if self.plot_dir and scores.frames > 1:
-            write_picture(self.plot_dir / f"{name}_course.png", plot_course(scores, True))
+            write_picture(self.plot_dir / f"{name}_course.png", plot_course(scores, stability))
             self.courses += 1
         if self.explain_dir:
-            heat_maps = draw_heat_maps(self.scorer.network, scores, True)
+            heat_maps = draw_heat_maps(self.scorer.network, scores, stability)
             write_picture(self.explain_dir / f"{name}_heat_maps.png", heat_maps)
 
     def add_problem(self, path: str, problem: str) -> None:

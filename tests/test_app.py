@@ -65,6 +65,8 @@ def server(trained, tmp_path_factory):
     with running(trained, folder, "--max-megabytes", "1", "--max-minutes", "1") as server:
         yield server
         server.process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+        server.process.send_signal(signal.SIGINT)
         assert server.process.wait(30) == 130
         assert list(folder.iterdir()) == []
         server.proxy.setblocking(False)
@@ -230,7 +232,8 @@ def test_files_are_deleted_after_an_hour(monkeypatch, tmp_path):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    shared = app.App(SimpleNamespace(network=None), 1, 1, most_bytes=1000, most_seconds=1, most_files=1)
+    scorer = SimpleNamespace(network=None, neuroticism_is_stability=False)
+    shared = app.App(scorer, 1, 1, most_bytes=1000, most_seconds=1, most_files=1)
     blocks = app.launch(shared, port, "secret")
     try:
         path = upload(port, "secret")

@@ -6,7 +6,10 @@ import torch
 
 from first_impressions.common.constants import TRAITS
 from first_impressions.networks.network import build_network
+from first_impressions.prediction.drawings import annotate
+from first_impressions.prediction.page import show_people
 from first_impressions.prediction.saliency import contributions, explain_chips, overlay
+from first_impressions.prediction.scoring import KeptPicture
 from model_architectures import architecture_named
 
 CONFIG = {"l1": 32, "l2": 16, "dropout": 0.0, "heads": 1, "components": 64}
@@ -123,6 +126,16 @@ def test_picture_shows_the_maps_in_colour_over_a_grey_face():
     captions = picture[224:]
     assert all((captions[:28, panel * 224:(panel + 1) * 224] < 100).any() for panel in range(6))
     assert (cv2.cvtColor(captions[28:], cv2.COLOR_RGB2HSV)[..., 1] > 150).any(), "no bar of colours in the legend"
+
+
+def test_high_means_calm_only_if_the_labels_say_so():
+    row = {"person": 1, **{f"{kind}{trait}": 0.5 for trait in TRAITS for kind in ("", "low_", "high_", "percentile_",
+                                                                                "half_width_")}}
+    assert "calm" in show_people([row], True) and "calm" not in show_people([row], False)
+    face = cv2.imencode(".jpg", np.full((400, 400, 3), 127, np.uint8))[1].tobytes()
+    pictures = [annotate(KeptPicture(face, {1: (100, 100, 200, 200)}), [row], stability) for stability in (True, False)]
+    differing = np.argwhere((pictures[0] != pictures[1]).any(2))
+    assert len(differing) and differing[:, 1].min() >= 400  # the note beside the picture
 
 
 @pytest.mark.parametrize("name", ["ResNet18_v1.0", "ResNet50_v1.0", "ResNet18_v3.0", "FaceResNet29_v3.0"])

@@ -12,7 +12,7 @@ from first_impressions.prediction.scoring import FileScores, KeptPicture
 COLOURS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189))  # RGB, one per trait
 # In pixels, beside a picture that is SMALL_HEIGHT high; beside larger ones up to twice as much.
 LINE, GAP, PANEL_WIDTH, BAR_LEFT, BAR_WIDTH, SMALL_HEIGHT = 26, 14, 400, 160, 120, 360
-GREY, BLACK, TRACK = (40, 40, 40), (0, 0, 0), (225, 225, 225)
+GREY, BLACK, WHITE, TRACK = (40, 40, 40), (0, 0, 0), (255, 255, 255), (225, 225, 225)
 MOST_POINTS = 120   # in a plot over time; of more faces, neighbours are averaged
 
 
@@ -35,16 +35,16 @@ class Panel:
         return round(x * self.scale), round(y * self.scale)
 
 
-def draw_boxes(picture: KeptPicture) -> np.ndarray:
-    """Return the picture, uint8 BGR, with a box around each face, numbered if there are several."""
+def draw_boxes(picture: KeptPicture, numbered: bool) -> np.ndarray:
+    """Return the picture, uint8 BGR, with a box around each face, and the person's number if that is asked for."""
     image = cv2.imdecode(np.frombuffer(picture.jpeg, np.uint8), cv2.IMREAD_COLOR)
     thickness = max(1, round(image.shape[0] / 240))
     for person, (left, top, right, bottom) in picture.boxes.items():
-        cv2.rectangle(image, (left, top), (right, bottom), (255, 255, 255), 3 * thickness)
-        cv2.rectangle(image, (left, top), (right, bottom), GREY, thickness)
-        if len(picture.boxes) > 1:
-            cv2.putText(image, str(person), (left + 6, bottom - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (255, 255, 255), 2,
-                        cv2.LINE_AA)
+        for colour, width in ((WHITE, 3 * thickness), (GREY, thickness)):
+            cv2.rectangle(image, (left, top), (right, bottom), colour, width)
+        for colour, width in ((GREY, 4 * thickness), (WHITE, 2 * thickness)) if numbered else ():
+            cv2.putText(image, str(person), (left + 4 * thickness, bottom - 5 * thickness), cv2.FONT_HERSHEY_SIMPLEX,
+                        0.6 * thickness, colour, width, cv2.LINE_AA)
     return image
 
 
@@ -54,14 +54,14 @@ def annotate(picture: KeptPicture, people: list[dict], neuroticism_is_stability:
     people: rows of scoring.PEOPLE_COLUMNS. A whisker on a bar is the interval, the number behind it the percentile.
     neuroticism_is_stability: whether a high score means calm, as in the challenge's labels.
     """
-    image = draw_boxes(picture)
+    image = draw_boxes(picture, len(people) > 1)
     # The bars stand beside the picture, where they hide nothing.
     needed = (LINE * 6 + GAP) * len(people) + 3 * LINE
     scale = min(2, max(1, image.shape[0] / max(SMALL_HEIGHT, needed)))
     height = max(image.shape[0], round(scale * needed))
     panel = Panel(np.full((height, round(scale * PANEL_WIDTH), 3), 255, np.uint8), scale)
     _draw_people(panel, people, neuroticism_is_stability)
-    image = cv2.copyMakeBorder(image, 0, height - image.shape[0], 0, 0, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+    image = cv2.copyMakeBorder(image, 0, height - image.shape[0], 0, 0, cv2.BORDER_CONSTANT, value=WHITE)
     return np.hstack([image, panel.picture])
 
 

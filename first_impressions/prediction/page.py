@@ -31,7 +31,8 @@ CSS = """
 #progress .html-container, #results .html-container { padding: 0 !important; }
 #progress progress { width: 100%; height: .5rem; accent-color: var(--color-accent); }
 #results article { border-top: 1px solid var(--border-color-primary); padding: 1rem 0; overflow-wrap: anywhere; }
-#results .pair { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 1.5rem; }
+#results .pair { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 1.5rem;
+  margin-bottom: 1rem; }
 #results figure { margin: 0 0 1.25rem !important; overflow-x: auto; contain: inline-size; }
 #results figure img { max-width: 100%; height: auto; border-radius: 6px; background: #fff; }
 #results figure.strip img { width: 100%; min-width: 900px; }

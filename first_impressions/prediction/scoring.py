@@ -112,11 +112,12 @@ def score_clip(network: PersonalityNetwork, batches: Iterable[torch.Tensor]) -> 
 
 @dataclass
 class Scorer:
-    """A trained network and what is known of its scores. label_quantiles: of the training labels, see Checkpoint."""
+    """A trained network and what is known of its scores. The other fields are those of its Checkpoint."""
     network: PersonalityNetwork
     intervals: Intervals | None
     label_quantiles: dict[str, list[float]] | None
     preprocessing: dict
+    neuroticism_is_stability: bool
 
     def face_settings(self, number_of_frames: int = 10, seed: int = 0, predictor: str | None = None,
                       **options) -> FaceSettings:
@@ -180,7 +181,8 @@ def load_scorer(experiment: str, runs_dir: str | os.PathLike, precision: str = "
     """Return the Scorer of an experiment, on the best device. Raises UserError where there is none."""
     network, checkpoint = load_experiment(experiment, runs_dir, Machine(pick_device(), precision))
     intervals = Intervals(**checkpoint.intervals) if checkpoint.intervals else None
-    return Scorer(network, intervals, checkpoint.label_quantiles, checkpoint.preprocessing)
+    return Scorer(network, intervals, checkpoint.label_quantiles, checkpoint.preprocessing,
+                  checkpoint.neuroticism_is_stability)
 
 
 def files_below(paths: Iterable[str], passed_over: Counter | None = None) -> Iterator[tuple[str, tuple | None]]:
