@@ -1,18 +1,22 @@
-"""Evaluate an experiment on the test clips, as the challenge does: per clip, 1 - mean absolute error.
+"""Evaluate experiments on the test clips, as the challenge does: per clip, 1 - mean absolute error.
 
     python evaluate.py EXPERIMENT                                  the test clips of data/
     python evaluate.py EXPERIMENT --split valid                    the validation clips
+    python evaluate.py final_seed0 final_seed1 final_seed2         and the mean ± standard deviation over them
+    python evaluate.py 'final_seed*'                               the same
     python evaluate.py EXPERIMENT --compare OTHER_EXPERIMENT       is the difference more than chance?
     python evaluate.py EXPERIMENT --group-by groups.csv            the same figures for each group (columns clip,group)
-    python evaluate.py --predictions mine.csv --labels data/test/annotation_test.pkl     anybody's predictions
+    python evaluate.py --predictions mine.csv --labels data/test/annotation_test.pkl     external predictions
 
-Writes runs/EXPERIMENT/evaluation_<split>/: metrics.json, predictions.csv (one row a clip), one picture a trait and
-report.html; with --predictions a folder beside the file, <name>_evaluation/.
+Writes runs/EXPERIMENT/evaluation_<split>/: metrics.json, predictions.csv (one row per clip), results.csv, results.tex,
+plots as PNG and PDF, and report.html; with --predictions a folder beside the file, <name>_evaluation/; of several
+experiments, named alike as above, their figures together in runs/final_seed/evaluation_<split>/.
 """
 import first_impressions.common.startup  # noqa: F401  (before torch)
 
 # isort: split
 import argparse
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -32,7 +36,7 @@ from first_impressions.common.command_line import (
 )
 from first_impressions.common.constants import TRAITS
 from first_impressions.common.device import Machine, add_machine_options
-from first_impressions.common.experiment import experiment_folder
+from first_impressions.common.experiment import experiment_folder, has_training
 from first_impressions.data.labels import read_groups, read_scores
 from first_impressions.data.splits import Split, add_speaker_option, describe, load_split
 from first_impressions.evaluation.measure import (
@@ -41,15 +45,18 @@ from first_impressions.evaluation.measure import (
     add_groups,
     evaluate_experiment,
     evaluate_file,
+    summarise,
 )
 from first_impressions.evaluation.metrics import (
     LEAST_SPEAKERS,
     format_p,
+    format_summary,
     format_table,
+    group_order,
     published_table,
     scores_of_clips,
 )
-from first_impressions.evaluation.results import check_folder, write_results
+from first_impressions.evaluation.results import check_folder, write_results, write_summary
 from first_impressions.networks.checkpoint import Checkpoint, Intervals, find_checkpoint, load_experiment, versions
 from first_impressions.training.inputs import make_source, score_rows
 
@@ -132,6 +139,17 @@ def print_comparison(comparison: dict) -> None:
           f"{LEAST_SPEAKERS} speakers tell nothing from chance)\n{shown.to_string(float_format='{:+.4f}'.format)}")
 
 
+def print_summary(metrics: dict) -> None:
+    """Print the means and standard deviations over several experiments."""
+    print(f"\n==== mean ± standard deviation over {printable(', '.join(metrics['experiments']))}\n"
+          f"{format_summary(_table(metrics['traits']))}")
+    for name, title in (("seen", "in training"), ("unseen", "not in training")):
+        if name in metrics:
+            row = metrics[name]["mean"]
+            print(f"speakers {title:<16} {row['clips']:>6.0f} clips  accuracy {row['accuracy']:.4f} ± "
+                  f"{row['accuracy_sd']:.4f}  gain {row['gain']:+.4f} ± {row['gain_sd']:.4f}")
+
+
 def print_published(metrics: dict) -> None:
     """Print the published results if the clips are the challenge's; other people's data do not compare with them."""
     if metrics["is_chalearn"]:
@@ -148,7 +166,8 @@ def _table(content):
 
 def parse_args(argv=None):
     parser = make_parser(__doc__)
-    parser.add_argument("experiment", metavar="EXPERIMENT", nargs="?", help="name of a folder in --runs-dir")
+    parser.add_argument("experiments", metavar="EXPERIMENT", nargs="*", help="name of a folder in --runs-dir, or a "
+                        "quoted pattern, 'final_seed*'; of several also the mean and standard deviation")
     data = parser.add_argument_group("data and results")
     data.add_argument("--split", choices=("test", "valid"), default="test", help="which clips are evaluated")
     data.add_argument("--data-dir", default="data", help="data folder")
@@ -172,10 +191,11 @@ def parse_args(argv=None):
                          "keeps no names; their mean is the constant (without it that of --labels)")
     add_machine_options(parser)
     args = parser.parse_args(argv)
-    if bool(args.experiment) == bool(args.predictions):
+    if bool(args.experiments) == bool(args.predictions):
         parser.error("give an EXPERIMENT, or --predictions FILE.csv with --labels FILE")
     if bool(args.predictions) != bool(args.labels):
         parser.error("--predictions and --labels go together")
+    args.experiments = experiment_names(args.experiments, args.runs_dir)
     if args.compare and not Path(args.compare).is_file():
         if args.predictions:
             raise UserError(f"--compare {args.compare}: no such file")
@@ -184,29 +204,47 @@ def parse_args(argv=None):
     return args
 
 
-def results_folder(args: argparse.Namespace) -> Path:
-    """Return the folder of the results, after checking that it can be written."""
-    if args.out:
-        folder = Path(args.out)
-    elif args.predictions:
-        folder = Path(args.predictions).with_name(Path(args.predictions).stem + "_evaluation")
+def experiment_names(words: list[str], runs_dir: str) -> list[str]:
+    """Return the experiments that names and patterns stand for, each once. Raises UserError if one does not exist."""
+    names, folder = [], Path(runs_dir)
+    for word in words:
+        found = [word]
+        if any(mark in word for mark in "*?["):
+            found = group_order(path.name for path in folder.glob(word) if has_training(path))
+            if not found:
+                raise UserError(f"{word}: no experiment in {runs_dir} has such a name")
+        names += found
+    for name in names:
+        find_checkpoint(experiment_folder(runs_dir, name))
+    return list(dict.fromkeys(names))
+
+
+def common_name(names: list[str]) -> str:
+    """Return a name for the folder of several experiments: `final_seed` of final_seed0 and final_seed1."""
+    start = os.path.commonprefix(names).rstrip("0123456789").rstrip("_-. ")
+    return start if start and start not in names else f"{names[0]}_and_{len(names) - 1}_more"
+
+
+def results_folder(args: argparse.Namespace, experiment: str | None) -> Path:
+    """Return the folder of the results, after checking that it can be written. experiment: a name in --runs-dir, None
+    for --predictions."""
+    if experiment is None:
+        folder = Path(args.out or Path(args.predictions).with_name(Path(args.predictions).stem + "_evaluation"))
+    elif args.out:
+        folder = Path(args.out) if len(args.experiments) == 1 else Path(args.out) / experiment
     else:
-        folder = experiment_folder(args.runs_dir, args.experiment) / f"evaluation_{args.split}"
+        folder = experiment_folder(args.runs_dir, experiment) / f"evaluation_{args.split}"
     check_folder(folder)
     return folder
 
 
-def main(argv=None):
-    args = parse_args(argv)
-    # Read before hours of scoring.
-    groups = read_groups(args.group_by) if args.group_by else None
-    other = read_scores(args.compare) if args.compare and Path(args.compare).is_file() else None
-    if args.predictions:
-        evaluation = evaluate_file(args, results_folder(args))
+def evaluate_one(args: argparse.Namespace, groups: dict | None, other: pandas.DataFrame | None) -> dict:
+    """Evaluate args.experiment, or --predictions if it is None; print and write its figures and return them."""
+    if args.experiment is None:
+        evaluation = evaluate_file(args, results_folder(args, None))
     else:
-        find_checkpoint(experiment_folder(args.runs_dir, args.experiment))
         split = load_split(args.data_dir, args.split, args.speaker_regex)
-        folder = results_folder(args)
+        folder = results_folder(args, args.experiment)
         print(describe(split))
         evaluation = evaluate_experiment(args, folder, split, *score_split(args.experiment, args, split))
     evaluation.metrics = metrics = {"command": args.command, "split": "given" if args.predictions else args.split,
@@ -226,7 +264,30 @@ def main(argv=None):
         for line in lines:
             print(f"{kind}: {printable(line)}", file=sys.stderr)
     write_results(evaluation)
-    if evaluation.run_dir is not None:
+    return metrics
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    # Read before hours of scoring.
+    groups = read_groups(args.group_by) if args.group_by else None
+    other = read_scores(args.compare) if args.compare and Path(args.compare).is_file() else None
+    summary = None
+    if len(args.experiments) > 1:
+        name = common_name(args.experiments)
+        summary = Path(args.out) if args.out else experiment_folder(args.runs_dir, name) / f"evaluation_{args.split}"
+        check_folder(summary)
+    everything = []
+    for experiment in args.experiments or [None]:
+        args.experiment = experiment
+        if summary:
+            print(f"\n==== {printable(experiment)}")
+        everything.append(evaluate_one(args, groups, other))
+    if summary:
+        metrics = {"experiment": name, **summarise(everything)}
+        print_summary(metrics)
+        write_summary(summary, metrics)
+    if args.experiment is not None:
         print(f"next: tensorboard --logdir {shlex.quote(args.runs_dir)} --host 127.0.0.1, or python predict.py "
               f"{printable(shlex.quote(args.experiment))} CLIP.mp4{folder_options(args, ['runs_dir'])}")
 

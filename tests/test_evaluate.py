@@ -1,6 +1,7 @@
 """Figures against independent computations, the bootstrap, and anybody's predictions."""
 import json
 import pickle
+import statistics
 
 import numpy as np
 import pandas
@@ -23,6 +24,8 @@ from first_impressions.evaluation.metrics import (
     trait_correlations,
     warnings_about,
 )
+from first_impressions.evaluation.paper import escape, groups_table
+from first_impressions.networks.checkpoint import load_checkpoint
 
 
 def made_up(clips=120, noise=0.08, seed=0):
@@ -210,3 +213,47 @@ def test_a_folder_that_cannot_be_written_is_noticed_first(run, tmp_path):
     (tmp_path / "labels_evaluation").touch()
     status, output, errors = run(evaluate, "--predictions", "labels.csv", "--labels", "labels.csv")
     assert status == 2 and "--out names another folder" in errors and not output
+
+
+def test_several_experiments_and_tables_for_papers(run, tmp_path, trained, chip_data):
+    """Mean and standard deviation over experiments that a pattern names; results.csv and LaTeX."""
+    (tmp_path / "runs").mkdir()
+    for number in (2, 10):
+        folder = tmp_path / "runs" / f"final_seed{number}"
+        folder.mkdir()
+        checkpoint = load_checkpoint(trained / "one" / "checkpoint_last.pt")
+        for weights in checkpoint.network.values():
+            if weights.ndim == 2 and len(weights) == 5:
+                weights += 0.01 * number
+        checkpoint.save(folder / "checkpoint_last.pt")
+    status, output, errors = run(evaluate, "final_seed*", "--data-dir", chip_data)
+    assert status == 0, errors
+    folders = [tmp_path / "runs" / f"final_seed{number}" / "evaluation_test" for number in (2, 10)]
+    single = [json.loads((folder / "metrics.json").read_text())["traits"]["openness"] for folder in folders]
+    folder = tmp_path / "runs" / "final_seed" / "evaluation_test"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["experiments"] == ["final_seed2", "final_seed10"]
+    for figure in ("accuracy", "gain", "ccc", "slope"):
+        values = [row[figure] for row in single]
+        assert metrics["traits"]["openness"][figure] == pytest.approx(statistics.mean(values))
+        assert metrics["traits"]["openness"][f"{figure}_sd"] == pytest.approx(statistics.stdev(values)) != 0
+    row = metrics["traits"]["openness"]
+    assert f"{row['accuracy']:.4f} ± {row['accuracy_sd']:.4f}" in output
+    tex = (folder / "results.tex").read_text()
+    assert f"Openness & ${row['accuracy']:.4f} \\pm {row['accuracy_sd']:.4f}$ & " in tex
+    assert "± " in (folder / "report.html").read_text(encoding="utf-8")
+    table = pandas.read_csv(folders[0] / "results.csv", index_col=["clips_of", "trait"])
+    assert table.loc[("all", "mean"), "accuracy"] == pytest.approx(
+        json.loads((folders[0] / "metrics.json").read_text())["traits"]["mean"]["accuracy"], abs=1e-6)
+    for text in (tex, (folders[0] / "results.tex").read_text()):
+        rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+        assert len(rows) == 7 and {row.count("&") for row in rows} == {rows[0].count("&")}
+    status, _, errors = run(evaluate, "other*", "--data-dir", chip_data)
+    assert status == 2 and "other*: no experiment in runs has such a name" in errors
+
+
+def test_names_in_latex():
+    assert escape("a_b & 50% \\x{~}") == r"a\_b \& 50\% \textbackslash{}x\{\textasciitilde{}\}"
+    rows = {trait: {"clips": 3, "accuracy": 0.9, "gain": -0.1, "bias": 0.02, "bias_p": 0.01} for trait in TRAITS}
+    rows["mean"] = {**rows["openness"], "bias_p": None}
+    assert r"first\_one & 3 & $0.9000$ & $-0.1000$ & $+0.020$$^{*}$" in groups_table({"first_one": rows})

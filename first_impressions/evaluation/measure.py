@@ -8,10 +8,11 @@ from pathlib import Path
 import pandas
 
 from first_impressions.common.command_line import UserError, counted
-from first_impressions.common.constants import ANNOTATION_FILES, TRAITS
+from first_impressions.common.constants import ANNOTATION_FILES, SPLITS, TRAITS
 from first_impressions.common.experiment import TRAINING_RECORD, experiment_folder
 from first_impressions.common.files import read_json
 from first_impressions.data.labels import read_labels, read_scores, read_speakers, speakers_of
+from first_impressions.data.official_clips import official_clips, official_split_of
 from first_impressions.data.splits import Split
 from first_impressions.evaluation.metrics import (
     RESAMPLES,
@@ -43,9 +44,7 @@ def evaluate_experiment(args: argparse.Namespace, folder: Path, split: Split, pr
     if args.train_labels:
         _, evaluation.seen = read_training_labels(args)
     elif not evaluation.seen:
-        evaluation.seen = None
-        evaluation.notes.append(f"{args.experiment} keeps no names of its training clips; with --train-labels FILE the "
-                                "speakers among them are told from others")
+        _note_without_names(evaluation, args, checkpoint)
     evaluation.metrics.update(experiment=args.experiment, architecture=checkpoint.architecture.name,
                               epoch=checkpoint.epoch,
                               data_fingerprint=split.fingerprint(), trained_on=checkpoint.trained_on)
@@ -60,6 +59,24 @@ def evaluate_experiment(args: argparse.Namespace, folder: Path, split: Split, pr
         evaluation.warnings.append(f"trained on the clips in {trained_in}, evaluated on those in {args.data_dir}; "
                                    "--data-dir names another folder")
     return evaluation
+
+
+def _note_without_names(evaluation, args, checkpoint):
+    """Tell the clips and speakers that a checkpoint without names has learned from by the challenge's list of clips, if
+    it learned from the challenge and these clips are its, too."""
+    evaluation.seen, official = None, official_split_of(evaluation.labels.index)
+    if not checkpoint.neuroticism_is_stability or not official.any():
+        evaluation.notes.append(f"{args.experiment} keeps no names of its training clips; with --train-labels FILE the "
+                                "speakers among them are told from others")
+        return
+    splits = [name for name in SPLITS if name in checkpoint.trained_on]
+    table = official_clips()
+    evaluation.seen = set(speakers_of(table.index[table["split"].isin(splits)], args.speaker_regex))
+    known = int(official.isin(splits).sum())
+    if known:
+        evaluation.warnings.append(f"{args.experiment} learned from the challenge's clips ({'+'.join(splits)}), and "
+                                   f"{known} of these {counted(len(official), 'clip')} are among them: the figures are "
+                                   "too good and say nothing about new clips")
 
 
 def _trained_in(run_dir):
@@ -200,6 +217,26 @@ def keep_earlier(evaluation: Evaluation, earlier: dict) -> list[str]:
         elif metrics.get("groups", {}).keys() != earlier["groups"].keys():
             lost.append("figures of groups")
     return lost
+
+
+def summarise(experiments: list[dict]) -> dict:
+    """Return the metrics of several evaluations of the same clips: of each figure the mean and under <figure>_sd the
+    standard deviation over the experiments (n - 1). experiments: their metrics."""
+    first = experiments[0]
+    if len({content["data_fingerprint"] for content in experiments}) > 1:
+        raise UserError("the clips changed between the evaluations; run the same command again")
+    metrics = {key: first[key] for key in ("command", "split", "versions", "clips", "constant_of", "is_chalearn",
+                                           "data_fingerprint")}
+    metrics.update(experiments=[content["experiment"] for content in experiments],
+                   warnings=list(dict.fromkeys(line for content in experiments for line in content["warnings"])))
+    for part in ("traits", "seen", "unseen"):
+        if all(part in content for content in experiments):
+            tables = pandas.concat([pandas.DataFrame(content[part]).T for content in experiments])
+            figures = [name for name in tables if not name.endswith(("_low", "_high"))]
+            grouped = tables[figures].groupby(level=0, sort=False)
+            spread = grouped.std().drop(columns=["clips", "constant"]).add_suffix("_sd")
+            metrics[part] = grouped.agg(lambda values: values.mean(skipna=False)).join(spread).T.to_dict()
+    return metrics
 
 
 def _warnings(evaluation, table, missing):

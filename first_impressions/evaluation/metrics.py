@@ -299,6 +299,17 @@ def format_table(table: pandas.DataFrame) -> str:
     return pandas.DataFrame(shown).to_string()
 
 
+def format_summary(table: pandas.DataFrame) -> str:
+    """Return the figures of several experiments as text: mean ± standard deviation."""
+    shown = {"constant": table["constant"].map("{:.4f}".format)}
+    for name, title, form in (("accuracy", "accuracy", ".4f"), ("gain", "gain", "+.4f"),
+                              ("pearson", "Pearson r", ".3f"), ("ccc", "CCC", ".3f"), ("r2", "R2", ".3f"),
+                              ("slope", "slope", ".2f")):
+        shown[title] = [f"{mean:{form}} ± {sd:{form.lstrip('+')}}"
+                        for mean, sd in zip(table[name], table[f"{name}_sd"])]
+    return pandas.DataFrame(shown).to_string()
+
+
 def format_p(value: float | None) -> str:
     """Return a p value as text; - if there is none."""
     if value is None or np.isnan(value):

@@ -46,11 +46,7 @@ def write_report(evaluation: Evaluation) -> Path:
     history, record = None, {}
     if run_dir is not None:
         history, record = _read_training(Path(run_dir), warnings)
-    titles = {"seen": "speakers in training", "unseen": "speakers not in training"}
-    parts = {title: metrics[name] for name, title in titles.items() if name in metrics}
-    # Where all clips are of one kind, one table says it.
-    tables = {f"all clips: {title}": table for title, table in parts.items()} if len(parts) == 1 else {
-        "all clips": metrics["traits"], **parts}
+    tables = _tables(metrics)
     groups = {f"group {name}": table for name, table in metrics.get("groups", {}).items()}
     best, worst = _best_and_worst(labels, predictions, faces, chip_size)
     figures = {"gain": _gain_figure({**tables, **groups}),
@@ -58,15 +54,35 @@ def write_report(evaluation: Evaluation) -> Path:
                           for trait in TRAITS}}
     if history is not None:
         figures["training"] = _training_figures(history)
+    return _write_page(evaluation.folder, metrics, warnings=warnings, tables=tables, groups=groups, best=best,
+                       worst=worst, figures=figures, training_command=record.get("command"), settings=_settings(record))
+
+
+def write_summary_report(folder: Path, metrics: dict) -> Path:
+    """Write the page of several experiments together: means and standard deviations over them. Return its path."""
+    tables = _tables(metrics)
+    return _write_page(folder, metrics, warnings=metrics["warnings"], tables=tables, groups={}, best=[], worst=[],
+                       figures={"gain": _gain_figure(tables)}, training_command=None, settings={})
+
+
+def _tables(metrics):
+    """Return {title: table} of all clips and of the known and unknown speakers; if all clips are of one kind, one table
+    says it."""
+    titles = {"seen": "speakers in training", "unseen": "speakers not in training"}
+    parts = {title: metrics[name] for name, title in titles.items() if name in metrics}
+    if len(parts) == 1:
+        return {f"all clips: {title}": table for title, table in parts.items()}
+    return {"all clips": metrics["traits"], **parts}
+
+
+def _write_page(folder, metrics, **content):
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).resolve().parent), autoescape=True,
                                      undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(number=_number, p=format_p)
     page = environment.get_template("report_template.html").render(
-        metrics=metrics, warnings=warnings, traits=TRAITS, tables=tables, groups=groups, best=best, worst=worst,
-        figures=figures, published=published_table().to_dict("index") if metrics["is_chalearn"] else {},
-        training_command=record.get("command"), settings=_settings(record),
-        plotly=jinja2.utils.markupsafe.Markup(get_plotlyjs()))
-    path = evaluation.folder / "report.html"
+        metrics=metrics, traits=TRAITS, published=published_table().to_dict("index") if metrics["is_chalearn"] else {},
+        plotly=jinja2.utils.markupsafe.Markup(get_plotlyjs()), **content)
+    path = folder / "report.html"
     # A clip's name may hold bytes that are no UTF-8; they are shown as question marks.
     with atomic_write(path) as partial:
         partial.write_text(page, encoding="utf-8", errors="replace")
@@ -198,7 +214,8 @@ def _gain_figure(tables):
     for name, table in tables.items():
         rows = [table[trait] for trait in ("mean", *TRAITS)]
         gains = [row["gain"] for row in rows]
-        intervals = [(row["gain_low"], row["gain_high"]) for row in rows]
+        intervals = [(row["gain"] - row["gain_sd"], row["gain"] + row["gain_sd"]) if "gain_sd" in row else
+                     (row["gain_low"], row["gain_high"]) for row in rows]
         # A single speaker has no interval.
         up = [0 if math.isnan(high) else high - gain for gain, (_, high) in zip(gains, intervals)]
         down = [0 if math.isnan(low) else gain - low for gain, (low, _) in zip(gains, intervals)]

@@ -14,8 +14,9 @@ from first_impressions.evaluation.logs import log_evaluation
 from first_impressions.evaluation.measure import keep_earlier
 from first_impressions.evaluation.metrics import Evaluation
 from first_impressions.evaluation.model_card import write_model_card
+from first_impressions.evaluation.paper import write_tables
 from first_impressions.evaluation.plots import save_figures
-from first_impressions.evaluation.report import write_report
+from first_impressions.evaluation.report import write_report, write_summary_report
 
 METRICS = "metrics.json"
 LONGEST_WAIT = 600  # seconds, for another evaluation of the same experiment to write its files
@@ -44,12 +45,20 @@ def write_results(evaluation: Evaluation) -> None:
         if own:
             table = pandas.DataFrame(evaluation.metrics["traits"]).T
             log_evaluation(run_dir, folder, evaluation.metrics, table, pictures)
-        print(f"figures, predictions and plots: {folder}; all of it on one page: {write_report(evaluation)}")
+        print(f"figures, tables, predictions and plots: {folder}; all of it on one page: {write_report(evaluation)}")
         if own and (run_dir / TRAINING_RECORD).exists():
             try:
                 print(f"model card: {write_model_card(run_dir)}")
             except UserError as error:
                 print(f"warning: no model card: {error}", file=sys.stderr)
+
+
+def write_summary(folder: Path, metrics: dict) -> None:
+    """Write the figures of several experiments together: metrics.json, results.csv, results.tex, report.html."""
+    with folder_lock(folder, LONGEST_WAIT, ".report.lock"):
+        _write_json(folder, metrics)
+        write_tables(folder, metrics)
+        print(f"figures and tables: {folder}; on one page: {write_summary_report(folder, metrics)}")
 
 
 def _keep_earlier(evaluation):
@@ -67,14 +76,19 @@ def _keep_earlier(evaluation):
 
 
 def _write_figures(evaluation):
-    """Write metrics.json, predictions.csv and the plots; return {trait: picture}."""
+    """Write metrics.json, the tables, predictions.csv and the plots; return {trait: picture}."""
     folder, labels, predictions = evaluation.folder, evaluation.labels, evaluation.predictions
-    with atomic_write(folder / METRICS) as partial:
-        partial.write_text(json.dumps(_without_nan(evaluation.metrics), indent=2) + "\n")
+    _write_json(folder, evaluation.metrics)
+    write_tables(folder, evaluation.metrics)
     with atomic_write(folder / "predictions.csv") as partial:
         rows = predictions.loc[labels.index].join(labels.add_prefix("label_"))
         rows.to_csv(partial, float_format="%.6f", index_label="clip")
     return save_figures(folder, labels, predictions)
+
+
+def _write_json(folder, metrics):
+    with atomic_write(folder / METRICS) as partial:
+        partial.write_text(json.dumps(_without_nan(metrics), indent=2) + "\n")
 
 
 def _without_nan(value):
