@@ -1,9 +1,14 @@
 """Packets of clips: whose clocks start anew, whose times are lost, whose format knows no order of display."""
+import io
+from fractions import Fraction
+
 import av
 import cv2
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
+from first_impressions.common.command_line import UserError
 from first_impressions.extraction.frames import read_frames
 from first_impressions.extraction.packets import list_packets
 from make_media import moving_picture, plain_decode, write_clip
@@ -52,6 +57,31 @@ def test_formats_that_know_only_the_order_of_decoding(tmp_path, name, codec):
     assert not packets.notes and not packets.remarks
     assert np.allclose(packets.seconds, np.arange(40) / 25, atol=0.002)
     check_pictures(path, 40)
+
+
+def test_codec_that_is_unknown_is_not_called_sound(tmp_path):
+    path = write_clip(tmp_path / "clip.mp4", frames=3)
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzz1"))
+    with pytest.raises(UserError, match="is in a video codec that cannot be decoded here; convert it"):
+        list_packets(path)
+
+
+@pytest.mark.parametrize("turn", [1, 2, 4, 6])
+def test_exif_of_the_pictures_of_a_clip_hides_no_turn(tmp_path, turn):
+    exif = Image.Exif()
+    exif[0x112] = turn
+    picture = Image.fromarray(moving_picture(3, 96, 64))
+    with av.open(str(tmp_path / "clip.mov"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10, width=96, height=64, pix_fmt="yuvj420p")
+        for number in range(3):
+            file = io.BytesIO()
+            picture.save(file, "JPEG", exif=exif, quality=95)
+            packet = av.Packet(file.getvalue())
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, number, number, Fraction(1, 10)
+            container.mux(packet)
+    expected = np.array(ImageOps.exif_transpose(Image.open(file)))
+    for found in dict(read_frames(tmp_path / "clip.mov", 3)).values():
+        assert found.shape == expected.shape and np.abs(found[:, :, ::-1].astype(int) - expected).mean() < 2
 
 
 def test_dropped_pictures_of_avi_are_not_missing(tmp_path):

@@ -30,7 +30,8 @@ CLIP_SUFFIXES = frozenset("""
     .3g2 .3gp .amv .asf .avi .dav .divx .dv .f4v .flv .gif .h264 .h265 .hevc .insv .ivf .lrv .m1v .m2t .m2ts .m2v .m4v
     .mj2 .mjpeg .mjpg .mkv .mod .mov .mp4 .mpe .mpeg .mpg .mts .mxf .nut .obu .ogm .ogv .qt .rm .rmvb .tod .ts .vob
     .webm .wmv .wtv .y4m""".split())
-PICTURE_SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"])
+PICTURE_SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff",
+                              ".avif", ".heic", ".heif", ".hif"])
 # Folders of NAS boxes and systems, in lower case: their thumbnails and deleted files are nobody's clips and pictures.
 SYSTEM_FOLDERS = frozenset(["@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "lost+found", "__macosx",
                             "system volume information"])

@@ -11,8 +11,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from PIL import (
+    AvifImagePlugin,
     BmpImagePlugin,
     Image,
+    ImageOps,
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
@@ -45,10 +47,10 @@ from first_impressions.jobs.target_folder import check_name, find_files, write_f
 
 PICTURE_FORMATS = [plugin.format for plugin in (
     JpegImagePlugin.JpegImageFile, PngImagePlugin.PngImageFile, BmpImagePlugin.BmpImageFile,
-    WebPImagePlugin.WebPImageFile, TiffImagePlugin.TiffImageFile)]
+    WebPImagePlugin.WebPImageFile, TiffImagePlugin.TiffImageFile, AvifImagePlugin.AvifImageFile)]
 # Endings of pictures that neither OpenCV nor Pillow reads here. They cost a line; passed over, nobody would miss them.
-OTHER_PICTURE_SUFFIXES = frozenset([
-    ".avif", ".dng", ".heic", ".heics", ".heif", ".heifs", ".hif", ".jp2", ".jxl"])
+OTHER_PICTURE_SUFFIXES = frozenset([".dng", ".heics", ".heifs", ".jp2", ".jxl"])
+EIGHT_BIT_MODES = frozenset(["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB"])  # of Pillow
 HEIC_BRANDS = frozenset([b"avif", b"avis", b"heic", b"heim", b"heis", b"heix", b"hevc", b"hevx", b"mif1", b"msf1"])
 
 # Longest side in pixels of the pictures searched one after the other, whether in colour, and the score from which a
@@ -134,7 +136,7 @@ def unreadable_kind(path: str | os.PathLike) -> str | None:
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in OTHER_PICTURE_SUFFIXES:
         return None
-    return f"a {suffix[1:].upper()} picture, which cannot be read here; convert it to JPEG"
+    return f"a picture in the format {suffix[1:].upper()}, which cannot be read here; convert it to JPEG"
 
 
 def find_pictures(folder: str | os.PathLike, exclude: str | os.PathLike | None = None,
@@ -154,28 +156,45 @@ def read_picture(path: str | os.PathLike) -> np.ndarray:
     data = Path(path).read_bytes()
     if not data:
         raise UserError("is empty; replace or remove it")
-    if data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS:  # a phone's picture under another ending
-        raise UserError(unreadable_kind("picture.heic"))
+    is_heic = data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS
+    formats = PICTURE_FORMATS
+    if is_heic:
+        from pillow_heif import options, register_heif_opener  # only here: one more library for each worker
+
+        options.DECODE_THREADS = 1
+        register_heif_opener()
+        formats = [*PICTURE_FORMATS, "HEIF"]
     try:
-        with Image.open(io.BytesIO(data), formats=PICTURE_FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
             width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise UserError(f"{width} x {height} pixels are over the limit of {MAX_PIXELS // 10**6} million; "
+                                "scale it down")
+            if is_heic:
+                return _eight_bit(image)
             # OpenCV fills the missing part of a truncated JPEG with grey; Pillow refuses it, but takes longer.
-            is_truncated = image.format in ("JPEG", "MPO") and b"\xff\xd9" not in data[-1024:]
-            if is_truncated and width * height <= MAX_PIXELS:
+            if image.format in ("JPEG", "MPO") and b"\xff\xd9" not in data[-1024:]:
                 image.load()
-    except MemoryError:
+            picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+            return _eight_bit(image) if picture is None else picture
+    except (MemoryError, UserError):
         raise
     except UnidentifiedImageError:
-        raise UserError("no picture that can be read (neither JPEG, PNG, BMP, WebP nor TIFF); replace or remove "
-                        "it") from None
+        raise UserError("no picture that can be read (" + (
+            "damaged" if is_heic else "neither JPEG, PNG, BMP, WebP, TIFF, AVIF nor HEIC") + "); replace or remove it"
+            ) from None
     except Exception as error:
-        raise UserError(f"no picture that can be read ({printable(error)}); replace or remove it") from None
-    if width * height > MAX_PIXELS:
-        raise UserError(f"{width} x {height} pixels are over the limit of {MAX_PIXELS // 10**6} million; scale it down")
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    if picture is None:
-        raise UserError("no picture that can be read (damaged); replace or remove it")
-    return picture
+        reason = printable(str(error).strip())
+        raise UserError(f"no picture that can be read ({reason}); replace or remove it") from None
+
+
+def _eight_bit(image):
+    """Return what read_picture does of an image of Pillow's. Raises UserError if its values have no known range."""
+    image.load()
+    if image.mode not in EIGHT_BIT_MODES:
+        raise UserError(f"a picture in the format {image.format} with pixels of another kind than 8 or 16 bits (mode "
+                        f"{image.mode}), which cannot be read here; convert it to JPEG")
+    return np.ascontiguousarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def encode_jpeg(picture: np.ndarray, quality: int = JPEG_QUALITY) -> np.ndarray:

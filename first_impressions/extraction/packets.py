@@ -103,7 +103,9 @@ def open_clip(path: str | Path, explode: bool = False,
             stream = container.streams.best("video")
             cover = av.stream.Disposition.attached_pic  # of a song
             if stream is None or stream.disposition & cover or stream.codec_context is None:
-                raise UserError("holds no moving picture that FFmpeg can decode (sound only?); replace or remove it")
+                if any(other.type == "video" and not other.disposition & cover for other in container.streams):
+                    raise UserError("is in a video codec that cannot be decoded here; convert it to MP4 (H.264)")
+                raise UserError("holds no moving picture (sound only?); replace or remove it")
             width, height = displayed_size(stream.width, stream.height, _pixel_aspect(stream)[0])
             if width * height > MAX_PIXELS:
                 raise UserError(f"pictures of {width} x {height} are over the limit of {MAX_PIXELS // 10**6} million "
