@@ -32,6 +32,7 @@ from first_impressions.common.command_line import (
     usable_cores,
 )
 from first_impressions.common.constants import CLIP_SUFFIXES, PICTURE_SUFFIXES
+from first_impressions.common.device import add_device_options
 from first_impressions.common.experiment import PRETRAINED
 from first_impressions.common.files import private_folder
 from first_impressions.prediction.drawings import draw_boxes, plot_course
@@ -243,6 +244,7 @@ def parse_args(argv=None):
     parser.add_argument("--max-minutes", type=positive_int, default=15, help="longest clip that is scored")
     parser.add_argument("--max-files", type=positive_int, default=50, help="most files that are scored at once")
     parser.add_argument("--workers", type=positive_int, default=usable_cores(), help="processes that find faces")
+    add_device_options(parser)
     return parser.parse_args(argv)
 
 
@@ -270,7 +272,8 @@ def main(argv=None):
                 raise
             raise UserError("the page needs the package gradio: run make app, or pip install -r requirements-app.txt"
                             ) from None
-        app = App(load_scorer(args.experiment, args.runs_dir), args.frames, args.workers, args.max_megabytes * 10**6,
+        scorer = load_scorer(args.experiment, args.runs_dir, args.precision, args.device)
+        app = App(scorer, args.frames, args.workers, args.max_megabytes * 10**6,
                   args.max_minutes * 60, args.max_files)
         token = secrets.token_urlsafe()
         blocks = launch(app, args.port, token)

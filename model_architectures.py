@@ -62,13 +62,15 @@ def load_model(name: str, config: dict | None = None, weights: str | None = None
     return build_network(architecture, settings.as_dict(), weights or architecture.kind.default_weights)
 
 
-def load_trained(experiment: str, runs_dir: str | os.PathLike = "runs") -> tuple[PersonalityNetwork, Checkpoint]:
-    """Return a trained network in evaluation mode, on the best device, and its checkpoint, which knows the crop
+def load_trained(experiment: str, runs_dir: str | os.PathLike = "runs",
+                 device: str = "auto") -> tuple[PersonalityNetwork, Checkpoint]:
+    """Return a trained network in evaluation mode and its checkpoint, which knows the crop
     (preprocessing), the traits' order (TRAITS) and all else that scores depend on.
 
-    experiment: a folder in runs_dir, or "pretrained". Raises UserError if there is none.
+    experiment: a folder in runs_dir, or "pretrained". device: auto, cpu, cuda, cuda:N or mps. Raises UserError if there
+    is no such experiment or device.
     """
-    return load_experiment(experiment, runs_dir, Machine(pick_device(), "float32"))
+    return load_experiment(experiment, runs_dir, Machine(pick_device(device), "float32"))
 
 
 # ---------------------------------------------------------------- command line

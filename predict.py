@@ -46,6 +46,7 @@ from first_impressions.common.command_line import (
     usable_cores,
 )
 from first_impressions.common.constants import TRAITS
+from first_impressions.common.device import add_device_options
 from first_impressions.common.experiment import experiment_folder
 from first_impressions.common.files import atomic_write, check_output_file
 from first_impressions.jobs.target_folder import say_passed_over
@@ -211,8 +212,7 @@ def parse_args(argv=None):
     parser.add_argument("--predictor", metavar="FILE", help="landmark model of dlib (default: the 5-point one)")
     parser.add_argument("--runs-dir", default="runs", help="folder of the experiments")
     parser.add_argument("--workers", type=positive_int, default=usable_cores(), help="processes that find faces")
-    parser.add_argument("--precision", choices=("auto", "bfloat16", "float32"), default="auto",
-                        help="of backbone and heads; auto: bfloat16 where the device computes in it")
+    add_device_options(parser)
     parser.add_argument("--seed", type=seed_number, default=0, help="of the choice of frames")
     complain = parser.error
     parser.error = lambda message: complain(message + (
@@ -246,7 +246,7 @@ def check_arguments(args):
 def main(argv=None):
     args = parse_args(argv)
     check_arguments(args)
-    scorer = load_scorer(args.experiment, args.runs_dir, args.precision)
+    scorer = load_scorer(args.experiment, args.runs_dir, args.precision, args.device)
     settings = scorer.face_settings(args.frames, args.seed, args.predictor, find_all=args.faces == "all",
                                     keep_picture=bool(args.annotate), every=args.every,
                                     min_confidence=args.min_confidence)

@@ -183,7 +183,7 @@ class Run:
     def stop_asked(self, state: TrainingState) -> bool:
         """Return True in every process as soon as one of them was asked to stop."""
         self.stop.possible = True
-        return any_process(self.stop.number is not None, state.network.mean.device)
+        return any_process(self.stop.number is not None)
 
     def after_step(self, state: TrainingState) -> None:
         """Save where it is time; raises Stopped, with all saved, where a stop was asked for."""

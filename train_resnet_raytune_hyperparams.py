@@ -46,7 +46,7 @@ from first_impressions.common.command_line import (
     run_script,
     seed_number,
 )
-from first_impressions.common.device import add_machine_options, seed_everything
+from first_impressions.common.device import add_machine_options, pick_device, seed_everything
 from first_impressions.common.experiment import (
     SEARCH_RECORD,
     TRAINING_TABLE,
@@ -224,7 +224,9 @@ def share_random_weights(folder: Path, network: PersonalityNetwork, resume: bool
 
 def make_tuner(args: argparse.Namespace, search: Search, space: dict, resume: bool, on_first_result) -> tune.Tuner:
     """Return the Tuner of a new or of an interrupted search."""
-    gpus = args.gpus_per_trial if args.gpus_per_trial is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
+    gpus = args.gpus_per_trial
+    if gpus is None:
+        gpus = float(search.device in ("auto", "cuda") and ray.cluster_resources().get("GPU", 0) > 0)
     trainable = tune.with_resources(tune.with_parameters(run_trial, search=search),
                                     {"cpu": search.cpus_per_trial, "gpu": gpus})
     if resume:
@@ -242,6 +244,19 @@ def make_tuner(args: argparse.Namespace, search: Search, space: dict, resume: bo
             name=TRIALS_DIR, storage_path=str(Path(search.trials_dir).parent), verbose=0,
             callbacks=[TrialProgress(args.num_trials, args.num_epochs, search.trials_dir, on_first_result)],
             failure_config=tune.FailureConfig(max_failures=1), checkpoint_config=tune.CheckpointConfig(num_to_keep=2)))
+
+
+def device_of_trials(args: argparse.Namespace) -> str:
+    """Return which device the trials shall look for: on a cluster, whose machines may have others than this one, what
+    was asked for, else the one that can be used here. Raises UserError if the one that was asked for cannot."""
+    name, _, number = args.device.partition(":")
+    if args.ray_address:
+        return name
+    if number:  # Ray hands all GPUs out that the variable shows, by their numbers in there
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        shown = shown[int(number):][:1] if shown != [""] else [number]
+        os.environ["CUDA_VISIBLE_DEVICES"] = "".join(shown) or "-1"
+    return pick_device(name).type
 
 
 def _stop_as_by_ctrl_c(stopped, number, _):
@@ -355,7 +370,7 @@ def main(argv=None):
         return 0
     search = Search(architecture, FaceDataset, args.num_epochs, args.seed, weights, str(Path(args.data_dir).resolve()),
                     args.val_split, args.speaker_regex, args.precision, args.cache, args.num_workers,
-                    str(folder / TRIALS_DIR))
+                    str(folder / TRIALS_DIR), device_of_trials(args))
     with open_experiment(folder):
         restore_old_trials(folder)
         check_experiment(folder / SEARCH_RECORD, (folder / SEARCH_RECORD).exists(), used, args)

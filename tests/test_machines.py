@@ -1,12 +1,25 @@
 """Machines that are not this one: the cores of a job, GPUs that cannot be used, Apple's MPS, Windows."""
+import argparse
 import os
 import subprocess
 import sys
+import warnings
 
+import pandas
 import pytest
+import torch
 
+import app
+import evaluate
+import predict
+import train
+import train_resnet_raytune_hyperparams as search
 from conftest import REPOSITORY
 from first_impressions.common import command_line
+from first_impressions.common.command_line import UserError
+from first_impressions.common.constants import TRAITS
+from first_impressions.common.device import pick_device
+from first_impressions.data.labels import SPEAKER_REGEX
 
 # ---------------------------------------------------------------- cores
 
@@ -57,3 +70,163 @@ def test_default_of_workers_is_the_jobs_cores(run_script):
     assert "(default: 1)" in result.stdout.rpartition("--workers")[2].partition("--ray")[0]
     sources = [path.read_text() for path in [*REPOSITORY.glob("*.py"), *REPOSITORY.glob("first_impressions/*/*.py")]]
     assert not any("default=os.cpu_count()" in source for source in sources)
+
+
+# ---------------------------------------------------------------- devices
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """gpu(capability=..., error=...): this machine seems to have two CUDA GPUs; error: raised by the first operation
+    there."""
+    ones = torch.ones
+
+    def make(capability=(9, 0), compiled=("sm_75", "sm_80", "sm_90", "compute_120"), error=None):
+        def first_operation(*size, device=None, **options):
+            if error and torch.device(device or "cpu").type == "cuda":
+                raise error
+            return ones(*size, **options)
+
+        for name, value in (("is_available", True), ("device_count", 2), ("get_device_capability", capability),
+                            ("get_arch_list", list(compiled)), ("get_device_name", "Tesla P100")):
+            monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+        monkeypatch.setattr(torch, "ones", first_operation)
+        pick_device.cache_clear()
+
+    yield make
+    pick_device.cache_clear()
+
+
+@pytest.mark.parametrize("capability, usable", [((6, 0), False), ((7, 0), False), ((7, 5), True), ((8, 6), True),
+                                                ((9, 0), True), ((10, 0), False), ((12, 0), True), ((12, 1), True)])
+def test_gpu_older_than_the_wheel_is_left_alone(gpu, capfd, capability, usable):
+    """Its compute capability is compared with what PyTorch was compiled for; one line, and the CPU computes."""
+    gpu(capability)
+    assert pick_device().type == ("cuda" if usable else "cpu")
+    assert pick_device().type == ("cuda" if usable else "cpu")
+    errors = capfd.readouterr().err
+    if usable:
+        assert not errors
+    else:
+        assert errors.count("\n") == 1 and "Tesla P100" in errors and errors.endswith("computing on the CPU\n")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB. GPU 0 has ..."),
+                                   torch.AcceleratorError("CUDA error: no kernel image is available\nCUDA kernel er"),
+                                   AssertionError("Torch not compiled with CUDA enabled")])
+def test_gpu_that_fails_at_once_costs_one_warning(gpu, capfd, error):
+    """Out of memory because others use it, no kernel, no driver: in auto the CPU computes, else one line says why."""
+    gpu(error=error)
+    assert pick_device().type == "cpu"
+    reason = str(error).splitlines()[0].partition(". ")[0]
+    assert capfd.readouterr().err == f"warning: the GPU cannot be used ({reason}); computing on the CPU\n"
+    with pytest.raises(UserError, match=reason):
+        pick_device("cuda:1")
+
+
+def test_gpu_that_was_asked_for(gpu, monkeypatch):
+    """Numbers count from 0; under torchrun cuda is the process's own GPU."""
+    with pytest.raises(UserError, match="no CUDA GPU here; --device cpu needs no GPU"):
+        pick_device("cuda")
+    with pytest.raises(UserError, match="no Apple GPU here"):
+        pick_device("mps")
+    gpu()
+    assert pick_device("cuda") == pick_device("cuda:0") == torch.device("cuda:0")
+    assert pick_device("cuda:1") == torch.device("cuda:1") and pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(UserError, match="they count from 0 to 1"):
+        pick_device("cuda:2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    pick_device.cache_clear()
+    assert pick_device() == pick_device("cuda") == torch.device("cuda:1")
+
+
+def test_driver_that_is_too_old_is_said_in_one_line(monkeypatch, capfd):
+    """PyTorch then finds no GPU, and says why in a warning of many lines."""
+    def is_available():
+        warnings.warn("CUDA initialization: The NVIDIA driver on your system is too old (found version 11040). Please "
+                      "update your GPU driver by downloading ... (Triggered internally at CUDAFunctions.cpp:109.)",
+                      stacklevel=2)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", is_available)
+    pick_device.cache_clear()
+    assert pick_device().type == "cpu"
+    assert capfd.readouterr().err == ("warning: the GPU cannot be used (CUDA initialization: The NVIDIA driver on your "
+                                      "system is too old (found version 11040)); computing on the CPU\n")
+    pick_device.cache_clear()
+
+
+def test_search_hands_its_device_to_the_trials(gpu, monkeypatch):
+    """On this machine what can be used, on a cluster what was asked for; a number restricts what Ray hands out."""
+    def device_of(name, address=None):
+        return search.device_of_trials(argparse.Namespace(device=name, ray_address=address))
+
+    gpu(error=RuntimeError("CUDA error: out of memory"))
+    assert device_of("auto") == device_of("cpu") == "cpu"
+    assert device_of("auto", "10.0.0.1:6379") == "auto" and device_of("cuda:1", "auto") == "cuda"
+    gpu()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    assert device_of("cuda") == "cuda" and os.environ["CUDA_VISIBLE_DEVICES"] == "4,5"
+    assert device_of("cuda:1") == "cuda" and os.environ["CUDA_VISIBLE_DEVICES"] == "5"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert device_of("cuda:1") == "cuda" and os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+    assert device_of("cuda:3") == "cuda" and os.environ["CUDA_VISIBLE_DEVICES"] == "-1"
+
+
+@pytest.mark.parametrize("script", [train, search, evaluate, predict, app])
+def test_every_script_that_computes_has_device(run, script):
+    """Wrong names and devices that are not there end in one line."""
+    status, out, err = run(script, "--help")
+    assert "--device {auto,cpu,cuda,cuda:N,mps}" in out
+    words = {train: (1, "x", "FaceResNet29_v1.0", "true", 8), search: (1, 1, "x", "FaceResNet29_v1.0"),
+             evaluate: ("pretrained",), predict: ("pretrained", "x.mp4"), app: ()}[script]
+    status, out, err = run(script, *words, "--device", "gpu")
+    assert status == 2 and err.count("\n") == 1 and "auto, cpu, cuda, cuda:N, mps" in err
+
+
+# What is trained, searched, scored and explained, in the order in which each needs the one before it.
+ON_THE_DEVICE = """
+import sys
+sys.path[:0] = [{suite!r}, {tests!r}]
+import first_impressions.common.startup
+import torch
+import pretended_device
+from first_impressions.common import device
+device.pick_device = lambda wanted="auto": torch.device(pretended_device.DEVICE)
+import evaluate, predict, train
+from ray import tune
+from first_impressions.training import search_trial
+from dataset import FaceDataset
+from model_architectures import architecture_named, load_trained
+data = ["--data-dir", {data!r}]
+with pretended_device.pretended_device():
+    for name, model, *options in (("exact", "FaceResNet29_v1.0"),
+                                  ("centres", "FaceResNet29_v1.0", "--memory", "centres"),
+                                  ("trained", "FaceResNet29_v2.0", "--mixup", "0.2", "--ema-decay", "0.9")):
+        assert not train.main(["1", name, model, "false", "16", *data, "--l1", "16", "--l2", "8", *options])
+        assert not evaluate.main([name, *data])
+    assert load_trained("exact")[0].mean.device.type == pretended_device.DEVICE
+    picture = {picture!r}
+    assert not predict.main(["pretrained", picture, "--explain", "maps", "--out", "scores.csv", "--workers", "1"])
+    reports = []
+    tune.report = lambda figures, **_: reports.append(figures)
+    tune.get_checkpoint = lambda: None
+    tune.get_context = lambda: type("Context", (), {{"get_trial_name": staticmethod(lambda: "trial_0")}})
+    search = search_trial.Search(architecture_named("FaceResNet29_v1.0"), FaceDataset, 1, 0, "dlib", {data!r},
+                                 "official", {speakers!r}, "auto", "float16", 0, "trials")
+    search_trial.run_trial({{"l1": 16, "l2": 8, "batch_size": 16}}, search)
+    assert len(reports) == 1
+"""
+
+
+def test_nothing_of_double_precision_is_made_on_a_gpu(tmp_path, run, chip_data):
+    """Training of all kinds, evaluation, prediction, heat maps and a trial of the search work on a device that, as
+    Apple's, has no float64, refuses tensors of two devices in one operation and copies without waiting only from memory
+    that stays; the scores are those of the CPU."""
+    picture, script = REPOSITORY / "tests" / "foreign" / "turned_by_exif.jpg", tmp_path / "on_the_device.py"
+    script.write_text(ON_THE_DEVICE.format(suite=str(REPOSITORY), tests=str(REPOSITORY / "tests"), data=str(chip_data),
+                                           picture=str(picture), speakers=SPEAKER_REGEX))
+    result = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert not result.returncode, result.stderr
+    assert run(predict, "pretrained", picture, "--device", "cpu", "--out", "cpu.csv", "--workers", 1)[0] == 0
+    ours, cpu = (pandas.read_csv(tmp_path / name)[list(TRAITS)].to_numpy() for name in ("scores.csv", "cpu.csv"))
+    assert abs(ours - cpu).max() < 0.02     # one of them in bfloat16, if this CPU computes in it

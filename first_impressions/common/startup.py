@@ -8,6 +8,8 @@ from pathlib import Path
 
 # PyTorch's threads wait by spinning, which is ten times slower as soon as another program wants the same cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# What PyTorch has not yet written for Apple's GPUs is computed on the CPU.
+os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 # Ray Tune's own event files would carry other tags than train.py's, and its usage report would leave the machine.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -60,10 +60,10 @@ class GaussianProcess(nn.Module):
         self.clips.fill_(1)
         self.speakers.fill_(1)
         self.constant.copy_(targets.mean(0))
-        covariance = self.covariance(rows.to(self.points.device)).double().cpu()
+        covariance = self.covariance(rows.to(self.points.device)).cpu().double()
         covariance.diagonal().add_(noise)
         factor = torch.linalg.cholesky(covariance)
-        self.weights.copy_(torch.cholesky_solve((targets.cpu() - targets.cpu().mean(0)).double(), factor))
+        self.weights.copy_(torch.cholesky_solve((targets.cpu() - targets.cpu().mean(0)).double(), factor).float())
 
     def fit_centres(self, rows: torch.Tensor, targets: torch.Tensor, speakers: np.ndarray, number: int, noise: float,
                     seed: int = 0) -> None:
@@ -84,12 +84,12 @@ class GaussianProcess(nn.Module):
         left = torch.zeros(len(centres), len(centres), dtype=torch.float64)
         right = torch.zeros(len(centres), len(TRAITS), dtype=torch.float64)
         for start in range(0, len(points), CHUNK):
-            covariance = self.covariance(points[start:start + CHUNK].to(self.points.device)).double().cpu()
+            covariance = self.covariance(points[start:start + CHUNK].to(self.points.device)).cpu().double()
             left += covariance.T @ covariance
             right += covariance.T @ difference[start:start + CHUNK]
-        of_centres = self.covariance(self.points).double().cpu()
+        of_centres = self.covariance(self.points).cpu().double()
         of_centres.diagonal().add_(1e-6)
-        self.weights.copy_(torch.linalg.solve(left + noise * of_centres, right))
+        self.weights.copy_(torch.linalg.solve(left + noise * of_centres, right).float())
 
     def covariance(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the covariance, B x M, of rows B x (components + descriptor) and the M points that are kept."""

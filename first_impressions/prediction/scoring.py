@@ -98,13 +98,13 @@ def score_clip(network: PersonalityNetwork, batches: Iterable[torch.Tensor]) -> 
     for chips in batches:
         if network.frozen:
             features = network.features_of_both(chips)
-            total = total + features.double().sum(0, keepdim=True)
+            total = total + features.cpu().double().sum(0, keepdim=True)
             of_faces.append(network(network.represent(features)))
         else:
             of_faces.append(network.scores_of_both(chips))
     of_faces = torch.cat(of_faces)
     if network.frozen:
-        of_clip = network(network.represent((total / len(of_faces)).float()))[0]
+        of_clip = network(network.represent((total / len(of_faces)).float().to(of_faces.device)))[0]
     else:
         of_clip = of_faces.mean(0)
     return of_clip.cpu().numpy(), of_faces.cpu().numpy()
@@ -177,9 +177,9 @@ def _read_chips(path, places):
     return np.stack(chips)
 
 
-def load_scorer(experiment: str, runs_dir: str | os.PathLike, precision: str = "auto") -> Scorer:
-    """Return the Scorer of an experiment, on the best device. Raises UserError where there is none."""
-    network, checkpoint = load_experiment(experiment, runs_dir, Machine(pick_device(), precision))
+def load_scorer(experiment: str, runs_dir: str | os.PathLike, precision: str = "auto", device: str = "auto") -> Scorer:
+    """Return the Scorer of an experiment; device: as pick_device takes it. Raises UserError where there is none."""
+    network, checkpoint = load_experiment(experiment, runs_dir, Machine(pick_device(device), precision))
     intervals = Intervals(**checkpoint.intervals) if checkpoint.intervals else None
     return Scorer(network, intervals, checkpoint.label_quantiles, checkpoint.preprocessing,
                   checkpoint.neuroticism_is_stability)

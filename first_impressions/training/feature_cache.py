@@ -28,7 +28,7 @@ from filelock import FileLock
 from torch.utils.data import Dataset
 
 from first_impressions.common.command_line import UserError, counted, printable, progress_bar
-from first_impressions.common.device import Machine, pick_device
+from first_impressions.common.device import Machine, pick_device, send
 from first_impressions.data.chips import chip_loader, row_batches
 from first_impressions.data.splits import Split, stamp_of_files
 
@@ -217,7 +217,7 @@ def _blocks(job):
     batches = row_batches(len(job.faces), job.batch_size)
     loader = chip_loader(job.dataset_of(of_job), batches, job.machine.num_workers, job.machine.device)
     for batch, (chips, rows) in zip(batches, loader):
-        features = job.backbone(chips.to(job.machine.device, non_blocking=True)).float().cpu() if len(rows) else chips
+        features = job.backbone(send(chips, job.machine.device)).float().cpu() if len(rows) else chips
         for row, feature in zip(rows.tolist(), features.numpy()):
             code = job.codes[row]
             total, faces, alone = open_clips.get(code, (0.0, 0, feature))
@@ -238,7 +238,7 @@ def _blocks(job):
 def _records_in_task(split, dataset_of, backbone, machine, batch_size):
     """Return the records of some clips, computed by the machine that this Ray task runs on."""
     torch.set_num_threads(1)
-    machine = replace(machine, device=pick_device(), num_workers=0)
+    machine = replace(machine, device=pick_device(machine.wanted), num_workers=0)
     job = _Job(split, split.faces, dataset_of, backbone, machine, batch_size)
     return [record for records, _ in _blocks(job) for record in records]
 
@@ -255,7 +255,8 @@ def _blocks_by_ray(job):
 
     try:
         resources = ray.cluster_resources()
-        task = ray.remote(num_cpus=1, num_gpus=int(resources.get("GPU", 0) > 0), max_retries=3)(_records_in_task)
+        gpus = int(resources.get("GPU", 0) > 0 and job.machine.wanted != "cpu")
+        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_records_in_task)
         backbone, waiting = ray.put(job.backbone), deque()
         for _, faces in job.faces.groupby(job.first_face[job.codes] // FACES_A_TASK):     # whole clips
             part = replace(job, faces=faces)

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from first_impressions.common.command_line import progress_bar
 from first_impressions.common.constants import TRAITS
-from first_impressions.common.device import Machine
+from first_impressions.common.device import Machine, send
 from first_impressions.data.chips import chip_loader, row_batches
 from first_impressions.networks.network import PersonalityNetwork, backbone_key
 from first_impressions.training.feature_cache import features_of_dataset
@@ -57,7 +57,7 @@ class FaceChips:
         """Yield (rows, inputs) for each batch of row numbers; rows of chips that cannot be read are left out."""
         self.dataset.epoch = epoch
         for chips, rows in chip_loader(self.dataset, batches, self.machine.num_workers, self.machine.device):
-            yield rows.numpy(), self._flips_of(chips.to(self.machine.device, non_blocking=True))
+            yield rows.numpy(), self._flips_of(send(chips, self.machine.device))
 
     @staticmethod
     def _flips_of(chips):
@@ -136,7 +136,7 @@ class ClipRows:
 
     def _rows_of(self, rows):
         def inputs(alone):
-            return self.projected[rows, alone.astype(np.int64)].to(self.machine.device, non_blocking=True)
+            return send(self.projected[rows, alone.astype(np.int64)], self.machine.device)
         return inputs
 
 

@@ -107,7 +107,7 @@ class TrainingState:
 
     def add_up_losses(self) -> float:
         """Return the sum of the losses of the epoch so far. Waits for the device, so it is not called at every step."""
-        for loss in torch.stack(self.losses).tolist() if self.losses else []:
+        for loss in torch.stack(self.losses).cpu().tolist() if self.losses else []:
             self.loss_sum += loss
             self.loss_count += 1
         self.losses.clear()
@@ -255,7 +255,7 @@ def _train_epoch(state, parallel, plan, samples, after_step, show_progress):
     loss_sum = state.add_up_losses()
     if not state.loss_count:
         raise UserError(f"{samples.split.name}: none of its faces can be read (they are named above); make them again")
-    mean_loss = torch.tensor(loss_sum / state.loss_count, dtype=torch.float64, device=device)
+    mean_loss = torch.tensor(loss_sum / state.loss_count, dtype=torch.float64)
     if world_size() > 1:
         torch.distributed.all_reduce(mean_loss)
         mean_loss /= world_size()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from first_impressions.common.command_line import UserError, counted
-from first_impressions.common.device import is_main_process, rank, world_size
+from first_impressions.common.device import is_main_process, rank, send, world_size
 from first_impressions.data.chips import epoch_batches
 from first_impressions.data.labels import SPEAKER_REGEX
 from first_impressions.data.splits import (
@@ -136,7 +136,7 @@ def training_steps(samples: Samples, plan: Plan, epoch: int, first_step: int,
             continue
         generator = _step_random(plan.seed, epoch, step)
         inputs = inputs_of(generator.random(len(rows)) < part_of_other_form)
-        targets = all_targets[torch.from_numpy(rows)].to(device, non_blocking=True)
+        targets = send(all_targets[torch.from_numpy(rows)], device)
         if settings.mixup and len(rows) > 1:
             # Zhang et al. 2018, mixup: Beyond Empirical Risk Minimization (https://arxiv.org/abs/1710.09412).
             part = float(generator.beta(settings.mixup, settings.mixup))

@@ -42,12 +42,13 @@ class Search:
     cache: str
     num_workers: int
     trials_dir: str
+    device: str = "auto"    # auto, cpu, cuda or mps
     cpus_per_trial: float = 1
 
     @property
     def machine(self) -> Machine:
         """The machine that a trial runs on."""
-        return Machine(pick_device(), self.precision, self.cache, self.num_workers)
+        return Machine(pick_device(self.device), self.precision, self.cache, self.num_workers, wanted=self.device)
 
 
 def run_trial(trial_config: dict, search: Search) -> None:
