@@ -189,7 +189,7 @@ def parse_args(argv=None):
     foreign.add_argument("--train-labels", metavar="FILE",
                          help="the training labels: their speakers are the known ones, also for an EXPERIMENT that "
                          "keeps no names; their mean is the constant (without it that of --labels)")
-    add_machine_options(parser)
+    add_machine_options(parser, precision="float32")
     args = parser.parse_args(argv)
     if bool(args.experiments) == bool(args.predictions):
         parser.error("give an EXPERIMENT, or --predictions FILE.csv with --labels FILE")

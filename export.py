@@ -8,10 +8,11 @@
 The last one is small, holds no name of a clip or speaker, and is refused for a network that keeps rows of people. Its
 numbers have half precision, and the weights of dlib's network are left out, since the suite has them.
 
-The model of the other two takes uint8 RGB chips N x 3 x 224 x 224, any N, and gives float32 scores N x 5; scaling and
-normalisation happen inside. Its metadata (ONNX: metadata_props, torch: extra_files) name the order of the traits and
-the cropping. A file of that name is replaced. A network with a memory of clips takes descriptors of the training clips'
-faces with it: see the README before you publish it.
+The model of the other two takes uint8 RGB chips N x 3 x 224 x 224, any N, and gives the float32 scores N x 5 that
+predict.py gives each face; scaling, normalisation and the mirror images happen inside. Its metadata (ONNX:
+metadata_props, torch: extra_files) name the order of the traits and the cropping. A file of that name is replaced. A
+network with a memory of clips takes descriptors of the training clips' faces with it: see the README before you publish
+it.
 """
 import first_impressions.common.startup  # noqa: F401  (before torch)
 
@@ -56,14 +57,17 @@ class ExportedNetwork(nn.Module):
             self.register_buffer(f"resize{number}", weights)
 
     def forward(self, chips: torch.Tensor) -> torch.Tensor:
-        pictures = chips.to(torch.float32) / 255
+        pictures = torch.stack([chips, chips.flip(-1)], dim=1).flatten(0, 1).to(torch.float32) / 255
         features = []
         for number, (corner, length) in enumerate(self.corners):
             weights = self.get_buffer(f"resize{number}")
             view = pictures[:, :, corner:corner + length, corner:corner + length]
             view = torch.matmul(torch.matmul(weights, view), weights.T)
             features.append(self.network.backbone((view - self.network.mean) / self.network.std))
-        return self.network(self.network.represent(torch.cat(features, dim=1)))
+        features = torch.cat(features, dim=1)
+        if self.network.frozen:
+            return self.network(self.network.represent(features.unflatten(0, (-1, 2)).mean(1)))
+        return self.network(features).unflatten(0, (-1, 2)).mean(1)
 
 
 def export_model(checkpoint: Checkpoint, path: Path, target: Path, file_format: str) -> None:

@@ -212,7 +212,7 @@ def parse_args(argv=None):
     parser.add_argument("--predictor", metavar="FILE", help="landmark model of dlib (default: the 5-point one)")
     parser.add_argument("--runs-dir", default="runs", help="folder of the experiments")
     parser.add_argument("--workers", type=positive_int, default=usable_cores(), help="processes that find faces")
-    add_device_options(parser)
+    add_device_options(parser, precision="float32")
     parser.add_argument("--seed", type=seed_number, default=0, help="of the choice of frames")
     complain = parser.error
     parser.error = lambda message: complain(message + (

@@ -205,9 +205,11 @@ class PersonalityNetwork(nn.Module):
         """Return the features B x F of uint8 chips B x 3 x H x W, each the mean of the chip and its mirror image."""
         return self.features(torch.cat([chips, chips.flip(-1)])).unflatten(0, (2, len(chips))).mean(0)
 
-    def scores_of_both(self, chips: torch.Tensor) -> torch.Tensor:
-        """Return the scores B x 5 of uint8 chips, each the mean of the chip's and its mirror image's: of trained
-        networks. Frozen ones score mean features."""
+    def scores_of_faces(self, chips: torch.Tensor) -> torch.Tensor:
+        """Return the scores B x 5 of uint8 chips, each of the chip and its mirror image: of a frozen
+        network the score of their mean features, of a trained one the mean of their scores."""
+        if self.frozen:
+            return self(self.represent(self.features_of_both(chips)))
         return self(torch.cat([chips, chips.flip(-1)])).unflatten(0, (2, len(chips))).mean(0)
 
 
@@ -264,7 +266,8 @@ def backbone_key(network: PersonalityNetwork) -> str:
     for key, value in network.backbone.state_dict().items():
         digest.update(key.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return (f"{network.kind.name} views {network.kind.views} at {network.kind.input_size} px, "
-            f"{network.kind.features_per_view * len(network.kind.views)} features, weights {digest.hexdigest()}")
+            f"{network.kind.features_per_view * len(network.kind.views)} features in "
+            f"{network.compute_dtype or torch.float32}, weights {digest.hexdigest()}")
 
 
 def load_network_state(network: PersonalityNetwork, state: dict, source: str | os.PathLike) -> None:

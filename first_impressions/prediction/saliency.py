@@ -64,8 +64,7 @@ def contributions(network: PersonalityNetwork, chips: torch.Tensor) -> list[torc
     with torch.inference_mode(False), torch.enable_grad():
         hook = stage.register_forward_hook(keep)
         try:
-            scores = (network(network.represent(network.features_of_both(chips))) if network.frozen
-                      else network.scores_of_both(chips))
+            scores = network.scores_of_faces(chips)
         finally:
             hook.remove()
         of_traits = [torch.autograd.grad(score, activations, retain_graph=True) for score in scores.sum(0)]

@@ -101,7 +101,7 @@ def score_clip(network: PersonalityNetwork, batches: Iterable[torch.Tensor]) -> 
             total = total + features.cpu().double().sum(0, keepdim=True)
             of_faces.append(network(network.represent(features)))
         else:
-            of_faces.append(network.scores_of_both(chips))
+            of_faces.append(network.scores_of_faces(chips))
     of_faces = torch.cat(of_faces)
     if network.frozen:
         of_clip = network(network.represent((total / len(of_faces)).float().to(of_faces.device)))[0]
@@ -177,7 +177,8 @@ def _read_chips(path, places):
     return np.stack(chips)
 
 
-def load_scorer(experiment: str, runs_dir: str | os.PathLike, precision: str = "auto", device: str = "auto") -> Scorer:
+def load_scorer(experiment: str, runs_dir: str | os.PathLike, precision: str = "float32",
+                device: str = "auto") -> Scorer:
     """Return the Scorer of an experiment; device: as pick_device takes it. Raises UserError where there is none."""
     network, checkpoint = load_experiment(experiment, runs_dir, Machine(pick_device(device), precision))
     intervals = Intervals(**checkpoint.intervals) if checkpoint.intervals else None

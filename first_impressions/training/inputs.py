@@ -51,7 +51,7 @@ class FaceChips:
 
     def scores(self, network: PersonalityNetwork, inputs: Inputs, number: int, alone: bool) -> torch.Tensor:
         """Return the scores of a batch, each of a chip and its mirror image; alone changes nothing."""
-        return network.scores_of_both(inputs(np.zeros(number, dtype=bool)))
+        return network.scores_of_faces(inputs(np.zeros(number, dtype=bool)))
 
     def batches(self, batches: list[list[int]], epoch: int = 0) -> Iterator[tuple[np.ndarray, Inputs]]:
         """Yield (rows, inputs) for each batch of row numbers; rows of chips that cannot be read are left out."""
