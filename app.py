@@ -244,7 +244,7 @@ def parse_args(argv=None):
     parser.add_argument("--max-minutes", type=positive_int, default=15, help="longest clip that is scored")
     parser.add_argument("--max-files", type=positive_int, default=50, help="most files that are scored at once")
     parser.add_argument("--workers", type=positive_int, default=usable_cores(), help="processes that find faces")
-    add_device_options(parser)
+    add_device_options(parser, precision="float32")
     return parser.parse_args(argv)
 
 

@@ -26,10 +26,10 @@ from first_impressions.extraction.faces import OTHER_PICTURE_SUFFIXES, unreadabl
 from first_impressions.jobs.target_folder import find_files
 from first_impressions.jobs.worker_pool import UNEXPECTED, map_files, warn_of_unexpected  # noqa: F401  (predict.py takes them from here)
 from first_impressions.networks.checkpoint import Intervals, load_experiment
-from first_impressions.networks.network import PersonalityNetwork
+from first_impressions.networks.network import FEW_FACES, PersonalityNetwork
 
 SUFFIXES = CLIP_SUFFIXES | PICTURE_SUFFIXES
-BATCH_SIZE = 64     # chips that are scored at once
+BATCH_SIZE = 32     # chips that are scored at once
 
 
 def _columns(prefix):
@@ -88,18 +88,21 @@ class FileScores:
 
 
 @torch.inference_mode()
-def score_clip(network: PersonalityNetwork, batches: Iterable[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+def score_clip(network: PersonalityNetwork, batches: Iterable[torch.Tensor],
+               number_of_faces: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (scores of the clip, 5, scores of each face, N x 5), float32 in [0, 1], of batches of uint8 chips
     B x 3 x H x W on the network's device.
 
-    A frozen network scores the mean features of the faces; a trained one scores each face, and the mean is the clip's.
+    A frozen network scores the mean features of the faces, in clips of few faces also of their mirror images, and each
+    face with its mirror image. A trained one scores each face so, and the mean is the clip's.
     """
     total, of_faces = 0.0, []
     for chips in batches:
         if network.frozen:
-            features = network.features_of_both(chips)
+            of_both = network.features_of_both(chips)
+            features = of_both.mean(0) if number_of_faces < FEW_FACES else of_both[0]
             total = total + features.cpu().double().sum(0, keepdim=True)
-            of_faces.append(network(network.represent(features)))
+            of_faces.append(network(network.represent(of_both.mean(0))))
         else:
             of_faces.append(network.scores_of_faces(chips))
     of_faces = torch.cat(of_faces)
@@ -137,7 +140,8 @@ class Scorer:
         scores, rows = np.empty((len(faces), len(TRAITS)), dtype=np.float32), []
         for person in np.unique(people):
             places = np.flatnonzero(people == person)
-            of_person, scores[places] = score_clip(self.network, self._batches(found.chips, chips[places]))
+            of_person, scores[places] = score_clip(self.network, self._batches(found.chips, chips[places]),
+                                                      len(places))
             rows.append({"clip": printable(path), "person": int(person), **dict(zip(TRAITS, of_person.tolist())),
                          "frames": count, "faces": len(places), "confidence": float(confidence[places].mean()),
                          **dict(zip(SPREADS, scores[places].std(0).tolist())), **self.meaning(of_person, len(places)),
