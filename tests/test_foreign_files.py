@@ -62,6 +62,15 @@ def test_every_foreign_file_is_scored_alike(scores):
     assert {len(list(folder.glob(f"*_{kind}"))) for kind in ("scores.jpg", "heat_maps.png")} == {len(FILES)}
 
 
+def test_shipped_model_gives_the_golden_scores(scores):
+    """On every machine and from version to version: pictures, and clips of ten faces. Frames, faces or a model that
+    change on purpose come with a new table."""
+    for golden in rows_of(Path(__file__).with_name("golden_scores.csv")):
+        row = scores[0][golden["file"]]
+        assert [float(row[trait]) for trait in TRAITS] == pytest.approx(
+            [float(golden[trait]) for trait in TRAITS], abs=1e-3), golden["file"]
+
+
 def overlap(first, second):
     shared = [max(0, min(first[axis + 2], second[axis + 2]) - max(first[axis], second[axis])) for axis in (0, 1)]
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]

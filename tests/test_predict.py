@@ -9,16 +9,21 @@ import subprocess
 import sys
 import termios
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas
 import pytest
+import torch
 
 import evaluate
 import predict
 from conftest import REPOSITORY, listen_to_ctrl_c, run_script_in
-from first_impressions.common.constants import TRAITS
+from first_impressions.common.constants import TRAITS, face_name, frame_name
+from first_impressions.common.device import Machine
+from first_impressions.data.chips import read_chip
+from first_impressions.networks.checkpoint import load_experiment
 from make_media import portrait, write_clip
 
 
@@ -48,6 +53,21 @@ def test_scores_equal_those_of_the_files(run, trained, demo_data, tmp_path):
     difference = np.abs(memory.loc[files.index, list(TRAITS)].to_numpy() - files[list(TRAITS)].to_numpy())
     print(f"largest difference: {difference.max():.4f}")
     assert difference.max() < 1e-3
+    # Each face, as an exported model scores it (test_export), and in bfloat16.
+    network, _ = load_experiment("demo", trained / "runs", Machine(torch.device("cpu"), "float32"))
+    chips = sorted((test / "faces").glob("*.jpg"))
+    with torch.no_grad():
+        expected = network.scores_of_faces(torch.stack([read_chip(path, 224) for path in chips])).numpy()
+    expected = pandas.DataFrame(expected, index=[path.name for path in chips])
+    for precision, most in (("float32", 1e-3), ("bfloat16", 0.03)):
+        assert run(predict, "demo", demo_data / "test" / "videos", "--frames", 3, "--per-frame", "f.csv", "--precision",
+                   precision, "--runs-dir", trained / "runs")[0] == 0
+        faces = pandas.read_csv("f.csv")
+        names = [face_name(Path(frame_name(Path(clip).stem, frame)).stem)
+                 for clip, frame in zip(faces["clip"], faces["frame"])]
+        difference = np.abs(faces[list(TRAITS)].to_numpy() - expected.loc[names].to_numpy()).max()
+        print(f"largest difference of a face in {precision}: {difference:.5f}")
+        assert (precision == "float32" or difference > 1e-4) and difference < most
     assert "6 of 6 files scored" in result.stdout
 
 
