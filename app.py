@@ -35,6 +35,7 @@ from first_impressions.common.constants import CLIP_SUFFIXES, PICTURE_SUFFIXES
 from first_impressions.common.device import add_device_options
 from first_impressions.common.experiment import PRETRAINED
 from first_impressions.common.files import private_folder
+from first_impressions.extraction.frames import FrameSettings
 from first_impressions.prediction.drawings import draw_boxes, plot_course
 from first_impressions.prediction.page import (
     CAUTION,
@@ -51,13 +52,15 @@ from first_impressions.prediction.page import (
     table_link,
 )
 from first_impressions.prediction.saliency import draw_heat_maps
-from first_impressions.prediction.scoring import FRAME_COLUMNS, PEOPLE_COLUMNS, Scorer, load_scorer, score_files
+from first_impressions.prediction.scoring import FRAMES, WHOLE_UP_TO, Scorer, load_scorer, score_files
+from first_impressions.prediction.tables import FRAME_COLUMNS, columns_of
 
 HOST = "127.0.0.1"
 FOLDER_PREFIX = "apparent-personality-"
 KEPT_SECONDS, SWEEP_SECONDS = 3600, 60
 MOST_PAGES = 100    # whose state stays in memory
 CONCURRENT_SCORINGS = 2
+PIECE = 15  # seconds, as long as the challenge's clips: longer recordings are scored in pieces
 # Gradio refuses a whole drop for one file over its limit, so its limit is higher than the one with a sentence a file.
 HARD_LIMIT_FACTOR = 5
 
@@ -108,7 +111,8 @@ class App:
         """Yield (progress, results) as HTML, first empty and then after each file."""
         entries, people, frames, scored = [], [], [], 0
         yield show_progress(0, len(paths), 0), ""
-        settings = self.scorer.face_settings(number_of_frames=self.frames, find_all=every_face, keep_picture=True,
+        settings = self.scorer.face_settings(FrameSettings(self.frames, piece=PIECE, whole_up_to=WHOLE_UP_TO),
+                                             find_all=every_face, keep_picture=True,
                                              most_seconds=self.most_seconds)
         items = ((path, (None, problem) if problem else None)
                  for path, problem in ((path, self.refusal(path)) for path in paths))
@@ -116,10 +120,10 @@ class App:
             for scores in answers:
                 entries.append(self.show(scores))
                 scored += not scores.problem
-                people += scores.people or [{"clip": scores.clip, "problem": scores.problem}]
+                people += scores.rows or [{"clip": scores.clip, "problem": scores.problem}]
                 frames += [] if scores.problem else scores.frame_rows()
                 yield show_progress(len(entries), len(paths), scored), "".join(entries)
-        links = table_link(people, PEOPLE_COLUMNS, "scores.csv", "Download the scores (CSV)")
+        links = table_link(people, columns_of(people, everything=True), "scores.csv", "Download the scores (CSV)")
         if frames:
             links += table_link(frames, FRAME_COLUMNS, "scores_per_frame.csv", "Scores of each frame (CSV)")
         yield show_progress(len(entries), len(paths), scored), links + "".join(entries)
@@ -239,7 +243,8 @@ def parse_args(argv=None):
                         help="name of a folder in --runs-dir (default: pretrained, which comes with the suite)")
     parser.add_argument("--runs-dir", default="runs", help="folder of the experiments")
     parser.add_argument("--port", type=positive_int, default=7860, help="of the page")
-    parser.add_argument("--frames", type=positive_int, default=10, help="frames drawn from a clip")
+    parser.add_argument("--frames", type=positive_int, default=FRAMES,
+                        help="frames drawn from a clip, or from each piece of a long one")
     parser.add_argument("--max-megabytes", type=positive_int, default=200, help="largest file that is scored")
     parser.add_argument("--max-minutes", type=positive_int, default=15, help="longest clip that is scored")
     parser.add_argument("--max-files", type=positive_int, default=50, help="most files that are scored at once")

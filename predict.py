@@ -5,27 +5,24 @@
     python predict.py EXPERIMENT clip.mp4 --annotate annotated      pictures with the face and five bars
     python predict.py EXPERIMENT clip.mp4 --explain heat_maps       where in the face each score comes from
     python predict.py EXPERIMENT group.mp4 --faces all              everybody: one row a person
-    python predict.py EXPERIMENT talk.mp4 --every 2 --per-frame frames.csv --plot course     the course over time
+    python predict.py EXPERIMENT talk.mp4 --piece 15 --plot course  long recordings: a row for each 15 seconds
+    python predict.py EXPERIMENT talk.mp4 --every 2 --per-frame frames.csv      the course over time
 
 Frames are drawn, faces found and aligned as by extract_faces_from_videos.py, but in memory. A clip's scores are those
-of the mean features of its faces where the backbone is frozen, else the mean of their scores; spread is the standard
-deviation over its frames; four of five labels lie in the interval, score ± the column "± 80 %"; a percentile of 62
-means: higher than the labels of 62 % of the training clips. confidence is the score of dlib's face detector, mostly 0.3
-to 2.4. Heat maps and their scores are of one face, the middle one of the clip. The challenge's neuroticism is emotional
-stability in truth: high means calm. A file that cannot be scored costs a line on stderr and, with --out, a row with its
-problem.
+of the mean features of its faces if the backbone is frozen, else the mean of their scores. Four of five labels lie
+between low and high. A clip in pieces has the mean of their scores and no interval of its own. Heat maps and their
+scores are of one face, the middle one of the clip. A file that cannot be scored costs a line on stderr and, with --out,
+a row with its problem. docs/evaluation_and_prediction.md explains every column.
 """
 import first_impressions.common.startup  # noqa: F401  (before torch)
 
 # isort: split
 import argparse
 import contextlib
-import json
 import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +30,7 @@ import cv2
 import numpy as np
 
 from first_impressions.common.command_line import (
+    MOST,
     UserError,
     disk_error,
     make_parser,
@@ -40,33 +38,31 @@ from first_impressions.common.command_line import (
     printable,
     progress_bar,
     run_script,
+    seconds_apart,
     seed_number,
     stop_name,
     stop_status,
     usable_cores,
 )
-from first_impressions.common.constants import TRAITS
 from first_impressions.common.device import add_device_options
 from first_impressions.common.experiment import experiment_folder
 from first_impressions.common.files import atomic_write, check_output_file
+from first_impressions.extraction.frames import FrameSettings
 from first_impressions.jobs.target_folder import say_passed_over
+from first_impressions.jobs.worker_pool import UNEXPECTED, warn_of_unexpected
 from first_impressions.networks.checkpoint import find_checkpoint
 from first_impressions.prediction.drawings import annotate, plot_course
 from first_impressions.prediction.saliency import draw_heat_maps
 from first_impressions.prediction.scoring import (
-    FRAME_COLUMNS,
-    HALF_WIDTHS,
-    PEOPLE_COLUMNS,
-    SPREADS,
-    UNEXPECTED,
+    FRAMES,
     FileScores,
     Scorer,
+    check_paths,
     files_below,
     load_scorer,
     score_files,
-    warn_of_unexpected,
-    write_csv,
 )
+from first_impressions.prediction.tables import FRAME_COLUMNS, columns_of, print_table, write_table
 
 LONGEST_STEM = 200  # bytes of a picture's name before its ending; a file's name has at most 255
 
@@ -89,7 +85,7 @@ class Results:
     def add(self, scores: FileScores) -> None:
         """Take in the scores of a file and write its pictures."""
         self.scored_files += 1
-        self.rows += scores.people
+        self.rows += scores.rows
         self.frame_rows += scores.frame_rows()
         name, stability = _plain_name(scores.clip, self.names), self.scorer.neuroticism_is_stability
         if self.annotate_dir:
@@ -117,20 +113,6 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
         partial.write_bytes(cv2.imencode(path.suffix, picture)[1].tobytes())
 
 
-def write_table(path: Path, columns: Iterable[str], rows: list[dict]) -> None:
-    """Write rows as .csv or .json; what a row lacks is empty, in JSON null."""
-    with atomic_write(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-        if path.suffix.lower() == ".json":
-            json.dump([{column: _rounded(row.get(column)) for column in columns} for row in rows], file, indent=2)
-            file.write("\n")
-        else:
-            write_csv(file, columns, rows)
-
-
-def _rounded(value):
-    return round(value, 6) if isinstance(value, float) else value
-
-
 def _plain_name(path, taken):
     """Return a file name for a clip's picture: its stem; where another file has that, its name with the ending; where
     another folder has one of that name, numbered."""
@@ -144,39 +126,7 @@ def _plain_name(path, taken):
     return name
 
 
-def print_table(scored: list[dict], with_people: bool) -> None:
-    """Print the scores of each file; with_people: also the number of the person."""
-    with_intervals = all(row[HALF_WIDTHS[0]] is not None for row in scored)
-    title = ["clip", *(["person"] if with_people else []), *TRAITS, "frames", "faces", "spread",
-             *(["± 80 %"] if with_intervals else [])]
-    lines = [title]
-    names = {row["clip"]: os.path.basename(row["clip"]) for row in scored}
-    if len(set(names.values())) < len(names):  # files of one name in several folders
-        names = {path: path for path in names}
-    for row in scored:
-        words = [printable(names[row["clip"]]), *([str(row["person"])] if with_people else []),
-                 *(f"{row[trait]:.3f}" for trait in TRAITS), str(row["frames"]), str(row["faces"]),
-                 f"{np.mean([row[name] for name in SPREADS]):.3f}"]
-        lines.append(words + ([f"{np.mean([row[name] for name in HALF_WIDTHS]):.3f}"] if with_intervals else []))
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    for line in lines:
-        print(" ".join(word.rjust(width) for word, width in zip(line, widths)))
-    print("neuroticism is emotional stability here: high means calm; spread: over the frames"
-          + ("; ± 80 %: 4 of 5 labels lie so close" if with_intervals else ""))
-
-
 # ---------------------------------------------------------------- command line
-
-def seconds_apart(text: str) -> float:
-    """argparse type: a number of seconds, at least a thousandth."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value >= 0.001):
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number of seconds, at least 0.001")
-    return value
-
 
 def confidence(text: str) -> float:
     """argparse type: a score of the detector, any finite number."""
@@ -195,6 +145,8 @@ def parse_args(argv=None):
                         help="name of a folder in --runs-dir, or pretrained: the model that comes with the suite")
     parser.add_argument("paths", metavar="PATH", nargs="+", help="clips, pictures or folders of them")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the table as .csv or .json")
+    parser.add_argument("--all-columns", action="store_true",
+                        help="in the table also frames, faces, spreads, half widths of intervals, percentiles")
     parser.add_argument("--annotate", metavar="DIR", type=Path,
                         help="write a picture of each file with the face and five bars")
     parser.add_argument("--explain", metavar="DIR", type=Path,
@@ -203,8 +155,11 @@ def parse_args(argv=None):
     parser.add_argument("--per-frame", metavar="FILE", type=Path,
                         help="write a row for each face of each frame, with its time and box, as .csv or .json")
     frames = parser.add_mutually_exclusive_group()
-    frames.add_argument("--frames", type=positive_int, default=10, help="frames drawn at random from a clip")
-    frames.add_argument("--every", type=seconds_apart, metavar="SECONDS", help="take a frame every so many seconds")
+    frames.add_argument("--frames", type=positive_int, default=FRAMES, help="frames drawn at random from a clip")
+    frames.add_argument("--every", type=seconds_apart, metavar="SECONDS", help="take a frame every SECONDS")
+    parser.add_argument("--piece", type=seconds_apart, metavar="SECONDS",
+                        help="cut longer clips into pieces of about this length, a row each (models of the challenge "
+                        "know clips of 15 seconds); --frames or --every then count for each piece")
     parser.add_argument("--min-confidence", type=confidence, metavar="SCORE",
                         help="leave out faces whose score of the detector is lower")
     parser.add_argument("--faces", choices=("largest", "all"), default="largest",
@@ -230,9 +185,7 @@ def check_arguments(args):
             check_output_file(option, table)
     if args.out and args.per_frame and args.out.resolve() == args.per_frame.resolve():
         raise UserError(f"--out and --per-frame {args.out}: are one file; name two")
-    for path in args.paths:
-        if not os.path.lexists(path):
-            raise UserError(f"{path}: no such file or folder")
+    check_paths(args.paths)
     for folder in filter(None, (args.annotate, args.explain, args.plot)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -247,9 +200,9 @@ def main(argv=None):
     args = parse_args(argv)
     check_arguments(args)
     scorer = load_scorer(args.experiment, args.runs_dir, args.precision, args.device)
-    settings = scorer.face_settings(args.frames, args.seed, args.predictor, find_all=args.faces == "all",
-                                    keep_picture=bool(args.annotate), every=args.every,
-                                    min_confidence=args.min_confidence)
+    frames = FrameSettings(MOST if args.every else args.frames, args.seed, every=args.every, piece=args.piece)
+    settings = scorer.face_settings(frames, args.predictor, find_all=args.faces == "all",
+                                    keep_picture=bool(args.annotate), min_confidence=args.min_confidence)
     passed_over = Counter()
     total, status = sum(1 for _ in files_below(args.paths, passed_over)), 0
     if not total:
@@ -277,9 +230,9 @@ def main(argv=None):
             raise
         failure = error  # what was scored is shown before the line on the full disk
     if results.scored:
-        print_table(results.scored, with_people=args.faces == "all")
+        print_table(results.scored, args.faces == "all", scorer.neuroticism_is_stability)
     if args.out:
-        write_table(args.out, PEOPLE_COLUMNS, results.rows)
+        write_table(args.out, columns_of(results.rows, args.all_columns), results.rows)
     if args.per_frame:
         write_table(args.per_frame, FRAME_COLUMNS, results.frame_rows)
     if failure:

@@ -2,6 +2,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import struct
@@ -11,6 +12,7 @@ import termios
 import time
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pandas
@@ -24,6 +26,7 @@ from first_impressions.common.constants import TRAITS, face_name, frame_name
 from first_impressions.common.device import Machine
 from first_impressions.data.chips import read_chip
 from first_impressions.networks.checkpoint import load_experiment
+from first_impressions.prediction.tables import COLUMNS, PIECE_COLUMNS
 from make_media import portrait, write_clip
 
 
@@ -46,7 +49,7 @@ def test_scores_equal_those_of_the_files(run, trained, demo_data, tmp_path):
     assert run(evaluate, "demo", "--data-dir", tmp_path / "data", "--runs-dir", trained / "runs")[0] == 0
     files = pandas.read_csv(trained / "runs" / "demo" / "evaluation_test" / "predictions.csv", index_col="clip")
     result = run_script_in(trained, "predict.py", "demo", demo_data / "test" / "videos", "--frames", 3,
-                           "--out", tmp_path / "o.csv")
+                           "--all-columns", "--out", tmp_path / "o.csv")
     memory = pandas.read_csv(tmp_path / "o.csv")
     memory.index = [os.path.splitext(os.path.basename(path))[0] for path in memory["clip"]]
     assert sorted(memory.index) == sorted(files.index) and (memory["faces"] <= 3).all()
@@ -212,3 +215,46 @@ def test_scores_are_kept_when_the_terminal_closes(trained, tmp_path):
     os.close(master)
     assert process.wait(timeout=60) == 129
     assert 2 <= len(pandas.read_csv(tmp_path / "scores.csv")) < 40 and not list(tmp_path.glob("face-chips-*"))
+
+
+def test_long_clips_in_pieces(run, tmp_path):
+    portrait_clip = REPOSITORY / "tests" / "foreign" / "wide_854x480.mp4"
+    with av.open(str(portrait_clip)) as source, av.open(str(tmp_path / "long.mp4"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        step = source.streams.video[0].duration
+        for _ in range(50):
+            for packet in packets:
+                packet.stream = stream
+                target.mux(packet)
+                packet.pts, packet.dts = packet.pts + step, packet.dts + step
+    status, output, errors = run(predict, "pretrained", "long.mp4", "--piece", 15, "--frames", 2, "--out", "o.csv",
+                                 "--plot", "course")
+    table = pandas.read_csv(tmp_path / "o.csv")
+    assert status == 0 and len(table) == 1 + 4 and (tmp_path / "course" / "long_course.png").exists()
+    whole, pieces = table.iloc[0], table.iloc[1:]
+    assert pieces["piece"].tolist() == [1, 2, 3, 4] and pieces["end"].iloc[-1] == pytest.approx(66.7, abs=0.2)
+    assert np.allclose(whole[list(TRAITS)].astype(float), pieces[list(TRAITS)].mean(), atol=1e-5)
+    assert np.isnan(whole["low_openness"]) and (pieces["low_openness"] < pieces["openness"]).all()
+    # Whole, it has no interval of a short clip, and a note says why.
+    assert run(predict, "pretrained", "long.mp4", "--frames", 2, "--out", "o.csv")[0] == 0
+    table = pandas.read_csv(tmp_path / "o.csv")
+    assert len(table) == 1 and table["low_openness"].isna().all() and "--piece 15" in table["note"][0]
+    assert list(table.columns) == [name for name in COLUMNS if name not in PIECE_COLUMNS]
+
+
+def test_from_python_on_standard_input(run_script, run, tmp_path):
+    """The lines of docs/evaluation_and_prediction.md, as they stand there."""
+    text = (REPOSITORY / "docs" / "evaluation_and_prediction.md").read_text()
+    code = re.search(r"```python\n(import first_impressions.*?)```", text, re.DOTALL)[1]
+    assert len(code.splitlines()) == 5
+    (tmp_path / "clips").mkdir()
+    for name in ("wide_854x480.mp4", "web.webp"):
+        shutil.copy(REPOSITORY / "tests" / "foreign" / name, tmp_path / "clips")
+    done = subprocess.run([sys.executable, "-"], input=code, cwd=tmp_path, text=True, capture_output=True,
+                          env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, timeout=120)
+    assert done.returncode == 0, done.stderr
+    table = pandas.read_csv(tmp_path / "scores.csv")
+    assert run(predict, "pretrained", "clips", "--all-columns", "--out", "o.csv")[0] == 0
+    expected = pandas.read_csv(tmp_path / "o.csv")
+    assert list(table.columns) == list(expected.columns) and np.allclose(table[list(TRAITS)], expected[list(TRAITS)])

@@ -49,7 +49,7 @@ def test_shipped_model_keeps_nobody():
 def test_shipped_model_scores_the_demos_picture(tmp_path, run_script):
     import skimage.data
     cv2.imwrite(str(tmp_path / "astronaut.png"), skimage.data.astronaut()[:, :, ::-1])
-    result = run_script("predict.py", "pretrained", "astronaut.png", "--out", "o.json")
+    result = run_script("predict.py", "pretrained", "astronaut.png", "--all-columns", "--out", "o.json")
     row = json.loads((tmp_path / "o.json").read_text())[0]
     assert "1 of 1 files scored" in result.stdout
     assert all(0.3 < row[trait] < 0.9 for trait in TRAITS)

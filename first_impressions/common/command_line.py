@@ -170,6 +170,17 @@ def _quota(group):
     return math.inf
 
 
+def seconds_apart(text: str) -> float:
+    """argparse type: a number of seconds, at least a thousandth."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0.001):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number of seconds, at least 0.001")
+    return value
+
+
 def true_or_false(text: str) -> bool:
     """argparse type: the words true and false, in any case."""
     if text.lower() not in ("true", "false"):

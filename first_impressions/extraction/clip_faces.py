@@ -2,7 +2,7 @@
 import os
 import tempfile
 from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,6 @@ from first_impressions.extraction.faces import CropSettings, encode_jpeg, find_f
 from first_impressions.extraction.frames import (
     FrameSettings,
     check_clip_name,
-    choose_frames,
     earlier_frames,
     read_chosen,
     watched_clip,
@@ -114,7 +113,7 @@ def extract_clip_faces(path: str, job: ClipJob) -> tuple[int, int, list[str]]:
     with watched_clip(path, job.face_dir) as made:
         packets = list_packets(path)
         check_clip_name(path, packets, job.face_dir)
-        to_make = missing(choose_frames(clip, packets.drawable, job.frames.number_of_frames, job.frames.seed))
+        to_make = missing(job.frames.choose(clip, packets, packets.drawable))
         if to_make and not job.dry_run:
             for frame in find_clip_faces(path, packets, job.frames, job.crop, missing, empty):
                 if frame.index in present:
@@ -135,20 +134,17 @@ def extract_clip_faces(path: str, job: ClipJob) -> tuple[int, int, list[str]]:
 class FaceSettings:
     """Which frames of a clip are drawn, and how its faces are found and cut.
 
-    number_of_frames, every, seed: as in read_clips.FrameSettings; size: width and height of a chip in pixels; padding:
-    margin around the landmarks, in parts of the face's size; find_all: all faces of a frame, not only the largest;
-    predictor: path of the landmark model, None for the 5-point one; keep_picture: also return a picture of the middle
-    frame with a face; min_confidence: faces with a lower score of the detector are left out, None: none; most_seconds:
-    longer clips are refused, None: none.
+    size: width and height of a chip in pixels; padding: margin around the landmarks, in parts of the face's size;
+    find_all: all faces of a frame, not only the largest; predictor: path of the landmark model, None for the 5-point
+    one; keep_picture: also return a picture of the middle frame with a face; min_confidence: faces with a lower score
+    of the detector are left out, None: none; most_seconds: longer clips are refused, None: none.
     """
-    number_of_frames: int
-    seed: int
+    frames: FrameSettings
     size: int
     padding: float
     find_all: bool = False
     predictor: str | None = None
     keep_picture: bool = False
-    every: float | None = None
     min_confidence: float | None = None
     most_seconds: float | None = None
 
@@ -173,13 +169,21 @@ class KeptPicture(NamedTuple):
 
 class FileFaces(NamedTuple):
     """The faces of a clip or picture: the number of its frames, its faces in the order of frames and people, the path
-    of the file of their chips, with keep_picture a picture of the middle frame with a face, and sentences on what is
-    wrong with the file although it could be read."""
+    of the file of their chips, with keep_picture a picture of the middle frame with a face, sentences on what is wrong
+    with the file although it could be read, and the length of a clip in seconds (0: a picture, or unknown)."""
     frames: int
     faces: list[Face]
     chips: str
     picture: KeptPicture | None
     notes: list[str]
+    length: float
+
+
+@dataclass
+class _Known:
+    """What reading a file tells beside its frames; see FileFaces."""
+    notes: list[str] = field(default_factory=list)
+    length: float = 0.0
 
 
 def faces_of_file(path: str, settings: FaceSettings, chip_dir: str) -> FileFaces:
@@ -191,9 +195,9 @@ def faces_of_file(path: str, settings: FaceSettings, chip_dir: str) -> FileFaces
     """
     crop = CropSettings(settings.predictor, settings.size, settings.padding, settings.find_all)
     models = load_models(crop.predictor)
-    faces, descriptors, kept, count, notes = [], [], _KeptFrames(), 0, []
+    faces, descriptors, kept, count, known = [], [], _KeptFrames(), 0, _Known()
     with watched_clip(path, chip_dir), tempfile.NamedTemporaryFile(dir=chip_dir, delete=False) as chips:
-        for frame, seconds in _frames_of_file(path, settings, crop, notes):
+        for frame, seconds in _frames_of_file(path, settings, crop, known):
             count += 1
             found = [face for face in frame.faces[:None if crop.find_all else 1]
                      if settings.min_confidence is None or face.confidence >= settings.min_confidence]
@@ -212,22 +216,21 @@ def faces_of_file(path: str, settings: FaceSettings, chip_dir: str) -> FileFaces
                                np.array([face.box.left for face in faces]))
         faces = [face._replace(person=int(person)) for face, person in zip(faces, people)]
     faces.sort(key=lambda face: (face.frame, face.person))
-    return FileFaces(count, faces, chips.name, kept.middle(faces), notes)
+    return FileFaces(count, faces, chips.name, kept.middle(faces), known.notes, known.length)
 
 
-def _frames_of_file(path: str, settings: FaceSettings, crop: CropSettings, notes: list[str],
+def _frames_of_file(path: str, settings: FaceSettings, crop: CropSettings, known: _Known,
                     ) -> Iterator[tuple[FrameFaces, float]]:
-    """Yield each frame with its faces and its time in seconds; add to the notes what is wrong with the file."""
+    """Yield each frame with its faces and its time in seconds; note what else is known of the file."""
     if os.path.splitext(path)[1].lower() in CLIP_SUFFIXES:
         packets = list_packets(path)
         seconds = packets.seconds.tolist()
-        length = max(seconds, default=0.0)
-        if settings.most_seconds and length > settings.most_seconds:
-            raise UserError(f"lasts {length / 60:.1f} minutes; at most {settings.most_seconds / 60:g} are taken")
-        frames = FrameSettings(settings.number_of_frames, settings.seed, every=settings.every)
-        for frame in find_clip_faces(path, packets, frames, crop):
+        known.length = packets.length
+        if settings.most_seconds and known.length > settings.most_seconds:
+            raise UserError(f"lasts {known.length / 60:.1f} minutes; at most {settings.most_seconds / 60:g} are taken")
+        for frame in find_clip_faces(path, packets, settings.frames, crop):
             yield frame, seconds[frame.index] if frame.index < len(seconds) else float("nan")
-        notes += packets.notes + packets.remarks
+        known.notes += packets.notes + packets.remarks
     else:
         picture = read_picture(path)
         yield FrameFaces(0, picture, find_faces(picture, load_models(crop.predictor), crop.find_all)), 0.0

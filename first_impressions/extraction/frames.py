@@ -35,12 +35,32 @@ av.sidedata.sidedata.Type._missing_ = classmethod(_unlisted_side_data)
 
 @dataclass(frozen=True)
 class FrameSettings:
-    """Which frames are drawn and how they are written. quality: of JPEG, 1 to 100; of no account where they are not.
-    every: seconds from one frame to the next, instead of a number of random ones."""
+    """Which frames are drawn and how they are written.
+
+    quality: of JPEG, 1 to 100, ignored if frames are not written; every: seconds from one frame to the next, instead of
+    random frames, at most number_of_frames of them; piece: seconds; the number of frames is then drawn from each piece
+    of a clip that is longer than whole_up_to seconds.
+    """
     number_of_frames: int
     seed: int = 0
     quality: int = JPEG_QUALITY
     every: float | None = None
+    piece: float | None = None
+    whole_up_to: float = 0.0
+
+    def choose(self, clip: str, packets: Packets, indices: Iterable[int]) -> set[int]:
+        """Return those of the indices that are drawn from a clip. Raises UserError if times are needed and the clip
+        tells none."""
+        if self.every:
+            return frames_every(packets, indices, self.every, self.number_of_frames)
+        seconds = packets.seconds
+        number = number_of_pieces(packets.length, self)
+        if number == 1:
+            return choose_frames(clip, indices, self.number_of_frames, self.seed)
+        indices = np.array(list(indices))
+        pieces = piece_of(seconds[indices], packets.length, number)
+        return set().union(*(choose_frames(clip, indices[pieces == piece].tolist(), self.number_of_frames, self.seed)
+                             for piece in range(number)))
 
 
 # ---------------------------------------------------------------- choosing
@@ -66,16 +86,28 @@ def choose_frames(clip: str, indices: Iterable[int], number_of_frames: int, seed
     return set(heapq.nsmallest(number_of_frames, indices, key=_place_in_draw(clip, seed)))
 
 
-def frames_every(packets: Packets, indices: Iterable[int], every: float) -> set[int]:
-    """Return those of the indices that are the first at or after 0, every, 2 every ... seconds. Raises UserError where
-    the clip tells no times."""
+def number_of_pieces(length: float, settings: FrameSettings) -> int:
+    """Return the number of equal pieces that a clip of this length in seconds is cut into; 1: it stays whole."""
+    if not settings.piece or length <= settings.whole_up_to:
+        return 1
+    return max(1, round(length / settings.piece))
+
+
+def piece_of(seconds: np.ndarray, length: float, number: int) -> np.ndarray:
+    """Return the piece, int64 from 0, that each moment of a clip lies in, of `number` equal ones."""
+    return np.minimum(np.asarray(seconds) * (number / length), number - 1).astype(np.int64)
+
+
+def frames_every(packets: Packets, indices: Iterable[int], every: float, most: int) -> set[int]:
+    """Return those of the indices that are the first at or after 0, every, 2 every ... seconds, at most this many.
+    Raises UserError if the clip tells no times."""
     seconds = packets.seconds.tolist()
     if not seconds:
-        raise UserError("tells no times of its frames; leave --every away")
+        raise UserError("tells no times of its frames; omit --every")
     chosen, due = set(), 0
     for index in sorted(indices):
         # 0.04 s as a sum of binary fractions may fall a little short.
-        if seconds[index] >= due * every - 1e-6:
+        if seconds[index] >= due * every - 1e-6 and len(chosen) < most:
             chosen.add(index)
             due = int((seconds[index] + 1e-6) // every) + 1
     return chosen
@@ -206,9 +238,7 @@ def read_chosen(path: str | Path, packets: Packets, settings: FrameSettings,
     says how many could be decoded. Raises UserError if none could.
     """
     def choose(indices):
-        if settings.every:
-            return frames_every(packets, indices, settings.every)
-        return choose_frames(clip_stem(path), indices, settings.number_of_frames, settings.seed)
+        return settings.choose(clip_stem(path), packets, indices)
 
     def to_picture(frame):
         return _to_picture(frame, reformatter, pixel_format, packets.pixel_aspect)
@@ -302,7 +332,7 @@ def extract_frames(path: str, frame_dir: str, settings: FrameSettings, dry_run: 
         packets = list_packets(path)
         check_clip_name(path, packets, frame_dir)
         if dry_run:
-            to_make = missing(choose_frames(clip, packets.drawable, settings.number_of_frames, settings.seed))
+            to_make = missing(settings.choose(clip, packets, packets.drawable))
             return len(to_make), len(present), packets.notes
         for index, picture in read_chosen(path, packets, settings, missing):
             encoded, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, settings.quality])

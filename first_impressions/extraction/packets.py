@@ -59,6 +59,12 @@ class Packets:
     seconds: np.ndarray
     remarks: list[str]
 
+    @property
+    def length(self) -> float:
+        """The length of the clip in seconds, 0 if nothing tells: the last picture is shown as long as the mean one."""
+        pictures = len(self.seconds)
+        return float(self.seconds[-1]) * pictures / (pictures - 1) if pictures > 1 else 0.0
+
 
 @dataclass
 class _Listing:

@@ -51,7 +51,7 @@ def draw_boxes(picture: KeptPicture, numbered: bool) -> np.ndarray:
 def annotate(picture: KeptPicture, people: list[dict], neuroticism_is_stability: bool) -> np.ndarray:
     """Return a uint8 BGR picture with a box around each face and, at its side, five bars for each person.
 
-    people: rows of scoring.PEOPLE_COLUMNS. A whisker on a bar is the interval, the number behind it the percentile.
+    people: rows of tables.ALL_COLUMNS. A whisker on a bar is the interval, the number behind it the percentile.
     neuroticism_is_stability: whether a high score means calm, as in the challenge's labels.
     """
     image = draw_boxes(picture, len(people) > 1)
@@ -101,7 +101,8 @@ def _draw_bar(panel, y, trait, row, colour):
 
 
 def plot_course(scores: FileScores, neuroticism_is_stability: bool) -> np.ndarray:
-    """Return a plot, uint8 BGR, of the scores of each frame over the time of a clip: one panel per person.
+    """Return a plot, uint8 BGR, of the scores of each frame, or of each piece, over the time of a clip: one panel per
+    person.
 
     Of more than MOST_POINTS faces of a person, each point is the mean over neighbouring ones.
     neuroticism_is_stability: as in annotate().
@@ -114,18 +115,24 @@ def plot_course(scores: FileScores, neuroticism_is_stability: bool) -> np.ndarra
     panels = figure.subplots(len(numbers), 1, sharex=True, squeeze=False)[:, 0]
     timed = not np.isnan(scores.faces.seconds).any()
     for panel, person in zip(panels, numbers):
-        rows = np.flatnonzero(scores.faces.person == person)
-        moments = (scores.faces.seconds if timed else scores.faces.frame)[rows]
-        averaged = math.ceil(len(rows) / MOST_POINTS)
-        starts = np.arange(0, len(rows), averaged)
-        counts = np.diff([*starts, len(rows)])
+        pieces = [piece for piece in scores.pieces if piece["person"] == person]
+        if pieces:
+            moments = np.array([(piece["start"] + piece["end"]) / 2 for piece in pieces])
+            points, unit = np.array([[piece[trait] for trait in TRAITS] for piece in pieces]), "piece"
+        else:
+            rows, unit = np.flatnonzero(scores.faces.person == person), "face"
+            moments, points = (scores.faces.seconds if timed else scores.faces.frame)[rows], scores.faces.scores[rows]
+        averaged = math.ceil(len(moments) / MOST_POINTS)
+        starts = np.arange(0, len(moments), averaged)
+        counts = np.diff([*starts, len(moments)])
         moments = np.add.reduceat(moments, starts) / counts
-        course = np.add.reduceat(scores.faces.scores[rows], starts, axis=0) / counts[:, None]
+        course = np.add.reduceat(points, starts, axis=0) / counts[:, None]
         for name, colour, points in zip(names, COLOURS, course.T):
             panel.plot(moments, points, marker="o", markersize=3, linewidth=1.2, color=np.array(colour) / 255,
                        label=name)
         words = ([f"person {person}"] if len(numbers) > 1 else []) + (
-            [f"each point: the mean of {averaged} faces"] if averaged > 1 else [])
+            [f"each point: the mean of {averaged} {unit}s"] if averaged > 1 else
+            [f"each point: a piece of {pieces[0]['end'] - pieces[0]['start']:.0f} s"] if pieces else [])
         panel.set(ylim=(0, 1), ylabel="score", title=", ".join(words) or None)
         panel.grid(alpha=0.3)
     panels[-1].set_xlabel("seconds" if timed else "frame")

@@ -14,7 +14,7 @@ import numpy as np
 from first_impressions.common.command_line import counted
 from first_impressions.common.constants import TRAITS
 from first_impressions.prediction.drawings import COLOURS
-from first_impressions.prediction.scoring import write_csv
+from first_impressions.prediction.tables import write_csv
 
 LONGEST_PROBLEM = 300  # characters; messages of libraries may hold whole arrays
 TITLE = "Apparent personality"
@@ -81,7 +81,7 @@ def show_problem(path: str, problem: str) -> str:
 def show_people(people: list[dict], neuroticism_is_stability: bool) -> str:
     """Return the bars of each person of a file, with intervals and percentiles if the experiment has them.
 
-    people: rows of the table of people (scoring.PEOPLE_COLUMNS). neuroticism_is_stability: whether high means calm.
+    people: rows of the table of people (tables.ALL_COLUMNS). neuroticism_is_stability: whether high means calm.
     """
     names = {trait: trait.capitalize() for trait in TRAITS}
     if neuroticism_is_stability:

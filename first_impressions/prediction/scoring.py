@@ -3,43 +3,36 @@
 Faces are found in worker processes and in memory.
 """
 import contextlib
-import csv
 import functools
 import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
 
-from first_impressions.common.command_line import printable
+from first_impressions.common.command_line import UserError, printable, usable_cores
 from first_impressions.common.constants import CLIP_SUFFIXES, NO_FACE, PICTURE_SUFFIXES, TRAITS
 from first_impressions.common.device import Machine, pick_device
 from first_impressions.common.files import private_folder
 from first_impressions.extraction.clip_faces import FaceSettings, FileFaces, KeptPicture, faces_of_file
 from first_impressions.extraction.detectors import find_predictor, load_predictor
 from first_impressions.extraction.faces import OTHER_PICTURE_SUFFIXES, unreadable_kind
+from first_impressions.extraction.frames import FrameSettings, number_of_pieces, piece_of
 from first_impressions.jobs.target_folder import find_files
-from first_impressions.jobs.worker_pool import UNEXPECTED, map_files, warn_of_unexpected  # noqa: F401  (predict.py takes them from here)
+from first_impressions.jobs.worker_pool import map_files
 from first_impressions.networks.checkpoint import Intervals, load_experiment
 from first_impressions.networks.network import FEW_FACES, PersonalityNetwork
+from first_impressions.prediction.tables import HALF_WIDTHS, HIGHS, LOWS, PERCENTILES, SPREADS, columns_of
 
 SUFFIXES = CLIP_SUFFIXES | PICTURE_SUFFIXES
+WHOLE_UP_TO = 60    # seconds; of a longer clip that is not cut into pieces no interval is known
+FRAMES = 10         # drawn from a clip by default
 BATCH_SIZE = 32     # chips that are scored at once
-
-
-def _columns(prefix):
-    return tuple(f"{prefix}_{trait}" for trait in TRAITS)
-
-
-SPREADS, LOWS, HIGHS, HALF_WIDTHS, PERCENTILES = map(_columns, ("spread", "low", "high", "half_width", "percentile"))
-PEOPLE_COLUMNS = ("clip", "person", *TRAITS, "frames", "faces", "confidence", *SPREADS, *LOWS, *HIGHS, *HALF_WIDTHS,
-                  *PERCENTILES, "note", "problem")
-FRAME_COLUMNS = ("clip", "frame", "seconds", "person", "left", "top", "right", "bottom", "confidence", *TRAITS)
 
 
 class FaceScores(NamedTuple):
@@ -53,29 +46,29 @@ class FaceScores(NamedTuple):
     scores: np.ndarray
 
 
-def write_csv(file: TextIO, columns: Iterable[str], rows: Iterable[dict]) -> None:
-    """Write rows as CSV with a header; what a row lacks is empty, other keys are left out."""
-    writer = csv.DictWriter(file, list(columns), extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: f"{value:.6f}" if isinstance(value, float) else value for key, value in row.items()}
-                     for row in rows)
-
-
 @dataclass
 class FileScores:
-    """What is known of a file. people: rows of the table of people (PEOPLE_COLUMNS); chip: uint8 RGB H x W x 3, the
+    """What is known of a file. people: a row of tables.ALL_COLUMNS for each; pieces: likewise, of a clip in pieces;
+    chip: uint8 RGB H x W x 3, the
     face of the middle frame, its scores and its person; note: what is wrong with the file although it could be scored.
     If there is a problem, all else is empty."""
     clip: str
     problem: str = ""
     frames: int = 0
     people: list[dict] = field(default_factory=list)
+    pieces: list[dict] = field(default_factory=list)
     faces: FaceScores | None = None
     picture: KeptPicture | None = None
     chip: np.ndarray | None = None
     chip_scores: np.ndarray | None = None
     chip_person: int | None = None
     note: str = ""
+
+    @property
+    def rows(self) -> list[dict]:
+        """The rows of the table of people: each one's and below it those of the pieces."""
+        return [row for one in self.people
+                for row in (one, *(piece for piece in self.pieces if piece["person"] == one["person"]))]
 
     def frame_rows(self) -> Iterator[dict]:
         """Yield a row of FRAME_COLUMNS for each face; seconds are None where the clip does not tell."""
@@ -122,34 +115,56 @@ class Scorer:
     preprocessing: dict
     neuroticism_is_stability: bool
 
-    def face_settings(self, number_of_frames: int = 10, seed: int = 0, predictor: str | None = None,
-                      **options) -> FaceSettings:
+    def face_settings(self, frames: FrameSettings, predictor: str | None = None, **options) -> FaceSettings:
         """Return the settings of the faces that the network was trained on. options: further fields of FaceSettings.
         Raises UserError for a landmark model that cannot be used."""
         if predictor is not None:
             load_predictor(predictor)  # to refuse it before the work
-        return FaceSettings(number_of_frames, seed, self.preprocessing["size"], self.preprocessing["padding"],
+        return FaceSettings(frames, self.preprocessing["size"], self.preprocessing["padding"],
                             predictor=find_predictor(predictor), **options)
 
-    def score_faces(self, path: str, found: FileFaces) -> FileScores:
-        """Return the scores of the faces of a file, of which there is at least one."""
-        faces, count, note = found.faces, found.frames, "; ".join(found.notes)
-        people, frame, seconds, box, confidence, chips = (
-            np.array([getattr(face, name) for face in faces])
-            for name in ("person", "frame", "seconds", "box", "confidence", "chip"))
-        scores, rows = np.empty((len(faces), len(TRAITS)), dtype=np.float32), []
-        for person in np.unique(people):
-            places = np.flatnonzero(people == person)
-            of_person, scores[places] = score_clip(self.network, self._batches(found.chips, chips[places]),
-                                                      len(places))
-            rows.append({"clip": printable(path), "person": int(person), **dict(zip(TRAITS, of_person.tolist())),
-                         "frames": count, "faces": len(places), "confidence": float(confidence[places].mean()),
-                         **dict(zip(SPREADS, scores[places].std(0).tolist())), **self.meaning(of_person, len(places)),
-                         "note": printable(note), "problem": ""})
-        middle = len(faces) // 2
-        return FileScores(path, "", count, rows, FaceScores(frame, seconds, people, box, confidence, scores),
-                          found.picture, _read_chips(found.chips, chips[[middle]])[0], scores[middle],
-                          int(people[middle]), note)
+    def score_faces(self, path: str, found: FileFaces, settings: FrameSettings) -> FileScores:
+        """Return the scores of the faces of a file, of which there is at least one. settings: those of its frames."""
+        faces = FaceScores(*(np.array([getattr(face, name) for face in found.faces])
+                             for name in ("frame", "seconds", "person", "box", "confidence")),
+                           np.empty((len(found.faces), len(TRAITS)), dtype=np.float32))
+        chips, number = np.array([face.chip for face in found.faces]), number_of_pieces(found.length, settings)
+        without_interval = found.length > WHOLE_UP_TO
+        if without_interval and number == 1:
+            found.notes.append(f"lasts {found.length / 60:.1f} minutes, and the model knows short clips: its scores "
+                               "have no interval; --piece 15 gives scores and intervals for each 15 seconds")
+        piece = piece_of(faces.seconds, found.length, number) if number > 1 else np.zeros(len(chips), np.int64)
+        people, pieces = [], []
+        for person in np.unique(faces.person):
+            rows = []
+            for part in np.unique(piece[faces.person == person]):
+                places = np.flatnonzero((faces.person == person) & (piece == part))
+                scores, faces.scores[places] = score_clip(self.network, self._batches(found.chips, chips[places]),
+                                                          len(places))
+                rows.append(self._row(path, found, faces, places, scores))
+                if number > 1:
+                    bounds = found.length / number * np.array([part, part + 1])
+                    rows[-1].update(frames=None, piece=int(part) + 1, start=float(bounds[0]), end=float(bounds[1]))
+            places = np.flatnonzero(faces.person == person)
+            if number > 1:  # the pieces are equally long, so their plain mean is the one weighted by length
+                pieces += rows
+                mean = np.mean([[row[trait] for trait in TRAITS] for row in rows], axis=0)
+                rows = [self._row(path, found, faces, places, mean)]
+            if number > 1 or without_interval:
+                rows[0].update(dict.fromkeys((*LOWS, *HIGHS, *HALF_WIDTHS)))
+            people += rows
+        middle = len(chips) // 2
+        return FileScores(path, "", found.frames, people, pieces, faces, found.picture,
+                          _read_chips(found.chips, chips[[middle]])[0], faces.scores[middle],
+                          int(faces.person[middle]), "; ".join(found.notes))
+
+    def _row(self, path, found, faces, places, scores):
+        """Return a row of the table of people: the scores, from the faces at some places."""
+        return {"clip": printable(path), "person": int(faces.person[places[0]]), "piece": None,
+                **dict(zip(TRAITS, map(float, scores))), "frames": found.frames, "faces": len(places),
+                "confidence": float(faces.confidence[places].mean()),
+                **dict(zip(SPREADS, faces.scores[places].std(0).tolist())), **self.meaning(scores, len(places)),
+                "note": printable("; ".join(found.notes)), "problem": ""}
 
     def _batches(self, path, chips):
         for start in range(0, len(chips), BATCH_SIZE):
@@ -223,6 +238,35 @@ def score_files(scorer: Scorer, files: Iterable[tuple[str, tuple | None]], setti
                 if problem or not found.faces:
                     yield FileScores(path, problem or "; ".join([no_face, *found.notes]))
                 else:
-                    yield scorer.score_faces(path, found)
+                    yield scorer.score_faces(path, found, settings.frames)
                 if found:
                     os.unlink(found.chips)
+
+
+def predict(paths: str | Iterable[str], model: str = "pretrained", runs_dir: str = "runs",
+            frames: FrameSettings | None = None, workers: int | None = None, **options):
+    """Return the table of predict.py as a pandas.DataFrame: a row for each file, person and piece, with the columns of
+    tables.ALL_COLUMNS.
+
+    paths: a clip, picture or folder, or several; model: an experiment in runs_dir, or "pretrained"; frames: which are
+    drawn from a clip, default 10 at random; workers: processes, default the cores of the job; options: further fields
+    of clip_faces.FaceSettings, such as find_all=True for everybody in the picture. A file that cannot be scored has a
+    row with its problem. Raises UserError for a path or model that is not there.
+    """
+    import pandas  # here, since scoring itself does without
+
+    paths = [os.fspath(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
+    check_paths(paths)
+    scorer, rows = load_scorer(model, runs_dir), []
+    settings = scorer.face_settings(frames or FrameSettings(FRAMES), **options)
+    with contextlib.closing(score_files(scorer, files_below(paths), settings, workers or usable_cores())) as answers:
+        for scores in answers:
+            rows += scores.rows or [{"clip": printable(scores.clip), "problem": printable(scores.problem)}]
+    return pandas.DataFrame(rows, columns=columns_of(rows, everything=True))
+
+
+def check_paths(paths: Iterable[str]) -> None:
+    """Raise UserError for a path that is not there."""
+    for path in paths:
+        if not os.path.lexists(path):
+            raise UserError(f"{path}: no such file or folder")
