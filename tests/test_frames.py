@@ -14,7 +14,7 @@ import extract_frames_from_videos
 import predict
 from first_impressions.common.command_line import UserError
 from first_impressions.extraction import clip_faces
-from first_impressions.extraction.frames import choose_frames, decode_wanted, read_frames
+from first_impressions.extraction.frames import FrameSettings, choose_frames, decode_wanted, read_frames
 from first_impressions.extraction.packets import list_packets
 from make_media import plain_decode, portrait, rotate_clip, set_pixel_aspect, write_clip
 
@@ -234,7 +234,7 @@ def test_cut_off_clips_are_scored_with_a_note_and_growing_ones_refused(tmp_path,
 
     monkeypatch.setattr(clip_faces, "list_packets", list_while_it_grows)
     with pytest.raises(UserError, match="was changed while it was read"):
-        clip_faces.faces_of_file(str(tmp_path / "cut.mkv"), clip_faces.FaceSettings(2, 0, 64, 0.5), str(tmp_path))
+        clip_faces.faces_of_file(str(tmp_path / "cut.mkv"), clip_faces.FaceSettings(FrameSettings(2), 64, 0.5), str(tmp_path))
 
 
 def test_real_clips(chalearn_dir):
