@@ -234,7 +234,8 @@ def test_cut_off_clips_are_scored_with_a_note_and_growing_ones_refused(tmp_path,
 
     monkeypatch.setattr(clip_faces, "list_packets", list_while_it_grows)
     with pytest.raises(UserError, match="was changed while it was read"):
-        clip_faces.faces_of_file(str(tmp_path / "cut.mkv"), clip_faces.FaceSettings(FrameSettings(2), 64, 0.5), str(tmp_path))
+        settings = clip_faces.FaceSettings(FrameSettings(2), 64, 0.5)
+        clip_faces.faces_of_file(str(tmp_path / "cut.mkv"), settings, str(tmp_path))
 
 
 def test_real_clips(chalearn_dir):

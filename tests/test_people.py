@@ -48,8 +48,8 @@ def test_people_are_known_again(two_people, kind, tmp_path, run):
             expected[number] = (None, 2) if away else (1, 2)
         pictures.append(np.hstack(sides))
     write_clip(tmp_path / "both.mp4", pictures)
-    assert run(predict, "pretrained", "both.mp4", "--faces", "all", "--every", "0.25", "--all-columns", "--out", "people.json",
-               "--per-frame", "frames.json", "--plot", "course", "--annotate", "annotated",
+    assert run(predict, "pretrained", "both.mp4", "--faces", "all", "--every", "0.25", "--all-columns", "--out",
+               "people.json", "--per-frame", "frames.json", "--plot", "course", "--annotate", "annotated",
                "--min-confidence", "0.2")[0] == 0
     people, frames = (json.loads((tmp_path / name).read_text()) for name in ("people.json", "frames.json"))
     assert [row["person"] for row in people] == [1, 2]
