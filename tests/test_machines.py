@@ -230,3 +230,41 @@ def test_nothing_of_double_precision_is_made_on_a_gpu(tmp_path, run, chip_data):
     assert run(predict, "pretrained", picture, "--device", "cpu", "--out", "cpu.csv", "--workers", 1)[0] == 0
     ours, cpu = (pandas.read_csv(tmp_path / name)[list(TRAITS)].to_numpy() for name in ("scores.csv", "cpu.csv"))
     assert abs(ours - cpu).max() < 0.02     # one of them in bfloat16, if this CPU computes in it
+
+
+# ---------------------------------------------------------------- systems
+
+@pytest.mark.parametrize("script", ["train.py", "train_resnet_raytune_hyperparams.py", "evaluate.py", "predict.py",
+                                    "export.py", "app.py", "dataset.py", "model_architectures.py",
+                                    *(f"pre-processing/{name}" for name in (
+                                        "extract_frames_from_videos.py", "extract_faces_from_frames.py",
+                                        "extract_faces_from_videos.py", "unpack_chalearn.py"))])
+def test_windows_is_named_before_anything_else(script):
+    """A system without these signals, and without the libraries that are not yet installed there, gets one line."""
+    command = (f"import runpy, signal, sys; del signal.SIGHUP, signal.pthread_sigmask; sys.argv = [{script!r}]; "
+               f"sys.path[:] = [path for path in sys.path if 'site-packages' not in path]; "
+               f"sys.path.insert(0, {str((REPOSITORY / script).parent)!r}); "
+               f"runpy.run_path({str(REPOSITORY / script)!r}, run_name='__main__')")
+    result = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
+    assert "runs on Linux and macOS" in result.stderr and "wsl --install" in result.stderr
+
+
+def test_full_temporary_folder_is_named(run_script, small_disk):
+    """The disk of TMPDIR, where the faces lie until they are scored, is not that of the results."""
+    disk = small_disk("8k")
+    picture = REPOSITORY / "tests" / "foreign" / "turned_by_exif.jpg"
+    result = run_script("predict.py", "pretrained", picture, "--workers", 1, env={"TMPDIR": disk}, check=False)
+    assert result.returncode == 1 and f"no space left on the disk of {disk}/face-chips-" in result.stderr
+
+
+def test_pictures_are_read_by_processes_that_are_started_anew(chip_data, tmp_path):
+    """As on macOS, where a DataLoader's processes are not copies of their parent: all they need can be sent to them."""
+    command = (f"import multiprocessing, sys\nmultiprocessing.set_start_method('spawn')\n"
+               f"sys.path.insert(0, {str(REPOSITORY)!r})\n"
+               "import torch\nfrom dataset import FaceDataset\nfrom first_impressions.data.chips import chip_loader\n"
+               "from first_impressions.data.splits import load_split\n"
+               f"data = FaceDataset(load_split({str(chip_data)!r}, 'test'), augment=0.5)\n"
+               "print([len(rows) for _, rows in chip_loader(data, [[0, 1], [2]], 1, torch.device('cpu'))])")
+    result = subprocess.run([sys.executable, "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert result.stdout == "[2, 1]\n", result.stderr

@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from first_impressions.common.command_line import UserError, undisturbed
+from first_impressions.common.command_line import UserError, disk_error, undisturbed
 
 
 @contextlib.contextmanager
@@ -66,6 +66,10 @@ def private_folder(prefix: str) -> Iterator[Path]:
         os.rename(new, folder)  # other runs see it when it is locked
         try:
             yield folder
+        except OSError as error:
+            if disk_error(error) is error and error.filename is None:
+                error.filename = os.fspath(folder)  # as above; TMPDIR may be another disk than that of the results
+            raise
         finally:
             with undisturbed():
                 shutil.rmtree(folder, ignore_errors=True)

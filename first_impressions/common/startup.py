@@ -1,11 +1,17 @@
-"""Environment of a script: variables that PyTorch and Ray read when they are imported, and Ctrl-C during the imports.
+"""Environment of a script: the system, variables that PyTorch and Ray read when imported, Ctrl-C during the imports.
 
 The scripts import this module before all others.
 """
 import os
+import signal
 import sys
 from pathlib import Path
 
+# Windows has neither: closing the terminal and Ctrl-C in the worker processes would need other ways there.
+if not (hasattr(signal, "SIGHUP") and hasattr(signal, "pthread_sigmask")):
+    print("This suite runs on Linux and macOS. On Windows use the Windows Subsystem for Linux: run `wsl --install` "
+          "once, then everything in its terminal (https://learn.microsoft.com/windows/wsl/install).", file=sys.stderr)
+    sys.exit(2)
 # PyTorch's threads wait by spinning, which is ten times slower as soon as another program wants the same cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # What PyTorch has not yet written for Apple's GPUs is computed on the CPU.
