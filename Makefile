@@ -1,9 +1,12 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Both need only Python 3.10 or newer (with venv) and
 # make. Another interpreter: make test PYTHON=python3.12. Part of the tests: make test PYTEST_ARGS="-k frames".
+# Without an NVIDIA GPU: make install CPU=1 (or make test CPU=1 ...) takes PyTorch without CUDA, gigabytes less.
 # Two test files run at once; one test at a time: make test PYTEST_ARGS="-n 0".
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+CPU ?=
+TORCH_CPU ?= https://download.pytorch.org/whl/cpu
 APP_ARGS ?=
 INSTALLED = .venv/installed-requirements.txt
 
@@ -15,11 +18,13 @@ help:
 	@echo "make app      a page on this computer to drop clips on, scored by the model that comes with the suite"
 	@echo "make test     the test suite, after make lint"
 	@echo "make lint     style and likely mistakes, by ruff (pyproject.toml)"
-	@echo "make install  only what these need first: the environment .venv"
+	@echo "make install  only what these need first: the environment .venv; CPU=1: with a PyTorch that knows no CUDA"
 	@echo "make clean    delete what the demo and the tests made; .venv stays (rm -rf .venv for that)"
 
 # The list of what is installed is written last. Without it .venv is half-made (or its update was interrupted) and is
-# made anew; with another list than today's the packages are brought up to date in place.
+# made anew; with another list than today's the packages are brought up to date in place. pip prefers 2.15.0+cpu, as
+# PyTorch's own index has it, to 2.15.0. A .venv with it keeps it. CPU=1 is not the default where no driver is found:
+# a cluster's first machine often has no GPU, while those that share its .venv have.
 install:
 	@if cat requirements.txt requirements-app.txt requirements-dev.txt | cmp -s - $(INSTALLED) && .venv/bin/python -c ""; then exit 0; fi; \
 	set -e; \
@@ -28,9 +33,18 @@ install:
 		exit 2; fi; \
 	if ! "$(PYTHON)" -c "import sys; sys.exit(sys.version_info < (3, 10))"; then \
 		echo "make: $(PYTHON) is older than Python 3.10: name a newer one: make PYTHON=python3.12" >&2; exit 2; fi; \
+	cpu="$(CPU)"; case "$$(uname) $$(echo .venv/lib/python3*/site-packages/torch-*+cpu.dist-info)" in \
+		Darwin*) cpu= ;; *"*"*) ;; *) cpu=1 ;; esac; \
 	if [ -e $(INSTALLED) ] && .venv/bin/python -c ""; then rm $(INSTALLED); else "$(PYTHON)" -m venv --clear .venv; fi; \
-	echo "Installing into .venv (PyTorch is large: this takes some minutes)"; \
-	.venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt -r requirements-dev.txt; \
+	index=; hint=; \
+	if [ -z "$$cpu" ]; then \
+		if [ "$$(uname)" = Linux ] && ! command -v nvidia-smi > /dev/null; then \
+			hint="; no NVIDIA driver found: make install CPU=1 takes PyTorch without CUDA, gigabytes less"; fi; \
+	elif .venv/bin/python -m pip index versions torch --index-url $(TORCH_CPU) --retries 0 --timeout 10 2>&1 | grep -q "+cpu"; then \
+		index="--extra-index-url $(TORCH_CPU)"; hint="; without CUDA, from $(TORCH_CPU)"; \
+	else hint="; $(TORCH_CPU) cannot be reached, so it is the one with CUDA"; fi; \
+	echo "Installing into .venv (PyTorch is large: this takes some minutes$$hint)"; \
+	.venv/bin/python -m pip install --disable-pip-version-check $$index -r requirements.txt -r requirements-dev.txt; \
 	cat requirements.txt requirements-app.txt requirements-dev.txt > $(INSTALLED).part; \
 	mv $(INSTALLED).part $(INSTALLED)
 

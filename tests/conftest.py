@@ -27,6 +27,8 @@ BROWSER = next((path for path in map(shutil.which, BROWSERS) if path), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
 
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, or needs several Ray nodes")
+
 # Before anything imports torch: the tests start several processes at once, which share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

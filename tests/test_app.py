@@ -154,7 +154,8 @@ def test_drop_of_good_and_bad_files(browser, server, tmp_path):
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "scrolls sideways on a phone"
     assert page.evaluate("document.fonts.size") == 0 and faults == []
 
-    assert far_ends(server.process) == {"0100007F"}, "listens on, or is connected with, more than 127.0.0.1"
+    if sys.platform == "linux":
+        assert far_ends(server.process) == {"0100007F"}, "listens on, or is connected with, more than 127.0.0.1"
     assert len(uploads(server)) == len(names), "something but the uploads was written"
     page.close()
     assert wait_until(lambda: uploads(server) == []), "files outlive their page"

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import train
-from conftest import REPOSITORY, write_chips
+from conftest import REPOSITORY, linux_only, write_chips
 
 CLUSTER = """
 import sys
@@ -43,6 +43,7 @@ cluster.shutdown()
 """
 
 
+@linux_only
 def test_rows_come_back_from_a_cluster(tmp_path):
     data = write_chips(tmp_path / "data", {"train": 12})
     (tmp_path / "cluster.py").write_text(CLUSTER)

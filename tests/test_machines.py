@@ -1,9 +1,11 @@
 """Machines that are not this one: the cores of a job, GPUs that cannot be used, Apple's MPS, Windows."""
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import warnings
+import zipfile
 
 import pandas
 import pytest
@@ -14,7 +16,7 @@ import evaluate
 import predict
 import train
 import train_resnet_raytune_hyperparams as search
-from conftest import REPOSITORY
+from conftest import REPOSITORY, linux_only
 from first_impressions.common import command_line
 from first_impressions.common.command_line import UserError
 from first_impressions.common.constants import TRAITS
@@ -230,6 +232,62 @@ def test_nothing_of_double_precision_is_made_on_a_gpu(tmp_path, run, chip_data):
     assert run(predict, "pretrained", picture, "--device", "cpu", "--out", "cpu.csv", "--workers", 1)[0] == 0
     ours, cpu = (pandas.read_csv(tmp_path / name)[list(TRAITS)].to_numpy() for name in ("scores.csv", "cpu.csv"))
     assert abs(ours - cpu).max() < 0.02     # one of them in bfloat16, if this CPU computes in it
+
+
+# ---------------------------------------------------------------- installation
+
+def wheel(folder, version):
+    """Write a wheel of that version with the name of PyTorch and nothing in it, and the page of a simple index."""
+    place = folder / "torch"
+    place.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(place / f"torch-{version}-py3-none-any.whl", "w") as file:
+        info = f"torch-{version}.dist-info"
+        file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
+        file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(f"{info}/RECORD", "")
+    links = "".join(f'<a href="{path.name}">{path.name}</a>' for path in sorted(place.glob("*.whl")))
+    (place / "index.html").write_text(f"<!DOCTYPE html><html><body>{links}</body></html>")
+    return folder.as_uri()
+
+
+@pytest.fixture
+def make_install(tmp_path):
+    """make_install(*arguments): what `make install` prints, in a copy of the Makefile with one requirement, torch, and
+    a Python of its own; what is installed stays in tmp_path/.venv."""
+    shutil.copy(REPOSITORY / "Makefile", tmp_path)
+    (tmp_path / "requirements.txt").write_text("torch==2.15.0\n")
+    (tmp_path / "requirements-app.txt").touch()
+    (tmp_path / "requirements-dev.txt").touch()
+    of_others = ("PIP_", "MAKE", "MFLAGS", "CPU", "TORCH_CPU")   # of the make that runs this test
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(of_others)}
+    environment |= {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_CACHE_DIR": "1",
+                    "PIP_INDEX_URL": wheel(tmp_path / "usual", "2.15.0")}
+
+    def install(*arguments):
+        result = subprocess.run(["make", "install", f"PYTHON={sys.executable}", *arguments], cwd=tmp_path, text=True,
+                                env=environment, capture_output=True)
+        assert not result.returncode, result.stderr
+        return result.stdout, [path.name for path in tmp_path.glob(".venv/lib/python3*/site-packages/torch-*")]
+
+    return install
+
+
+@linux_only
+def test_install_without_cuda(make_install, tmp_path):
+    """pip prefers PyTorch's +cpu versions to the same ones of the usual index; an update keeps to them; an index that
+    cannot be reached costs a line. The wheels stand in for the real ones, whose index could not be tried."""
+    output, installed = make_install("CPU=1", "TORCH_CPU=file:///nowhere")
+    assert "cannot be reached, so it is the one with CUDA" in output and installed == ["torch-2.15.0.dist-info"]
+    (tmp_path / "requirements.txt").write_text("torch==2.15.1\n")
+    wheel(tmp_path / "usual", "2.15.1")
+    index = wheel(tmp_path / "cpu", "2.15.1+cpu")
+    output, installed = make_install("CPU=1", f"TORCH_CPU={index}")
+    assert "without CUDA" in output and installed == ["torch-2.15.1+cpu.dist-info"]
+    (tmp_path / "requirements.txt").write_text("torch==2.16.0\n")
+    wheel(tmp_path / "usual", "2.16.0")
+    wheel(tmp_path / "cpu", "2.16.0+cpu")
+    assert make_install(f"TORCH_CPU={index}")[1] == ["torch-2.16.0+cpu.dist-info"]
+    assert not make_install()[0]
 
 
 # ---------------------------------------------------------------- systems

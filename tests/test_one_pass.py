@@ -13,7 +13,7 @@ import pytest
 
 import extract_faces_from_frames
 import extract_faces_from_videos
-from conftest import REPOSITORY, run_script_in
+from conftest import REPOSITORY, linux_only, run_script_in
 from first_impressions.extraction import clip_faces
 from first_impressions.extraction.clip_faces import ClipJob, extract_clip_faces
 from first_impressions.extraction.detectors import load_models
@@ -210,6 +210,7 @@ def test_killed_at_any_moment(clips, undisturbed, tmp_path, run, long_run):
     assert cut_short
 
 
+@linux_only
 def test_ray_cluster(clips, undisturbed, tmp_path):
     (tmp_path / "cluster.py").write_text(CLUSTER)
     environment = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}

@@ -17,7 +17,7 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from conftest import REPOSITORY, listen_to_ctrl_c, run_script_in
+from conftest import REPOSITORY, linux_only, listen_to_ctrl_c, run_script_in
 from first_impressions.jobs.failures import Failures
 from fuzz_media import fuzz
 from make_media import portrait, rotate_clip, write_clip
@@ -476,6 +476,7 @@ cluster.shutdown()
 """
 
 
+@linux_only
 def test_ray_cluster_that_loses_a_node(many, undisturbed, tmp_path):
     (tmp_path / "cluster.py").write_text(CLUSTER)
     # Read by Ray when it is imported: off a real cluster it then listens on loopback only.
