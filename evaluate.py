@@ -133,10 +133,11 @@ def print_groups(groups: dict) -> None:
 def print_comparison(comparison: dict) -> None:
     """Print the differences from another experiment's predictions."""
     table = _table({name: comparison[name] for name in ("mean", *TRAITS)})
-    shown = table.drop(columns=["clips", "p"]).astype(float).join(table["p"].map(format_p))
+    shown = table[["first", "second"]].map("{:.4f}".format).join(
+        table[["difference", "low", "high"]].map("{:+.4f}".format)).assign(p=table["p"].map(format_p))
     print(f"\nagainst {printable(comparison['with'])} on {counted(int(table['clips'].iat[0]), 'common clip')} "
           "(positive: better; p: that there is no difference, of the five traits corrected by Holm; -: fewer than "
-          f"{LEAST_SPEAKERS} speakers tell nothing from chance)\n{shown.to_string(float_format='{:+.4f}'.format)}")
+          f"{LEAST_SPEAKERS} speakers tell nothing from chance)\n{shown.to_string()}")
 
 
 def print_summary(metrics: dict) -> None:

@@ -48,8 +48,8 @@ def results_table(metrics: dict) -> str:
 
 
 def groups_table(groups: dict) -> str:
-    """Return the LaTeX table of the groups: clips, accuracy, gain, and of each trait the signed error with a star if it
-    differs from the other groups' (p < .05, corrected by Holm)."""
+    """Return the LaTeX table of the groups: clips, accuracy, gain, and of each trait the signed error (prediction -
+    label) with a star if it differs from the other groups' (p < .05, corrected by Holm over traits and groups)."""
     rows = []
     for name, table in groups.items():
         errors = [_number(table[trait]["bias"], "+.3f") + ("$^{*}$" if (table[trait].get("bias_p") or 1) < 0.05 else "")
@@ -68,7 +68,7 @@ def comparison_table(comparison: dict) -> str:
         interval = f" [{_number(row['low'], '+.4f')}, {_number(row['high'], '+.4f')}]"
         rows.append([trait.capitalize(), _number(row["first"]), _number(row["second"]),
                      _number(row["difference"], "+.4f") + interval, format_p(row["p"]).replace("<", "$<$")])
-    return _table(["", "This", escape(comparison["with"]), "Difference", "$p$"], rows,
+    return _table(["", "This", escape(Path(comparison["with"]).name), "Difference", "$p$"], rows,
                   line_before_last=True)
 
 
