@@ -37,15 +37,18 @@ from first_impressions.common.command_line import VERSION, make_parser, run_scri
 from first_impressions.common.constants import TRAITS, clip_name
 from first_impressions.common.experiment import MODEL_CARD
 from first_impressions.common.files import atomic_write
+from first_impressions.data.labels import read_groups
 from first_impressions.data.splits import describe
-from first_impressions.evaluation.metrics import scores_of_clips
-from first_impressions.evaluation.model_card import KEEPS, render_model_card
+from first_impressions.evaluation.measure import add_groups
+from first_impressions.evaluation.metrics import Evaluation, scores_of_clips
+from first_impressions.evaluation.model_card import KEEPS, groups_of, render_model_card
 from first_impressions.networks.checkpoint import load_experiment
 from first_impressions.training.inputs import score_rows
 
 SETTINGS = {"memory": "centres", "components": 256}     # 256: with 512 the file is over 6 MB
 TARGET = REPOSITORY / "pretrained"
 NAME = "shipped"
+LEAST_IN_GROUP = 20     # clips; smaller age groups are joined
 LICENCE = """## Licence
 
 This model (`model.pt`) is made from the ChaLearn First Impressions V2 data, which are licensed CC BY-NC 4.0, and so is
@@ -81,6 +84,19 @@ def accuracy_table(portraits: Portraits, folds: tuple[list[str], list[str], list
             lines.append(f"| {title}: {what} | {len(clips)} | {row['accuracy']:.4f} | {row['constant']:.4f} | "
                          f"{row['gain']:+.4f} [{row['gain_low']:+.4f}, {row['gain_high']:+.4f}] |")
     return "\n".join(lines), network
+
+
+def errors_by_age(network, portraits: Portraits, folds: tuple[list[str], list[str], list[str]], ages: Path) -> str:
+    """Return Markdown: accuracy and signed error per age group of the clips set aside. ages: the challenge's table."""
+    training, *others = folds
+    faces = portraits.part(sorted(sum(others, [])))
+    faces.source.prepare(network)
+    scores, split = scores_of_clips(faces.source.clips, score_rows(network, faces.source)), faces.split
+    evaluation = Evaluation(split.labels.loc[scores.index], scores, split.speakers,
+                            portraits.split.labels.loc[training].mean(), "", Path(), {})
+    add_groups(evaluation, read_groups(ages), str(ages), LEAST_IN_GROUP)
+    return f"Of the same model on the same clips, groups of fewer than {LEAST_IN_GROUP} clips joined.\n\n" + groups_of(
+        evaluation.metrics["groups"])
 
 
 def membership(network, portraits: Portraits, training: list[str], others: list[str]) -> float:
@@ -126,6 +142,7 @@ def parse_args(argv=None):
     parser.add_argument("portraits", metavar="PORTRAITS_ZIP", type=Path, nargs="+")
     parser.add_argument("labels", metavar="ANNOTATION_PKL", type=Path)
     parser.add_argument("work_dir", metavar="WORK_DIR", type=Path, help="pictures, faces and features are kept here")
+    parser.add_argument("--ages", metavar="FILE.csv", type=Path, help="age_anno_train.csv: errors by age")
     parser.add_argument("--clips", metavar="CLIPS_DIR", type=Path, help="data folder with whole clips to compare")
     return parser.parse_args(argv)
 
@@ -144,6 +161,8 @@ def main(argv=None):
         "How well the error of a clip's scores tells clips that it was trained on from clips set aside (membership "
         f"inference by the loss), area under the curve, 0.5: not at all. This form: {areas[0]:.3f}. The form that "
         f"keeps a row of every clip (`--memory exact`), for comparison: {areas[1]:.3f}.")}
+    if args.ages:
+        figures["Errors by age"] = errors_by_age(network, portraits, folds, args.ages)
     if args.clips:
         figures["Whole clips"] = whole_clips(args.clips, portraits, args.work_dir)
     content = {"title": "pretrained", "written_by": f"Written by `pretrained/make.sh`, version {VERSION} of the suite.",

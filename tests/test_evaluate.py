@@ -24,6 +24,7 @@ from first_impressions.evaluation.metrics import (
     trait_correlations,
     warnings_about,
 )
+from first_impressions.evaluation.model_card import groups_of
 from first_impressions.evaluation.paper import escape, groups_table
 from first_impressions.networks.checkpoint import load_checkpoint
 
@@ -247,13 +248,14 @@ def test_several_experiments_and_tables_for_papers(run, tmp_path, trained, chip_
         json.loads((folders[0] / "metrics.json").read_text())["traits"]["mean"]["accuracy"], abs=1e-6)
     for text in (tex, (folders[0] / "results.tex").read_text()):
         rows = [line for line in text.splitlines() if line.endswith(r"\\")]
-        assert len(rows) == 7 and {row.count("&") for row in rows} == {rows[0].count("&")}
+        assert len(rows) == 8 and len({row.count("&") for row in rows[1:]}) == 1, "one more above the header"
     status, _, errors = run(evaluate, "other*", "--data-dir", chip_data)
     assert status == 2 and "other*: no experiment in runs has such a name" in errors
 
 
-def test_names_in_latex():
+def test_groups_in_latex_and_in_the_model_card():
     assert escape("a_b & 50% \\x{~}") == r"a\_b \& 50\% \textbackslash{}x\{\textasciitilde{}\}"
     rows = {trait: {"clips": 3, "accuracy": 0.9, "gain": -0.1, "bias": 0.02, "bias_p": 0.01} for trait in TRAITS}
     rows["mean"] = {**rows["openness"], "bias_p": None}
+    assert "| first_one | 3 | 0.9000 | -0.1000 | **+0.020** |" in groups_of({"first_one": rows})
     assert r"first\_one & 3 & $0.9000$ & $-0.1000$ & $+0.020$$^{*}$" in groups_table({"first_one": rows})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jinja2
 
-from first_impressions.common.command_line import VERSION, UserError
+from first_impressions.common.command_line import VERSION, UserError, printable
 from first_impressions.common.constants import ANNOTATION_FILES, TRAITS
 from first_impressions.common.experiment import MODEL_CARD, TRAINING_RECORD
 from first_impressions.common.files import atomic_write, read_json
@@ -87,6 +87,24 @@ def figures_of(metrics: dict) -> str:
         intervals = metrics["intervals"]
         lines += ["", f"Intervals of {intervals['level']:.0%}: score ± {intervals['mean_half_width']:.3f} on average; "
                   f"they hold {intervals['coverage']['all']['mean']:.1%} of the labels."]
+    if "groups" in metrics:
+        lines += ["", groups_of(metrics["groups"])]
+    return "\n".join(lines)
+
+
+def groups_of(groups: dict) -> str:
+    """Return the figures of groups (what metrics.json holds) as Markdown: the signed error of each trait, bold if it
+    differs from that of the other groups (p < .05, corrected by Holm over traits and groups)."""
+    lines = ["Signed error (prediction - label); bold: differs from the other groups, p < .05 after Holm's correction.",
+             "", f"| group | clips | accuracy | gain | {' | '.join(TRAITS)} |", f"|{' --- |' * (4 + len(TRAITS))}"]
+    for name, table in groups.items():
+        mean, errors = table["mean"], []
+        for trait in TRAITS:
+            mark = "**" if (table[trait].get("bias_p") or 1) < 0.05 else ""
+            errors.append(f"{mark}{table[trait]['bias']:+.3f}{mark}")
+        name = printable(name).replace("|", "\\|")
+        lines.append(f"| {name} | {mean['clips']:.0f} | {mean['accuracy']:.4f} | {mean['gain']:+.4f} | "
+                     f"{' | '.join(errors)} |")
     return "\n".join(lines)
 
 

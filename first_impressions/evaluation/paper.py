@@ -34,17 +34,18 @@ def write_tables(folder: Path, metrics: dict) -> None:
 
 
 def results_table(metrics: dict) -> str:
-    """Return the LaTeX table of all clips: accuracy with interval (or mean ± SD over experiments), constant, gain, r,
-    CCC and R2, and the gain on speakers in training and others."""
-    table, parts = metrics["traits"], [name for name in ("seen", "unseen") if name in metrics]
-    clips = [f"{metrics[name]['mean']['clips']:.0f}" for name in parts]
-    header = ["", "Accuracy", "Constant", "Gain", "$r$", "CCC", "$R^2$",
-              *(f"Gain, {name} ({number} clips)" for name, number in zip(parts, clips))]
-    rows = [[trait.capitalize(), _spread(table[trait], "accuracy"), _number(table[trait]["constant"]),
-             _spread(table[trait], "gain", "+.4f", interval=False),
-             *(_spread(table[trait], name, ".3f", interval=False) for name in ("pearson", "ccc", "r2")),
-             *(_spread(metrics[name][trait], "gain", "+.4f", interval=False) for name in parts)] for trait in ROWS]
-    return _table(header, rows, line_before_last=True)
+    """Return the LaTeX table of all clips: accuracy with interval (or mean ± SD over experiments), constant, r, CCC and
+    R2, and the gain on all clips, on speakers in training (seen) and on others."""
+    parts = {"all": metrics["traits"], **{name: metrics[name] for name in ("seen", "unseen") if name in metrics}}
+    gains = [f"{name} ({table['mean']['clips']:.0f})" for name, table in parts.items()]
+    rows = []
+    for trait in ROWS:
+        row = metrics["traits"][trait]
+        rows.append([trait.capitalize(), _spread(row, "accuracy"), _number(row["constant"]),
+                     *(_spread(row, name, ".3f", interval=False) for name in ("pearson", "ccc", "r2")),
+                     *(_spread(table[trait], "gain", "+.4f", interval=False) for table in parts.values())])
+    above = f" & & & & & & \\multicolumn{{{len(gains)}}}{{c}}{{Gain (clips)}} \\\\"
+    return _table(["", "Accuracy", "Constant", "$r$", "CCC", "$R^2$", *gains], rows, True, above)
 
 
 def groups_table(groups: dict) -> str:
@@ -91,8 +92,10 @@ def _spread(row, name, form=".4f", interval=True):
     return f"{text} [{_number(row[f'{name}_low'], form)}, {_number(row[f'{name}_high'], form)}]" if interval else text
 
 
-def _table(header, rows, line_before_last=False):
-    lines = [f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", "\\toprule", " & ".join(header) + r" \\", "\\midrule"]
+def _table(header, rows, line_before_last=False, above=None):
+    """Return a tabular; above: a line above the header."""
+    lines = [f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", "\\toprule", *([above] if above else []),
+             " & ".join(header) + r" \\", "\\midrule"]
     for number, row in enumerate(rows):
         if line_before_last and number == len(rows) - 1:
             lines.append("\\midrule")
