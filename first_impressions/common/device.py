@@ -14,6 +14,8 @@ from torch import distributed
 
 from first_impressions.common.command_line import UserError, usable_cores, whole_number
 
+PROBE = 2**25   # float32 numbers, twice: 256 MB of a GPU, without which no network and batch find room there
+
 
 def device_name(text: str) -> str:
     """argparse type: auto, cpu, cuda, cuda:N or mps."""
@@ -73,7 +75,7 @@ def _problem_of(device):
                         f"which PyTorch {torch.__version__} was not compiled for")
         elif device.type == "mps" and not _has_mps():
             return "PyTorch finds no Apple GPU here"
-        float(torch.ones(8, 8, device=device).add(1).sum())
+        float(torch.ones(PROBE, device=device).add(1).sum())
     except (RuntimeError, AssertionError) as error:     # of CUDA: no kernel for it, out of memory, no driver
         return _first_sentence(str(error)) or type(error).__name__
     return None
