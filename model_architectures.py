@@ -1,7 +1,6 @@
 """The named networks.
 
-    python model_architectures.py list                               the networks and what each of them trains
-    python model_architectures.py export EXPERIMENT --format onnx    the same as export.py EXPERIMENT --format onnx
+    python model_architectures.py list      the networks and what each of them trains
 
 From Python, a new network and a trained one:
 
@@ -13,8 +12,6 @@ import first_impressions.common.startup  # noqa: F401  (before torch)
 
 # isort: split
 import os
-import sys
-from pathlib import Path
 
 from first_impressions.common.command_line import UserError, make_parser, run_script
 from first_impressions.common.constants import TRAITS
@@ -88,12 +85,9 @@ def print_networks() -> None:
 
 
 def main(argv=None):
-    words = sys.argv[1:] if argv is None else argv
-    if words[:1] == ["export"]:  # this command is older than export.py and keeps working
-        os.execv(sys.executable, [sys.executable, str(Path(__file__).with_name("export.py")), *words[1:]])
     parser = make_parser(__doc__)
-    parser.add_argument("command", choices=("list", "export"), help="print the networks, or export one (see export.py)")
-    parser.parse_args(words)
+    parser.add_argument("command", choices=("list",), help="print the networks")
+    parser.parse_args(argv)
     print_networks()
 
 

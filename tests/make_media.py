@@ -8,6 +8,9 @@ import cv2
 import numpy as np
 import skimage.data
 
+from first_impressions.extraction.frames import FrameSettings, read_chosen
+from first_impressions.extraction.packets import list_packets
+
 
 def moving_picture(index, width, height):
     """Return a BGR uint8 picture that differs from frame to frame: gradients, a moving square, a little noise."""
@@ -105,3 +108,8 @@ def plain_decode(path):
             with contextlib.suppress(av.error.FFmpegError):
                 pictures += [frame.to_ndarray(format="bgr24") for frame in packet.decode()]
     return pictures
+
+
+def read_frames(path, number_of_frames):
+    """Yield (index, BGR picture) for the frames drawn from a clip, as extract_frames_from_videos.py reads them."""
+    yield from read_chosen(path, list_packets(path), FrameSettings(number_of_frames))

@@ -43,8 +43,8 @@ def test_exported_model_gives_the_networks_scores(experiment, run_script, run, f
     if network.memory is None:
         status, output, errors = run(export, *arguments)
         assert status == 0, errors
-    else:  # The second command is older and keeps working.
-        result = run_script(*(["export.py"] if form == "onnx" else ["model_architectures.py", "export"]), *arguments)
+    else:
+        result = run_script("export.py", *arguments)
         output, errors = result.stdout, result.stderr
     assert "exported" in output
     expected = ["holds descriptors of the training clips' faces"] if network.memory is not None else []

@@ -21,9 +21,8 @@ import extract_faces_from_videos
 import extract_frames_from_videos
 import predict
 from first_impressions.common.constants import CLIP_SUFFIXES, TRAITS
-from first_impressions.extraction.frames import read_frames
 from first_impressions.prediction.scoring import load_scorer
-from make_media import write_clip
+from make_media import read_frames, write_clip
 
 FOREIGN = Path(__file__).with_name("foreign")
 FILES = sorted(path.name for path in FOREIGN.iterdir() if path.name != "README.md")

@@ -14,9 +14,9 @@ import extract_frames_from_videos
 import predict
 from first_impressions.common.command_line import UserError
 from first_impressions.extraction import clip_faces
-from first_impressions.extraction.frames import FrameSettings, choose_frames, decode_wanted, read_frames
+from first_impressions.extraction.frames import FrameSettings, choose_frames, decode_wanted
 from first_impressions.extraction.packets import list_packets
-from make_media import plain_decode, portrait, rotate_clip, set_pixel_aspect, write_clip
+from make_media import plain_decode, portrait, read_frames, rotate_clip, set_pixel_aspect, write_clip
 
 SCRIPT = "pre-processing/extract_frames_from_videos.py"
 KINDS = {

@@ -6,9 +6,8 @@ import pytest
 
 import predict
 from first_impressions.common.constants import TRAITS
-from first_impressions.extraction.frames import read_frames
 from gallery import write_hdr
-from make_media import portrait, write_clip
+from make_media import portrait, read_frames, write_clip
 
 
 @pytest.mark.parametrize("transfer", ["hlg", "pq"])

@@ -11,8 +11,9 @@ import torch
 
 from first_impressions.common.command_line import UserError
 from first_impressions.common.constants import DEFAULT_PREPROCESSING, TRAITS
+from first_impressions.common.files import packaged_model
 from first_impressions.networks.checkpoint import FORMAT, Checkpoint, load_checkpoint
-from first_impressions.networks.face_resnet29 import FACE_INPUT_SIZE, face_weights_path, read_face_weights
+from first_impressions.networks.face_resnet29 import FACE_INPUT_SIZE, FACE_WEIGHTS, read_face_weights
 from first_impressions.networks.gaussian_process import GaussianProcess
 from first_impressions.networks.network import build_network, load_network_state
 from first_impressions.networks.weights import load_file
@@ -140,7 +141,7 @@ def test_face_network_agrees_with_dlib(chalearn_dir):
     import dlib
     portraits = zipfile.ZipFile(chalearn_dir / "portraits_train.zip")
     names = sorted(name for name in portraits.namelist() if name.endswith(".jpg"))[::220][:50]
-    dlib_network = dlib.face_recognition_model_v1(str(face_weights_path()))
+    dlib_network = dlib.face_recognition_model_v1(str(packaged_model(FACE_WEIGHTS)))
     network = build_network(architecture_named("FaceResNet29_v1.0"), SMALL, "dlib").eval()
     chips, expected = [], []
     for name in names:
@@ -159,7 +160,7 @@ def test_face_network_agrees_with_dlib(chalearn_dir):
 
 
 def test_damaged_face_weights_are_refused(tmp_path):
-    whole = open(face_weights_path(), "rb").read()
+    whole = open(packaged_model(FACE_WEIGHTS), "rb").read()
     contents = {"truncated.dat": whole[:1_000_000], "text.dat": b"no network" * 1000, "empty.dat": b"",
                 "other.dat": whole[5000:], "damaged.dat": whole[:2000] + b"\xff" * 4000 + whole[6000:]}
     for name, content in contents.items():

@@ -9,9 +9,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from first_impressions.common.command_line import UserError
-from first_impressions.extraction.frames import read_frames
 from first_impressions.extraction.packets import list_packets
-from make_media import moving_picture, plain_decode, write_clip
+from make_media import moving_picture, plain_decode, read_frames, write_clip
 
 
 def check_pictures(path, number):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import predict
-from first_impressions.extraction.frames import read_frames
+from make_media import read_frames
 
 FRAMES = 24
 

@@ -1,5 +1,6 @@
 """Files and folders on disk: atomic writes, locks, private temporary folders, checks before the work."""
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -92,3 +93,13 @@ def check_output_file(option: str, path: Path) -> None:
         raise UserError(f"{option} {path}: is a folder; name a file in it")
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"{path.parent}: cannot be written; name another folder")
+
+
+def packaged_model(name: str) -> Path:
+    """Return the path of a model file of dlib in the package face-recognition-models. Raises UserError if it is not
+    there. The package is not imported: its import needs pkg_resources, which current setuptools no longer have."""
+    package = importlib.util.find_spec("face_recognition_models")
+    path = Path(package.submodule_search_locations[0], "models", name) if package else Path()
+    if not path.is_file():
+        raise UserError(f"{name}: not found; install it with pip install -r requirements.txt (face-recognition-models)")
+    return path

@@ -1,10 +1,8 @@
 """dlib's face detector and landmarks, and the boxes they work with: no other module handles dlib's own rectangles."""
 import functools
-import importlib.util
 import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -13,6 +11,7 @@ import numpy as np
 
 from first_impressions.common.command_line import UserError
 from first_impressions.common.constants import FACE_SIZE
+from first_impressions.common.files import packaged_model
 from first_impressions.jobs.worker_pool import heartbeat
 
 PADDING = 0.5
@@ -143,23 +142,10 @@ class Models:
     predictor: dlib.shape_predictor
 
 
-def packaged_model(name: str, otherwise: str = "") -> Path:
-    """Return the path of a model file of dlib in the package face_recognition_models, which is not imported.
-
-    Raises UserError where the package is not installed. otherwise: what that line names as another way out.
-    """
-    package = importlib.util.find_spec("face_recognition_models")
-    if package is None:
-        raise UserError("the package face_recognition_models is not installed: pip install -r requirements.txt"
-                        + otherwise)
-    return Path(package.origin).with_name("models") / name
-
-
 def find_predictor(predictor_path: str | os.PathLike | None = None) -> str:
     """Return the path of the landmark model. Raises UserError where there is none."""
     if predictor_path is None:
-        predictor_path = packaged_model("shape_predictor_5_face_landmarks.dat",
-                                        ", or name a landmark model of dlib")
+        predictor_path = packaged_model("shape_predictor_5_face_landmarks.dat")
     if not os.path.isfile(predictor_path):
         reason = "is no file" if os.path.exists(predictor_path) else "no such file"
         raise UserError(f"{predictor_path}: {reason}; name a landmark model of dlib (5 or 68 points)")

@@ -231,11 +231,12 @@ def decode_wanted(path: str | Path, packets: Packets, wanted: set[int]) -> Itera
 def read_chosen(path: str | Path, packets: Packets, settings: FrameSettings,
                 pick: Callable[[set[int]], set[int]] = set, pixel_format: str = "bgr24",
                 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (index, picture), as read_frames does, for those of the frames drawn that pick(frames drawn) returns.
+    """Yield (index, picture) for those of the frames drawn that pick(frames drawn) returns.
 
-    pixel_format: "bgr24" or "rgb24", the order of the colours. A frame that cannot be decoded is replaced by the next
-    one of the draw. All others come in the order of display, those that replace one after them. packets.notes then
-    says how many could be decoded. Raises UserError if none could.
+    index: int, counted from 0 in display order; picture: uint8 array H x W x 3, C-contiguous; pixel_format: "bgr24" or
+    "rgb24", the order of the colours. A frame that cannot be decoded is replaced by the next one of the draw. All
+    others come in the order of display, those that replace one after them. packets.notes then says how many could be
+    decoded. Raises UserError if none could.
     """
     def choose(indices):
         return settings.choose(clip_stem(path), packets, indices)
@@ -281,15 +282,6 @@ def read_chosen(path: str | Path, packets: Packets, settings: FrameSettings,
                 yield index, to_picture(frame)
                 if not instead:
                     return
-
-
-def read_frames(clip_path: str | Path, number_of_frames: int, seed: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (index, picture) for frames drawn from a clip: the very frames and pictures that extract_frames writes.
-
-    index: int, counted from 0 in display order; picture: BGR uint8 array H x W x 3. Clips shorter than number_of_frames
-    give all their frames. Raises UserError for a file that holds no pictures, OSError for one that cannot be opened.
-    """
-    yield from read_chosen(clip_path, list_packets(clip_path), FrameSettings(number_of_frames, seed))
 
 
 # ---------------------------------------------------------------- writing

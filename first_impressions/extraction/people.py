@@ -4,7 +4,8 @@ import functools
 import dlib
 import numpy as np
 
-from first_impressions.extraction.detectors import Box, Models, align_face, packaged_model
+from first_impressions.common.files import packaged_model
+from first_impressions.extraction.detectors import Box, Models, align_face
 
 # dlib's descriptors of one person's faces are nearer than this, those of two people are farther apart (King 2017,
 # http://blog.dlib.net/2017/02/high-quality-face-recognition-with-deep.html).

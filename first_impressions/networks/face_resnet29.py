@@ -3,7 +3,6 @@
 The network is that of dlib's dnn_face_recognition_ex.cpp (http://dlib.net/dnn_face_recognition_ex.cpp.html), a ResNet
 (He et al. 2016) of 29 convolutions. Its weights come with the package face-recognition-models.
 """
-import importlib.util
 import os
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from first_impressions.common.command_line import UserError
+from first_impressions.common.files import packaged_model
 
 FACE_WEIGHTS = "dlib_face_recognition_resnet_model_v1.dat"
 FACE_MEAN = (122.782 / 255, 117.001 / 255, 104.298 / 255)  # of RGB pictures in [0, 1]
@@ -27,19 +27,6 @@ DESCRIPTOR_SIZE = 128
 # and where they are. The late stages, made to tell people apart, have dropped that.
 FACE_GRIDS = (4, 4, 2, 2, 2)
 FEATURES_PER_VIEW = sum(filters * grid ** 2 for (filters, _, _), grid in zip(FACE_STAGES, FACE_GRIDS)) + DESCRIPTOR_SIZE
-
-
-def face_weights_path() -> str:
-    """Return the path of the weights inside the package face-recognition-models.
-
-    Raises UserError where the package or the file is missing. The package is not imported: its import needs
-    pkg_resources, which current setuptools no longer have.
-    """
-    package = importlib.util.find_spec("face_recognition_models")
-    path = os.path.join(package.submodule_search_locations[0], "models", FACE_WEIGHTS) if package else ""
-    if not os.path.isfile(path):
-        raise UserError(f"{FACE_WEIGHTS}: not found; install it with pip install face-recognition-models")
-    return path
 
 
 class FaceBlock(nn.Module):
@@ -152,7 +139,7 @@ def read_face_weights(path: str | os.PathLike | None = None) -> FaceResNet29:
     no size in it is trusted: each tensor must have the very shape that the network needs.
     Raises UserError, in one line that names the file, where it is missing, truncated or another network's.
     """
-    path = path or face_weights_path()
+    path = path or packaged_model(FACE_WEIGHTS)
     network = FaceResNet29()
     shapes = []
     for convolution in network.convolutions():
