@@ -4,8 +4,8 @@
     python app.py EXPERIMENT --port 8000
 
 The page answers on 127.0.0.1 alone, only at the address that is printed, and asks no other machine for anything. It
-shows the face, the five scores with intervals and percentiles, heat maps, the course over a clip, and gives the tables
-as CSV. Nothing is kept: files are deleted when their page closes, after an hour, and when the program ends (Ctrl-C).
+shows the face, the five scores with intervals and percentiles, heat maps, the scores over time, and gives the tables as
+CSV. Nothing is kept: files are deleted when their page closes, after an hour, and when the program ends (Ctrl-C).
 Results are never written to disk.
 """
 import first_impressions.common.startup  # noqa: F401  (before torch)
@@ -61,7 +61,7 @@ KEPT_SECONDS, SWEEP_SECONDS = 3600, 60
 MOST_PAGES = 100    # whose state stays in memory
 CONCURRENT_SCORINGS = 2
 PIECE = 15  # seconds, as long as the challenge's clips: longer recordings are scored in pieces
-# Gradio refuses a whole drop for one file over its limit, so its limit is higher than the one with a sentence a file.
+# Gradio refuses a whole drop for one file over its limit, so its limit is higher than the one with a sentence per file.
 HARD_LIMIT_FACTOR = 5
 
 
@@ -98,7 +98,7 @@ class App:
     explaining: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self):
-        # explain.py hooks into the network that it explains, which must not run for somebody else meanwhile.
+        # saliency.py hooks into the network that it explains, which must not run for somebody else meanwhile.
         self.explained = copy.deepcopy(self.scorer.network)
 
     def forget(self, page: str) -> None:
@@ -254,7 +254,7 @@ def parse_args(argv=None):
 
 
 def check_port(port: int) -> None:
-    """Raise UserError where nothing can listen on the port."""
+    """Raise UserError if nothing can listen on the port."""
     with socket.socket() as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
