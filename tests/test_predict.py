@@ -114,6 +114,14 @@ def test_pictures_faces_and_broken_files(run, trained, demo_data, tmp_path):
     assert cv2.imread(str(tmp_path / "pictures" / "two_scores.jpg")).shape[1] > 2 * frame.shape[1]
 
 
+def test_a_pipe_is_not_waited_for(run, trained, tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "link.mp4").symlink_to("nothing.mp4")
+    start = time.monotonic()
+    status, _, errors = run(predict, "demo", "pipe.mp4", "link.mp4", "--runs-dir", trained / "runs")
+    assert status == 1 and errors.count("neither a file nor a folder") == 2 and time.monotonic() - start < 20
+
+
 @pytest.mark.parametrize("arguments, complaint", [
     (["demo", "nowhere.mp4"], "nowhere.mp4"),
     (["nobody", "."], "trained are demo"),

@@ -222,7 +222,8 @@ def _files_of(path, passed_over):
     elif os.path.splitext(path)[1].lower() not in SUFFIXES:
         yield path, "neither a clip nor a picture by its name's ending"
     else:
-        yield path, None
+        # A named pipe, for example, would be waited for.
+        yield path, None if os.path.isfile(path) else "neither a file nor a folder, or a link to nothing"
 
 
 def score_files(scorer: Scorer, files: Iterable[tuple[str, tuple | None]], settings: FaceSettings,
