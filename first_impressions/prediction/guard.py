@@ -4,13 +4,14 @@ Opening the printed address leaves the token as a cookie in the browser, as Jupy
 this server by a name of its own (DNS rebinding) has neither. Names count, not ports, so an SSH tunnel to another port
 works.
 """
+import contextlib
 import re
 import secrets
 
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import HTTPConnection
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -58,7 +59,8 @@ class TokenMiddleware:
         answer = self.app
         if not (is_first or scope["path"] == START_PATH or self._is_token(request.cookies.get(cookie))):
             answer = PlainTextResponse("Open the address that app.py has printed: it ends in ?token=...\n", 401)
-        await answer(scope, receive, send_with_headers)
+        with contextlib.suppress(ClientDisconnect):  # an upload that breaks off is not worth a traceback
+            await answer(scope, receive, send_with_headers)
 
     def _is_token(self, text):
         return secrets.compare_digest((text or "").encode(errors="replace"), self.token.encode())
