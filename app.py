@@ -155,8 +155,11 @@ class App:
         if scores.frames > 1:
             parts.append(show_picture(plot_course(scores, stability), "The scores over the clip", strip=True))
         with_face = len(set(scores.faces.frame.tolist()))
-        meta = "; ".join(filter(None, [f"{counted(scores.frames, 'frame')}, {with_face} with a face", scores.note]))
-        return show_file(scores.clip, meta, parts)
+        meta = [f"{counted(scores.frames, 'frame')}, {with_face} with a face"]
+        if scores.pieces:
+            seconds = scores.pieces[0]["end"] - scores.pieces[0]["start"]
+            meta.append(f"the mean over its pieces of {seconds:.0f} seconds, whose intervals are in the table")
+        return show_file(scores.clip, "; ".join(filter(None, [*meta, scores.note])), parts)
 
 
 # ---------------------------------------------------------------- page

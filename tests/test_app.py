@@ -23,6 +23,7 @@ import pytest
 import app
 from conftest import REPOSITORY, listen_to_ctrl_c, run_script_in
 from first_impressions.common.constants import TRAITS
+from first_impressions.prediction.scoring import load_scorer
 from make_media import portrait, write_clip
 
 pytest.importorskip("gradio", reason="pip install -r requirements-app.txt")
@@ -160,6 +161,17 @@ def test_drop_of_good_and_bad_files(browser, server, tmp_path):
     page.close()
     assert wait_until(lambda: uploads(server) == []), "files outlive their page"
     context.close()
+
+
+def test_a_long_recording_is_scored_in_pieces(trained, tmp_path):
+    face = portrait(256)
+    write_clip(tmp_path / "talk.mp4", 76, (256, 256), lambda index, width, height: face,
+               times=[1000 * index for index in range(76)])
+    shared = app.App(load_scorer("one", trained), 1, 1, most_bytes=10**9, most_seconds=900, most_files=1)
+    *_, (progress, results) = shared.score([str(tmp_path / "talk.mp4")], every_face=False)
+    assert "1 of 1 file scored" in progress and "the mean over its pieces of 15 seconds" in results
+    table = base64.b64decode(results.partition("base64,")[2].partition('"')[0]).decode()
+    assert [row["piece"] for row in csv.DictReader(io.StringIO(table))] == ["", "1", "2", "3", "4", "5"]
 
 
 def test_visitors_do_not_see_each_other(browser, server, tmp_path):

@@ -12,6 +12,8 @@ from first_impressions.common.command_line import printable
 from first_impressions.common.constants import TRAITS
 from first_impressions.common.files import atomic_write
 
+LONGEST_NAME = 60   # characters of a file's name that are printed; one long name would widen all lines
+
 
 def _columns(prefix):
     return tuple(f"{prefix}_{trait}" for trait in TRAITS)
@@ -62,9 +64,11 @@ def print_table(scored: list[dict], with_people: bool, neuroticism_is_stability:
         names = {path: path for path in names}
     for row in scored:
         piece = "all" if row["piece"] is None else f"{row['start']:.0f}-{row['end']:.0f}"
-        lines.append([printable(names[row["clip"]]), *([str(row["person"])] if with_people else []),
-                      *([piece] if in_pieces else []), *(f"{row[trait]:.3f}" for trait in TRAITS),
-                      str(row["frames"] or "-"), str(row["faces"]), f"{np.mean([row[name] for name in SPREADS]):.3f}"])
+        name = printable(names[row["clip"]])
+        name = name if len(name) <= LONGEST_NAME else f"...{name[3 - LONGEST_NAME:]}"
+        lines.append([name, *([str(row["person"])] if with_people else []), *([piece] if in_pieces else []),
+                      *(f"{row[trait]:.3f}" for trait in TRAITS), str(row["frames"] or "-"), str(row["faces"]),
+                      f"{np.mean([row[spread] for spread in SPREADS]):.3f}"])
     widths = [max(map(len, column)) for column in zip(*lines)]
     for line in lines:
         print(" ".join(word.rjust(width) for word, width in zip(line, widths)))
