@@ -37,7 +37,7 @@ from first_impressions.common.command_line import (
 from first_impressions.common.constants import TRAITS
 from first_impressions.common.device import Machine, add_machine_options
 from first_impressions.common.experiment import experiment_folder, has_training
-from first_impressions.data.labels import read_groups, read_scores
+from first_impressions.data.labels import SPEAKER_REGEX, read_groups, read_scores
 from first_impressions.data.splits import Split, add_speaker_option, describe, load_split
 from first_impressions.evaluation.measure import (
     add_comparison,
@@ -57,7 +57,14 @@ from first_impressions.evaluation.metrics import (
     scores_of_clips,
 )
 from first_impressions.evaluation.results import check_folder, write_results, write_summary
-from first_impressions.networks.checkpoint import Checkpoint, Intervals, find_checkpoint, load_experiment, versions
+from first_impressions.networks.checkpoint import (
+    Checkpoint,
+    Intervals,
+    find_checkpoint,
+    load_checkpoint,
+    load_experiment,
+    versions,
+)
 from first_impressions.training.inputs import make_source, score_rows
 
 # ---------------------------------------------------------------- scores
@@ -191,6 +198,7 @@ def parse_args(argv=None):
                          help="the training labels: their speakers are the known ones, also for an EXPERIMENT that "
                          "keeps no names; their mean is the constant (without it that of --labels)")
     add_machine_options(parser, precision="float32")
+    parser.set_defaults(speaker_regex=None)     # that of the experiment
     args = parser.parse_args(argv)
     if bool(args.experiments) == bool(args.predictions):
         parser.error("give an EXPERIMENT, or --predictions FILE.csv with --labels FILE")
@@ -208,7 +216,9 @@ def parse_args(argv=None):
 def experiment_names(words: list[str], runs_dir: str) -> list[str]:
     """Return the experiments that names and patterns stand for, each once. Raises UserError if one does not exist."""
     names, folder = [], Path(runs_dir)
-    for word in words:
+    for word in map(os.path.normpath, words):
+        if os.path.dirname(word) and Path(word).parent.resolve() == folder.resolve():
+            word = os.path.basename(word)   # runs/NAME is NAME
         found = [word]
         if any(mark in word for mark in "*?["):
             found = group_order(path.name for path in folder.glob(word) if has_training(path))
@@ -242,8 +252,13 @@ def results_folder(args: argparse.Namespace, experiment: str | None) -> Path:
 def evaluate_one(args: argparse.Namespace, groups: dict | None, other: pandas.DataFrame | None) -> dict:
     """Evaluate args.experiment, or --predictions if it is None; print and write its figures and return them."""
     if args.experiment is None:
+        args.speaker_regex = args.speaker_regex or SPEAKER_REGEX
         evaluation = evaluate_file(args, results_folder(args, None))
     else:
+        # The rule for speakers that the experiment was trained with: another one would take known people for unknown.
+        rule = args.speaker_regex or load_checkpoint(
+            find_checkpoint(experiment_folder(args.runs_dir, args.experiment))).speaker_regex
+        args = argparse.Namespace(**{**vars(args), "speaker_regex": rule or SPEAKER_REGEX})
         split = load_split(args.data_dir, args.split, args.speaker_regex)
         folder = results_folder(args, args.experiment)
         print(describe(split))
