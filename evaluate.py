@@ -86,7 +86,6 @@ def score_split(experiment: str, args: argparse.Namespace,
                             f"was trained on {checkpoint.preprocessing[key]}; make the faces again with "
                             f"--{key} {checkpoint.preprocessing[key]}")
     source = make_source(network, FaceDataset(split), machine)
-    source.prepare(network)
     scores = score_rows(network, source, title=f"scores of {split.name}")
     predictions = scores_of_clips(source.clips, scores)
     if source.of_clips:

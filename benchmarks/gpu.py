@@ -41,7 +41,7 @@ from first_impressions.data.labels import speakers_of
 from first_impressions.data.splits import Split, list_faces
 from first_impressions.networks.network import BACKBONES, PersonalityNetwork, build_network, make_head
 from first_impressions.training.feature_cache import features_of_dataset
-from first_impressions.training.inputs import FaceChips, Inputs, features_of_chips
+from first_impressions.training.inputs import FaceChips, features_of_chips
 from first_impressions.training.loop import fit, start_training
 from first_impressions.training.samples import Samples
 from first_impressions.training.settings import Plan, Settings
@@ -114,17 +114,11 @@ class RepeatedBatch:
     def __len__(self) -> int:
         return len(self.clips)
 
-    def prepare(self, network: PersonalityNetwork) -> None:
-        """Nothing has to be computed."""
-
-    def part_of_other_form(self, settings: Settings) -> float:
-        """Return 0: the batch is never flipped."""
-        return 0.0
-
-    def batches(self, batches: list[list[int]], epoch: int = 0) -> Iterator[tuple[np.ndarray, Inputs]]:
-        """Yield (rows, inputs) for each batch of row numbers."""
+    def batches(self, network: PersonalityNetwork, batches: list[list[int]],
+                epoch: int = 0) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """Yield (rows, chips) for each batch of row numbers."""
         for batch in batches:
-            yield np.asarray(batch), lambda _: self.chips
+            yield np.asarray(batch), self.chips
 
 
 # ---------------------------------------------------------------- one measurement

@@ -118,7 +118,6 @@ def measure_coverage(portraits: Portraits, clips: list[str], parts: dict[str, li
     result = {}
     for name, some in parts.items():
         samples = portraits.part(some)
-        samples.source.prepare(network)
         for kind, alone in (("", False), (" one face", True)):
             error = np.abs(score_rows(network, samples.source, alone=alone) - samples.targets.numpy())
             count = np.ones_like(samples.source.faces) if alone else samples.source.faces
@@ -130,7 +129,6 @@ def measure_part(network, portraits: Portraits, clips: list[str], constant: pand
                  alone: bool = False) -> pandas.Series:
     """Return the mean gain and its interval over speakers on some clips; alone: from one face of each."""
     samples = portraits.part(clips)
-    samples.source.prepare(network)
     scores = scores_of_clips(samples.source.clips, score_rows(network, samples.source, alone=alone))
     return measure(samples.split.labels.loc[scores.index], scores, constant, samples.split.speakers).loc["mean"]
 

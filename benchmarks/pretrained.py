@@ -107,7 +107,6 @@ def membership(network, portraits: Portraits, training: list[str], others: list[
     errors = []
     for clips in (training, others):
         faces = portraits.part(clips)
-        faces.source.prepare(network)
         scores = scores_of_clips(faces.source.clips, score_rows(network, faces.source))[list(TRAITS)]
         errors.append((scores - faces.split.labels.loc[scores.index]).abs().mean(axis=1).to_numpy())
     statistic = mannwhitneyu(errors[1], errors[0]).statistic
@@ -124,7 +123,6 @@ def whole_clips(clips_dir: Path, portraits: Portraits, work_dir: Path) -> str:
     scores = scores[scores.index.isin(portraits.split.labels.index)]
     network, _ = load_experiment("pretrained", work_dir / "runs", portraits.source.machine)
     faces = portraits.part(list(scores.index))
-    faces.source.prepare(network)
     of_portraits = scores_of_clips(faces.source.clips, score_rows(network, faces.source))
     of_portraits = of_portraits.loc[scores.index, list(TRAITS)]
     r = np.corrcoef(scores.to_numpy().ravel(), of_portraits.to_numpy().ravel())[0, 1]

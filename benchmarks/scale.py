@@ -106,7 +106,7 @@ def measure_size(clips: int, path: Path) -> list[dict]:
     plan = Plan(settings, EPOCHS, BATCH_SIZE)
     network = machine.place(build_network(architecture_named(MODEL), settings.as_dict(), "dlib"))
     steps.watch_calls(PrincipalComponents, "fit", "projection: principal components")
-    steps.watch_calls(ClipRows, "prepare", "projected rows of all clips")
+    steps.watch_calls(ClipRows, "_project", "projected rows of all clips")
     steps.watch_calls(GaussianProcess, "fit_centres", "regression on centres")
     state = start_training(network, samples, plan, machine)
     with steps.step(f"heads, {EPOCHS} epochs"):

@@ -51,7 +51,6 @@ def calibrate(architecture: Architecture, samples: Samples, plan: Plan, weights:
     state = start_training(network, learning, plan, machine)
     for _ in fit(state, plan, learning, show_progress=False):
         pass
-    testing.source.prepare(state.averaged)
     widths = []
     for alone in (False, True):
         errors = np.abs(score_rows(state.averaged, testing.source, alone) - testing.targets.numpy())

@@ -1,13 +1,11 @@
-"""What training and evaluation read of a split: single face chips, or one row of features for each clip.
+"""The network's inputs for a split: single face chips, or the features of each clip.
 
 FaceChips reads chips for a backbone that is trained. ClipRows holds what a frozen backbone sees of each clip, computed
-once: the mean of the features of all its faces and of their mirror images, and those of one face alone. Both have
-len(), usable, clips and batches(), which yields inputs for the network.
-
-feature_cache.py computes the rows.
+once (feature_cache.py): the mean of the features of its faces, and those of one face alone. Both have len(), usable,
+clips and batches().
 """
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
@@ -21,11 +19,6 @@ from first_impressions.common.device import Machine, send
 from first_impressions.data.chips import chip_loader, row_batches
 from first_impressions.networks.network import PersonalityNetwork, backbone_key
 from first_impressions.training.feature_cache import features_of_dataset
-from first_impressions.training.settings import Settings
-
-# A function of a bool array B, True where another form of that row is wanted: the mirror image of a chip, the one face
-# alone of a clip. It returns inputs of the network on its device, uint8 B x 3 x H x W or float32 B x F.
-Inputs = Callable[[np.ndarray], torch.Tensor]
 
 
 class FaceChips:
@@ -42,30 +35,13 @@ class FaceChips:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def prepare(self, network: PersonalityNetwork) -> None:
-        """Chips go to the network as they are."""
-
-    def part_of_other_form(self, settings: Settings) -> float:
-        """Return the part of the chips that are mirrored in training."""
-        return 0.5 if settings.hflip else 0.0
-
-    def scores(self, network: PersonalityNetwork, inputs: Inputs, number: int, alone: bool) -> torch.Tensor:
-        """Return the scores of a batch, each of a chip and its mirror image; alone changes nothing."""
-        return network.scores_of_faces(inputs(np.zeros(number, dtype=bool)))
-
-    def batches(self, batches: list[list[int]], epoch: int = 0) -> Iterator[tuple[np.ndarray, Inputs]]:
-        """Yield (rows, inputs) for each batch of row numbers; rows of chips that cannot be read are left out."""
+    def batches(self, network: PersonalityNetwork, batches: list[list[int]],
+                epoch: int = 0) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """Yield (rows, uint8 chips B x 3 x H x W on the device) for each batch of row numbers, whatever the network;
+        rows of chips that cannot be read are left out."""
         self.dataset.epoch = epoch
         for chips, rows in chip_loader(self.dataset, batches, self.machine.num_workers, self.machine.device):
-            yield rows.numpy(), self._flips_of(send(chips, self.machine.device))
-
-    @staticmethod
-    def _flips_of(chips):
-        def inputs(hflip):
-            if hflip.all() or not hflip.any():
-                return chips.flip(-1) if hflip.any() else chips
-            return torch.where(torch.from_numpy(hflip).to(chips.device).view(-1, 1, 1, 1), chips.flip(-1), chips)
-        return inputs
+            yield rows.numpy(), send(chips, self.machine.device)
 
 
 @dataclass
@@ -74,7 +50,7 @@ class ClipRows:
 
     parts: arrays C x 2 x F, or StoredFeatures: the mean over the clip's faces, and one of its faces alone, each the
     mean of the picture and its mirror image. faces: int64 C, the number of faces in the mean; rows of clips without a
-    readable face hold NaN. projected: what prepare() made of them.
+    readable face hold NaN.
     """
     of_clips: ClassVar[bool] = True     # a row is a clip
     parts: list[np.ndarray]
@@ -82,18 +58,11 @@ class ClipRows:
     faces: np.ndarray
     machine: Machine
     places: np.ndarray | None = None    # of the rows in the parts, one after the other; None: all of them
-    projected: torch.Tensor | None = None
+    fitted: dict = field(default_factory=dict)          # see loop.fit_frozen_parts
+    _projected: tuple = (None, None)                    # a projection, and what it made of the rows
 
     def __len__(self) -> int:
         return len(self.clips)
-
-    def part_of_other_form(self, settings: Settings) -> float:
-        """Return the part of the clips of which one face alone is seen in training."""
-        return settings.one_face
-
-    def scores(self, network: PersonalityNetwork, inputs: Inputs, number: int, alone: bool) -> torch.Tensor:
-        """Return the scores of a batch, of the clips' means or of one face alone."""
-        return network(inputs(np.full(number, alone)))
 
     def select(self, rows: np.ndarray) -> "ClipRows":
         """Return the source of just these rows."""
@@ -116,28 +85,34 @@ class ClipRows:
             start += len(part)
         return torch.from_numpy(result)
 
+    def projected(self, network: PersonalityNetwork) -> torch.Tensor:
+        """Return what a network takes of every row, float32 C x 2 x W on the CPU: of the mean, of one face alone.
+
+        It is kept for this projection, which does not change once it was fitted.
+        """
+        if self._projected[0] is not network.projection:
+            self._projected = (network.projection, self._project(network))
+        return self._projected[1]
+
+    @torch.inference_mode(False)    # training must be able to use what was first made for scores
     @torch.no_grad()
-    def prepare(self, network: PersonalityNetwork) -> None:
-        """Compute what the network takes of every row, float32 C x 2 x W, kept in memory."""
-        self.projected = None
+    def _project(self, network):
+        result = None
         for rows in row_batches(len(self), 1024):
             for form in (0, 1):
                 features = self.features(np.array(rows), form).to(self.machine.device)
                 projected = network.represent(features).cpu()
-                if self.projected is None:
-                    self.projected = torch.empty(len(self), 2, projected.shape[1])
-                self.projected[rows[0]:rows[-1] + 1, form] = projected
+                if result is None:
+                    result = torch.empty(len(self), 2, projected.shape[1])
+                result[rows[0]:rows[-1] + 1, form] = projected
+        return result
 
-    def batches(self, batches: list[list[int]], epoch: int = 0) -> Iterator[tuple[np.ndarray, Inputs]]:
-        """Yield (rows, inputs) for each batch of row numbers, projected; the epoch changes nothing."""
+    def batches(self, network: PersonalityNetwork, batches: list[list[int]],
+                epoch: int = 0) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """Yield (rows, float32 B x 2 x W on the device: of the mean, of one face alone) for each batch of row numbers,
+        projected for the network; the epoch changes nothing."""
         for batch in batches:
-            rows = np.asarray(batch)
-            yield rows, self._rows_of(rows)
-
-    def _rows_of(self, rows):
-        def inputs(alone):
-            return send(self.projected[rows, alone.astype(np.int64)], self.machine.device)
-        return inputs
+            yield np.asarray(batch), send(self.projected(network)[batch], self.machine.device)
 
 
 def features_of_chips(network: PersonalityNetwork, chips: torch.Tensor) -> torch.Tensor:
@@ -161,15 +136,17 @@ def score_rows(network: PersonalityNetwork, source: FaceChips | ClipRows, alone:
                title: str | None = None) -> np.ndarray:
     """Return float32 scores N x 5 in [0, 1] of the N rows of a source: clips or faces, as the source has them.
 
-    Rows that cannot be read are NaN. alone: score one face of each clip instead of its mean. title: name of the
+    Rows that cannot be read are NaN. Faces are scored with their mirror images. alone: score one face of each clip
+    instead of its mean. title: name of the
     progress bar; None: no bar.
     """
     network.eval()
     scores = np.full((len(source), len(TRAITS)), np.nan, dtype=np.float32)
     batches = [source.usable[batch].tolist() for batch in row_batches(len(source.usable), batch_size)]
     with progress_bar(total=len(source.usable), desc=title, unit="row", disable=None if title else True) as bar:
-        for rows, inputs in source.batches(batches):
+        for rows, inputs in source.batches(network, batches):
             if len(rows):
-                scores[rows] = source.scores(network, inputs, len(rows), alone).cpu().numpy()
+                of_rows = network(inputs[:, int(alone)]) if source.of_clips else network.scores_of_faces(inputs)
+                scores[rows] = of_rows.cpu().numpy()
             bar.update(len(rows))
     return scores

@@ -141,15 +141,27 @@ def start_at_the_mean(network: PersonalityNetwork, split: Split) -> None:
 def fit_frozen_parts(network: PersonalityNetwork, samples: Samples, settings: Settings, seed: int) -> None:
     """Fit what is solved without epochs to the clips' rows: the projection, and the Gaussian process if there is one.
 
-    samples: read as ClipRows; prepared for the network afterwards.
+    samples: read as ClipRows. Their source keeps what was fitted, and the next
+    network with the same settings takes it over: the trials of a search have few different ones.
     """
     source, usable = samples.source, samples.source.usable
-    drawn = np.sort(np.random.default_rng([seed, 1]).permutation(usable)[:MOST_ROWS])
-    network.projection.fit(source.features(drawn), seed)
-    source.prepare(network)
+    key = settings.components, seed
+    if key not in source.fitted:
+        drawn = np.sort(np.random.default_rng([seed, 1]).permutation(usable)[:MOST_ROWS])
+        network.projection.fit(source.features(drawn), seed)
+    network.projection = source.fitted.setdefault(key, network.projection)
     if network.memory is None:
         return
-    rows, targets = source.projected[usable, 0], samples.targets[usable]
+    key += settings.memory, settings.noise, settings.centres
+    if key not in source.fitted:
+        fit_memory(network, samples, settings, seed)
+    network.memory = source.fitted.setdefault(key, network.memory)
+
+
+def fit_memory(network: PersonalityNetwork, samples: Samples, settings: Settings, seed: int) -> None:
+    """Fit the Gaussian process to the means of clips, projected by the network."""
+    source, usable = samples.source, samples.source.usable
+    rows, targets = source.projected(network)[usable, 0], samples.targets[usable]
     if network.memory.descriptor_size:
         network.memory.fit_exact(rows, targets, settings.noise)
     else:
@@ -180,8 +192,6 @@ def start_training(network: PersonalityNetwork, samples: Samples, plan: Plan, ma
             if not samples.source.of_clips:
                 rows = Samples(samples.split, make_source(network, samples.source.dataset.plain(), machine))
             fit_frozen_parts(network, rows, settings, plan.seed)
-    if saved:  # else the fit above has done it
-        samples.source.prepare(network)
     ema = None
     if settings.ema_decay:
         ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
@@ -229,14 +239,14 @@ def validate(network: PersonalityNetwork, samples: Samples, loss: str) -> dict[s
 
 def _train_epoch(state, parallel, plan, samples, after_step, show_progress):
     """Take the steps of an epoch that are still to do; return (samples, mean loss over all processes)."""
-    device, number_of_steps, taken = state.network.mean.device, steps_per_epoch(samples, plan), 0
+    number_of_steps, taken = steps_per_epoch(samples, plan), 0
     loss_function = LOSSES[plan.settings.loss]
     state.network.train()
     with progress_bar(total=samples.number_usable, unit="sample", leave=False,
                       desc=f"epoch {state.epoch + 1}/{plan.num_epochs}",
                       initial=min(samples.number_usable, state.step * plan.batch_size * world_size()),
                       disable=None if show_progress and is_main_process() else True) as bar:
-        for step, inputs, targets in training_steps(samples, plan, state.epoch, state.step, device):
+        for step, inputs, targets in training_steps(samples, state.network, plan, state.epoch, state.step):
             scores = parallel(inputs, of_each_head=True)
             loss = torch.stack([loss_function(of_head, targets) for of_head in scores]).mean()
             state.optimizer.zero_grad(set_to_none=True)
@@ -270,8 +280,6 @@ def fit(state: TrainingState, plan: Plan, samples: Samples, validation: Samples 
     main process only) loss_valid, accuracy_<trait> and pearson_<trait>. after_step(state) is called between any two
     steps of an epoch; what it raises ends the training. Raises UserError where the loss is not finite.
     """
-    if validation is not None:
-        validation.source.prepare(state.network)
     parallel: nn.Module = state.network
     if world_size() > 1:
         device = state.network.mean.device

@@ -22,6 +22,7 @@ from first_impressions.data.splits import (
     load_split,
     split_by_speaker,
 )
+from first_impressions.networks.network import PersonalityNetwork
 from first_impressions.training.inputs import ClipRows, FaceChips
 from first_impressions.training.settings import Plan
 
@@ -118,24 +119,28 @@ def _step_random(seed, epoch, step):
     return np.random.default_rng([seed, epoch, step, rank()])
 
 
-def training_steps(samples: Samples, plan: Plan, epoch: int, first_step: int,
-                   device: torch.device) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Yield (step, inputs, targets B x 5) on the device for one epoch, from its first_step on.
+def training_steps(samples: Samples, network: PersonalityNetwork, plan: Plan, epoch: int,
+                   first_step: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Yield (step, inputs, targets B x 5) on the network's device for one epoch, from its first_step on.
 
     inputs: uint8 chips B x 3 x H x W, or float32 rows of clips B x W; mixed-up chips are float32 in [0, 255].
     """
     settings, usable, all_targets = plan.settings, samples.source.usable, samples.targets
-    part_of_other_form = samples.source.part_of_other_form(settings)
+    device = network.mean.device
     batches = epoch_batches(len(usable), plan.batch_size, plan.seed, epoch, rank(), world_size())[first_step:]
     batches = [usable[batch].tolist() for batch in batches]
-    for step, (rows, inputs_of) in enumerate(samples.source.batches(batches, epoch), first_step):
+    for step, (rows, inputs) in enumerate(samples.source.batches(network, batches, epoch), first_step):
         if len(rows) < 2:  # batch normalisation needs two
             if world_size() > 1:
                 raise UserError("a step's faces cannot be read (named above); make them again, "
                                 "the other processes wait for them")
             continue
         generator = _step_random(plan.seed, epoch, step)
-        inputs = inputs_of(generator.random(len(rows)) < part_of_other_form)
+        drawn = torch.from_numpy(generator.random(len(rows)))
+        if samples.source.of_clips:     # of some clips one face alone
+            inputs = inputs[torch.arange(len(rows)), (drawn < settings.one_face).long()]
+        elif settings.hflip:            # half of the chips mirrored
+            inputs = torch.where(send(drawn < 0.5, device).view(-1, 1, 1, 1), inputs.flip(-1), inputs)
         targets = send(all_targets[torch.from_numpy(rows)], device)
         if settings.mixup and len(rows) > 1:
             # Zhang et al. 2018, mixup: Beyond Empirical Risk Minimization (https://arxiv.org/abs/1710.09412).

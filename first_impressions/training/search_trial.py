@@ -1,4 +1,5 @@
 """One trial of the search, as Ray Tune runs it, and the progress bar over all of them."""
+import functools
 import sys
 import tempfile
 import time
@@ -22,7 +23,7 @@ from first_impressions.networks.weights import load_file
 from first_impressions.training.inputs import make_source
 from first_impressions.training.loop import fit, start_training
 from first_impressions.training.samples import Samples, load_training_and_validation
-from first_impressions.training.settings import Plan, resolve_settings, settle_memory
+from first_impressions.training.settings import Plan, Settings, resolve_settings, settle_memory
 
 METRIC = "accuracy_mean"
 
@@ -51,19 +52,37 @@ class Search:
         return Machine(pick_device(self.device), self.precision, self.cache, self.num_workers, wanted=self.device)
 
 
+@functools.lru_cache(maxsize=1)
+def _load_splits(search):
+    return load_training_and_validation(search.data_dir, False, search.val_split, search.speaker_regex, search.seed,
+                                        quiet=True)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_features(search):
+    """Return training and validation samples of a frozen network, for all trials that this process runs."""
+    network = search.machine.place(build_network(search.architecture, {**Settings().as_dict(), "memory": "none"},
+                                                 search.weights))
+    return [Samples(split, make_source(network, search.dataset_of(split), search.machine))
+            for split in _load_splits(search)]
+
+
 def run_trial(trial_config: dict, search: Search) -> None:
     """Train one trial and report every epoch to Ray Tune."""
     torch.set_num_threads(max(1, int(search.cpus_per_trial)))
     seed_everything(search.seed)
-    splits = load_training_and_validation(search.data_dir, False, search.val_split, search.speaker_regex, search.seed,
-                                          quiet=True)
+    splits = _load_splits(search)
     settings = settle_memory(resolve_settings(trial_config), splits[0].number_with_face,
                              search.architecture.has_memory)
     plan = Plan(settings, search.num_epochs, trial_config["batch_size"], search.seed)
     machine = search.machine
     network = machine.place(build_network(search.architecture, settings.as_dict(), search.weights))
-    samples, validation = (Samples(split, make_source(network, search.dataset_of(split, augment, search.seed), machine))
-                           for split, augment in zip(splits, (settings.augment, 0.0)))
+    if network.frozen and not settings.augment:
+        samples, validation = _load_features(search)
+    else:
+        samples, validation = (
+            Samples(split, make_source(network, search.dataset_of(split, augment, search.seed), machine))
+            for split, augment in zip(splits, (settings.augment, 0.0)))
     saved = None
     if tune.get_checkpoint():
         with tune.get_checkpoint().as_directory() as before:
