@@ -90,7 +90,6 @@ def errors_by_age(network, portraits: Portraits, folds: tuple[list[str], list[st
     """Return Markdown: accuracy and signed error per age group of the clips set aside. ages: the challenge's table."""
     training, *others = folds
     faces = portraits.part(sorted(sum(others, [])))
-    faces.source.prepare(network)
     scores, split = scores_of_clips(faces.source.clips, score_rows(network, faces.source)), faces.split
     evaluation = Evaluation(split.labels.loc[scores.index], scores, split.speakers,
                             portraits.split.labels.loc[training].mean(), "", Path(), {})
