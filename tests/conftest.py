@@ -40,6 +40,7 @@ def pytest_addoption(parser):
 # Two processes each take the next file: the long ones first, so that both end at about the same time. The first of them
 # make the chips and the training that others share, or do without.
 LONG_FILES = ("test_training", "test_preprocessing_faults", "test_one_pass", "test_faults", "test_predict", "test_app",
+              "test_gallery", "test_foreign_files",
               "test_people", "test_export", "test_pretrained", "test_demo", "test_faces", "test_unpack_chalearn",
               "test_feature_cluster", "test_model_architectures", "test_frames", "test_gpu_benchmark")
 

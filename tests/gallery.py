@@ -330,7 +330,7 @@ CLIPS = [
     *(Medium(f"exif_{turn}.mov", jpegs_in(turn), turn=PLAYER_TURNS[turn], upright=True) for turn in (1, 2, 6)),
     Medium("exif_8.avi", jpegs_in(8), turn=PLAYER_TURNS[8], upright=True),
     Medium("streams.mp4", with_streams),
-    Medium("hole.mp4", changed(clip(), hole), colours=None),
+    Medium("hole.mp4", changed(clip(), hole), note="its data are damaged", colours=None),
     Medium("cut.mkv", changed(clip(frames=60), half), note="seems cut off", colours=None),
     Medium("sound.mp4", sound, problem="holds no moving picture (sound only?)"),
     Medium("locked.mp4", clip(container_options=ENCRYPTION), problem="is encrypted"),

@@ -101,9 +101,7 @@ def test_the_page_scores_foreign_files(long_run):
     names = FILES if long_run else FILES[::3]
     paths = [str(FOREIGN / name) for name in names]
     page = app.App(load_scorer("pretrained", "runs"), 10, 2, 10**9, 10**6, 50)
-    page.visitors.owners.update(dict.fromkeys(paths, "visitor"))
-    page.visitors.is_open = lambda _: True
-    *_, (progress, results) = page.score(paths, False, "page")
+    *_, (progress, results) = page.score(paths, False)
     assert "Not scored" not in results and results.count("<img") >= 2 * len(names)
 
 

@@ -90,6 +90,15 @@ def test_little_is_decoded(clips):
     assert packets.clean.sum() >= 3
 
 
+def test_av1_is_decoded_from_its_key_frames(tmp_path):
+    path = write_clip(tmp_path / "av1.mp4", codec="libsvtav1", options={"preset": "12", "svtav1-params": "lp=1"})
+    packets, pictures = list_packets(path), plain_decode(path)
+    assert packets.timed and packets.clean.sum() == 5
+    for wanted in ({0}, {25}, {59}, {3, 40, 41}):
+        assert {index for index, _ in decode_wanted(path, packets, set(wanted))} == wanted
+    assert all(np.array_equal(picture, pictures[index]) for index, picture in read_frames(path, 9))
+
+
 def test_choice_is_seeded_nested_and_uniform(tmp_path):
     draws = [choose_frames(f"clip{clip}", range(100), 10, 0) for clip in range(200)]
     for clip in range(5):

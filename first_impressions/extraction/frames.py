@@ -258,11 +258,14 @@ def read_chosen(path: str | Path, packets: Packets, settings: FrameSettings,
             pass  # damaged somewhere: the plain decode below takes what can be had
     if not wanted:
         return
-    readable, errors = set(), []
+    readable, errors, is_noted = set(), [], False
     for index, frame in _decode_everything(path, packets, errors):
         readable.add(index)
         if index in wanted:
             wanted.remove(index)
+            if frame.is_corrupt and not is_noted:
+                packets.notes.append("its data are damaged, which may show in some of its frames")
+                is_noted = True
             yield index, to_picture(frame)
             if not wanted:
                 return

@@ -184,10 +184,31 @@ def _nal_length_size(stream, codec):
     return 0
 
 
+def _is_av1_start(data):
+    """Return True for a temporal unit of AV1 that begins with a sequence header and a key frame that is shown at once:
+    such a frame resets all references (AV1 Bitstream & Decoding Process Specification, sections 5.3 to 5.9)."""
+    position, has_sequence = 0, False
+    while position + 1 < len(data):
+        header, position = data[position], position + 1 + (data[position] >> 2 & 1)
+        kind, length, shift = header >> 3 & 15, 0, 0
+        while header & 2 and position < len(data):  # the length, in LEB128
+            length |= (data[position] & 127) << shift
+            shift, position = shift + 7, position + 1
+            if data[position - 1] < 128:
+                break
+        if kind in (3, 6):  # a frame header; bits: shows an existing frame, two of the kind of frame, is shown
+            return has_sequence and position < len(data) and data[position] >> 4 == 1
+        has_sequence = has_sequence or kind == 1
+        position += length if header & 2 else len(data)
+    return False
+
+
 def _is_clean_key(packet, codec, length_size):
     """Return True for a packet at which every decoder state is reset: an IDR picture with its parameter sets."""
     if codec == "vp9":
         return packet.is_keyframe
+    if codec == "av1":
+        return packet.is_keyframe and _is_av1_start(bytes(packet))
     if codec not in ("h264", "hevc") or not packet.is_keyframe:
         return False
     types = _nal_types(bytes(packet), codec, length_size)
