@@ -74,9 +74,9 @@ def score_split(experiment: str, args: argparse.Namespace,
     """Return an experiment's predictions of a split's clips, its scores of single faces, and its checkpoint.
 
     predictions: index clip, columns TRAITS, faces and perhaps spread_<trait>. Scores of single faces: index clip,
-    columns TRAITS; of a frozen network one face a clip, of a trained one all faces.
+    columns TRAITS; of a frozen network one face per clip, of a trained one all faces.
 
-    Raises UserError where the faces were cropped in another way than those that the network was trained on.
+    Raises UserError if the faces were cropped in another way than those that the network was trained on.
     """
     machine = Machine.from_options(args)
     network, checkpoint = load_experiment(experiment, args.runs_dir, machine)
@@ -244,6 +244,7 @@ def results_folder(args: argparse.Namespace, experiment: str | None) -> Path:
         folder = Path(args.out) if len(args.experiments) == 1 else Path(args.out) / experiment
     else:
         folder = experiment_folder(args.runs_dir, experiment) / f"evaluation_{args.split}"
+        check_folder(folder.parent)     # where the lock and TensorBoard's log lie
     check_folder(folder)
     return folder
 

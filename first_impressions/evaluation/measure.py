@@ -189,7 +189,7 @@ def add_groups(evaluation: Evaluation, groupings: dict[str, pandas.Series], path
             tables[f"{column}: {name}" if len(groupings) > 1 else name] = table.assign(bias_p=p_values.loc[name])
     if not tables:
         first = next(iter(groupings.values())).index
-        raise UserError(f"{path}: names none of the clips measured"
+        raise UserError(f"{path}: names none of the evaluated clips"
                         + (f"; its first is {first[0]}" if len(first) else ""))
     evaluation.metrics["groups"] = {group: table.T.to_dict() for group, table in tables.items()}
 
@@ -201,8 +201,8 @@ def add_comparison(evaluation: Evaluation, args: argparse.Namespace, other: pand
 
 
 def keep_earlier(evaluation: Evaluation, earlier: dict) -> list[str]:
-    """Take over the comparison and the groups that an earlier evaluation of the very same predictions has measured and
-    this one has not; return what is not kept, in words. earlier: content of its metrics.json."""
+    """Take over the comparison and the groups that an earlier evaluation of the very same predictions has and
+    this one lacks; return what is not kept, in words. earlier: content of its metrics.json."""
     metrics, lost = evaluation.metrics, []
     same = all(metrics["traits"][trait]["accuracy"] == earlier["traits"][trait]["accuracy"] for trait in TRAITS)
     if "comparison" in earlier:

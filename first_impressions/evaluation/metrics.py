@@ -58,7 +58,7 @@ class Evaluation:
     folder: Path                        # of the results
     metrics: dict                       # content of metrics.json
     seen: set | None = None             # speakers of the training clips; None: not known
-    run_dir: Path | None = None         # of an experiment; None: anybody's predictions
+    run_dir: Path | None = None         # of an experiment; None: external predictions
     split: Split | None = None          # of an experiment's clips
     of_faces: pandas.DataFrame | None = None    # an experiment's scores of single faces: index clip, columns TRAITS
     notes: list[str] = field(default_factory=list)      # what to know, on stderr

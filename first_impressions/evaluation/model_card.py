@@ -35,7 +35,7 @@ def render_model_card(content: dict) -> str:
 def write_model_card(folder: Path) -> Path:
     """Write the card of an experiment from its args.json and the metrics.json of its evaluations; return its path.
 
-    Raises UserError where args.json is missing or damaged.
+    Raises UserError if args.json is missing or damaged.
     """
     try:
         record = read_json(folder / TRAINING_RECORD)

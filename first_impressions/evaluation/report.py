@@ -230,7 +230,7 @@ def _gain_figure(tables):
 
 
 def _training_figures(history):
-    """Return the plots of training.csv: losses, and where there was a validation its accuracies."""
+    """Return the plots of training.csv: losses, and its accuracies if there was a validation."""
     epochs = history["epoch"]
     epoch_axis = {"title": "epoch", "tickformat": "d", **({"dtick": 1} if len(history) <= 10 else {})}
 
