@@ -40,7 +40,7 @@ def rows_of(path):
 def scores(tmp_path_factory):
     """Rows of predict.py's table and of its table of faces, with every picture drawn, by file name."""
     folder = tmp_path_factory.mktemp("scores")
-    status = predict.main(["pretrained", str(FOREIGN), "--out", str(folder / "out.csv"), "--per-frame",
+    status = predict.main(["pretrained", str(FOREIGN), "--all-columns", "--out", str(folder / "out.csv"), "--per-frame",
                            str(folder / "frames.csv"), "--annotate", str(folder), "--explain", str(folder),
                            "--plot", str(folder)])
     assert status == 0
