@@ -100,7 +100,7 @@ def to_give_away(checkpoint: Checkpoint, path: Path) -> Checkpoint:
 
     Raises UserError for a network that keeps a row of each training clip.
     """
-    if checkpoint.config.get("memory") == "exact":
+    if checkpoint.config.memory == "exact":
         raise UserError(f"{path}: keeps descriptors of the training clips' faces, by which people can be recognised; "
                         "train with --memory centres or --memory none what you want to give away")
     state, backbone = checkpoint.network, checkpoint.backbone
@@ -144,7 +144,7 @@ def main(argv=None):
     else:
         export_model(checkpoint, path, target, args.format)
     print(f"exported {path} to {target} ({target.stat().st_size / 1e6:.1f} MB)")
-    if checkpoint.config.get("memory") == "exact":
+    if checkpoint.config.memory == "exact":
         print(f"note: {target} holds descriptors of the training clips' faces, by which people can be recognised; "
               "train with --memory centres or --memory none what you want to publish", file=sys.stderr)
 

@@ -18,7 +18,7 @@ from first_impressions.common.constants import TRAITS
 from first_impressions.common.device import Machine, pick_device
 from first_impressions.networks.checkpoint import Checkpoint, load_experiment
 from first_impressions.networks.network import Architecture, PersonalityNetwork, build_network
-from first_impressions.training.settings import SETTING_NAMES, resolve_settings, settle_memory
+from first_impressions.networks.settings import SETTING_NAMES, resolve_settings, settle_memory
 
 ARCHITECTURES = {architecture.name: architecture for architecture in (
     Architecture("ResNet18_v1.0", "resnet18", (), ("l1", "l2")),
@@ -56,7 +56,7 @@ def load_model(name: str, config: dict | None = None, weights: str | None = None
     if unknown:
         raise UserError(f"unknown setting {unknown[0]!r}; known are {', '.join(SETTING_NAMES)}")
     settings = settle_memory(resolve_settings(config or {}), 0, architecture.has_memory)
-    return build_network(architecture, settings.as_dict(), weights or architecture.kind.default_weights)
+    return build_network(architecture, settings, weights or architecture.kind.default_weights)
 
 
 def load_trained(experiment: str, runs_dir: str | os.PathLike = "runs",

@@ -75,6 +75,16 @@ from first_impressions.evaluation.logs import log_epoch, log_hyperparameters, lo
 from first_impressions.evaluation.model_card import write_model_card
 from first_impressions.networks.checkpoint import BEST, LAST, PREVIOUS, Checkpoint, load_checkpoint, versions
 from first_impressions.networks.network import Architecture, PersonalityNetwork, build_network
+from first_impressions.networks.settings import (
+    SETTING_NAMES,
+    Plan,
+    add_settings_options,
+    names_with_effect,
+    read_config,
+    reads_clips,
+    resolve_settings,
+    settle_memory,
+)
 from first_impressions.training.conformal import calibrate
 from first_impressions.training.inputs import make_source
 from first_impressions.training.loop import TrainingState, check_finite, fit, start_training
@@ -84,15 +94,6 @@ from first_impressions.training.samples import (
     check_batch_size,
     load_training_and_validation,
     number_of_samples,
-)
-from first_impressions.training.settings import (
-    SETTING_NAMES,
-    Plan,
-    add_settings_options,
-    note_without_effect,
-    read_config,
-    resolve_settings,
-    settle_memory,
 )
 from model_architectures import ARCHITECTURES, architecture_named
 
@@ -150,12 +151,11 @@ class Run:
 
     def checkpoint_of(self, network_state: dict, metrics: dict, epoch: int, training: dict | None = None) -> Checkpoint:
         """Return the checkpoint of a network's state dict."""
-        settings = self.plan.settings.as_dict()
         return Checkpoint(
-            self.architecture, {key: settings[key] for key in self.architecture.config_keys}, self.split.preprocessing,
-            network_state, {trait: float(self.split.labels[trait].mean()) for trait in TRAITS},
-            list(self.split.labels.index), sorted(set(self.split.speakers)), self.split.name, epoch, metrics,
-            self.intervals, training, label_quantiles=quantiles_of(self.split.labels),
+            self.architecture, self.plan.settings, self.split.preprocessing, network_state,
+            {trait: float(self.split.labels[trait].mean()) for trait in TRAITS}, list(self.split.labels.index),
+            sorted(set(self.split.speakers)), self.split.name, epoch, metrics, self.intervals, training,
+            label_quantiles=quantiles_of(self.split.labels),
             neuroticism_is_stability=self.split.is_chalearn, speaker_regex=self.split.speaker_regex,
             weights=self.record["used"]["weights"])
 
@@ -251,9 +251,10 @@ def make_plan(args: argparse.Namespace) -> Plan:
     if config.get("model", args.model) != args.model:
         raise UserError(f"--config {args.config}: was found for {config['model']}, not for {args.model}")
     settings = resolve_settings(config, {name: getattr(args, name) for name in SETTING_NAMES})
-    if args.memory not in (None, "auto", "none") and "memory" not in architecture_named(args.model).config_keys:
+    architecture = architecture_named(args.model)
+    if args.memory not in (None, "auto", "none") and not architecture.has_memory:
         raise UserError(f"--memory {args.memory}: {args.model} has none; FaceResNet29_v1.0 has")
-    if settings.augment and not architecture_named(args.model).trained and is_main_process():
+    if settings.augment and not architecture.trained and is_main_process():
         print("note: --augment needs the pictures, so the heads train on single faces and BATCH_SIZE counts faces",
               file=sys.stderr)
     return Plan(settings, args.num_epochs, args.batch_size, args.seed)
@@ -299,10 +300,10 @@ def print_dry_run(args: argparse.Namespace, plan: Plan, network: PersonalityNetw
     """Print what a training would do; samples: clips or faces."""
     learning = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     steps = len(epoch_batches(samples, plan.batch_size, plan.seed, 0))
-    unit = "clips" if network.frozen and not plan.settings.augment else "faces"
+    unit = "clips" if reads_clips(network.trained, bool(plan.settings.augment)) else "faces"
     print(f"{args.model} with {weights} weights, {learning:,} parameters learn; {plan.num_epochs} epochs of {steps} "
           f"steps of {plan.batch_size} {unit}\n"
-          f"settings: {json.dumps(plan.settings.as_dict())}\n"
+          f"settings: {json.dumps(dataclasses.asdict(plan.settings))}\n"
           f"Nothing was written; next: the same command without --dry-run, which writes {folder}")
 
 
@@ -339,7 +340,8 @@ def train(run: Run, network: PersonalityNetwork, splits: tuple[Split, Split | No
         if validation is not None:
             record = state.history[state.best["epoch"] - 1]
             print(f"best epoch {record['epoch']}: validation accuracy {record['accuracy_mean']:.4f}")
-        log_hyperparameters(run.writer, run.architecture.name, plan.settings.as_dict(), plan.batch_size, record)
+        log_hyperparameters(run.writer, run.architecture.name, dataclasses.asdict(plan.settings), plan.batch_size,
+                            record)
         run.writer.close()
     return 0
 
@@ -355,14 +357,18 @@ def main(argv=None):
                                                         args.speaker_regex, args.seed)
     settings = settle_memory(plan.settings, training.number_with_face, architecture.has_memory)
     plan = dataclasses.replace(plan, settings=settings)
-    note_without_effect(args, settings, architecture.config_keys, bool(architecture.trained))
-    in_clips = not architecture.trained and not plan.settings.augment
+    useless = [name for name in SETTING_NAMES if getattr(args, name) is not None
+               and name not in names_with_effect(architecture, settings)]
+    if useless and is_main_process():
+        print("note: without effect here: " + ", ".join("--" + name.replace("_", "-") for name in useless),
+              file=sys.stderr)
+    in_clips = reads_clips(architecture.trained, bool(settings.augment))
     check_batch_size(plan.batch_size, training, in_clips)
     weights = args.weights or architecture.kind.default_weights
-    network = build_network(architecture, plan.settings.as_dict(), weights)
+    network = build_network(architecture, plan.settings, weights)
     used = {"model": args.model, "num_epochs": args.num_epochs, "final_run": args.final_run,
             "batch_size": args.batch_size, "seed": args.seed, "weights": weights, "val_split": args.val_split,
-            "cache": args.cache, "precision": args.precision, "settings": plan.settings.as_dict(),
+            "cache": args.cache, "precision": args.precision, "settings": dataclasses.asdict(plan.settings),
             "training": training.name, "data": training.fingerprint(), "processes": world_size()}
     if is_main_process():  # the others may look when it has already begun to write
         check_experiment(folder / TRAINING_RECORD, has_training(folder), used, args)

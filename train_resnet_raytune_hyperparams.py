@@ -60,10 +60,17 @@ from first_impressions.data.splits import Split
 from first_impressions.evaluation.logs import log_hyperparameters
 from first_impressions.networks.checkpoint import versions
 from first_impressions.networks.network import PersonalityNetwork, build_network
+from first_impressions.networks.settings import (
+    SETTING_NAMES,
+    Settings,
+    names_with_effect,
+    reads_clips,
+    resolve_settings,
+    settle_memory,
+)
 from first_impressions.training.inputs import make_source
 from first_impressions.training.samples import add_data_options, load_training_and_validation, number_of_samples
 from first_impressions.training.search_trial import METRIC, Search, TrialProgress, run_trial
-from first_impressions.training.settings import SETTING_NAMES, Settings, resolve_settings, settle_memory
 from model_architectures import ARCHITECTURES, architecture_named
 
 # The search space: a setting (see settings.py) or batch_size, and what it is drawn from. A network that has no use for
@@ -85,17 +92,6 @@ config = {
 
 ROOM_NEEDED = 1_000_000  # bytes; with less than that on the disk an error of Ray's is one of the disk
 TRIALS_DIR, OLD_TRIALS_DIR = "search", ".search.old"
-
-
-def space_of(model: str) -> dict:
-    """Return the part of the search space that this network has a use for."""
-    shaping = {"l1", "l2", "l3", "dropout", "heads", "components", "memory", "memory_weight", "noise", "centres",
-               "one_face"}
-    known = architecture_named(model).config_keys
-    # noise and centres shape the regression, one_face the rows of a frozen network.
-    known += ("noise", "centres") if "memory" in known else ()
-    known += ("one_face",) if "components" in known else ()
-    return {key: value for key, value in config.items() if key not in shaping or key in known}
 
 
 def example_of(value: object) -> object:
@@ -150,8 +146,8 @@ def write_results(folder: Path, search: Search, table: pandas.DataFrame, space: 
             epoch = int(row["best_epoch"])
             best = (history.loc[epoch].to_dict() if epoch in history.index else
                     {"epoch": epoch, METRIC: row["best_accuracy"], "pearson_mean": row["best_pearson"]})
-            log_hyperparameters(writer, search.architecture.name, {**Settings().as_dict(), **values}, row["batch_size"],
-                                best)
+            log_hyperparameters(writer, search.architecture.name, {**dataclasses.asdict(Settings()), **values},
+                                row["batch_size"], best)
 
 
 def print_results(args: argparse.Namespace, table: pandas.DataFrame, splits: tuple[Split, Split]) -> int:
@@ -172,8 +168,8 @@ def print_results(args: argparse.Namespace, table: pandas.DataFrame, splits: tup
     if unfinished:
         print("next: the same command with --resume finishes the rest")
         return 130
-    samples = [number_of_samples(split, not architecture_named(args.model).trained)
-               for split in (training, validation)]
+    in_clips = reads_clips(architecture_named(args.model).trained, bool(best.get("augment", Settings().augment)))
+    samples = [number_of_samples(split, in_clips) for split in (training, validation)]
     batch_size = min(int(best["batch_size"]), sum(samples))
     print(f"next: python train.py {args.num_epochs} final {args.model} true {batch_size} --config "
           f"{shlex.quote(str(place / 'best_config.json'))}{folder_options(args)}")
@@ -335,12 +331,12 @@ def parse_args(argv=None):
 
 def checked_space(model: str) -> dict:
     """Return the search space of a network. Raises UserError where the variable config holds what is no setting."""
-    space = space_of(model)
-    unknown = [key for key in space if key not in SETTING_NAMES and key != "batch_size"]
-    if unknown or "batch_size" not in space:
+    unknown = [key for key in config if key not in SETTING_NAMES and key != "batch_size"]
+    if unknown or "batch_size" not in config:
         raise UserError(f"the variable config holds {', '.join(unknown) or 'no batch_size'}; known are batch_size, "
                         f"{', '.join(SETTING_NAMES)}")
-    return space
+    used = {"batch_size", *names_with_effect(architecture_named(model))}
+    return {key: value for key, value in config.items() if key in used}
 
 
 def main(argv=None):
@@ -359,7 +355,7 @@ def main(argv=None):
     example = settle_memory(resolve_settings({key: example_of(value) for key, value in space.items()}),
                             splits[0].number_with_face, architecture.has_memory)
     seed_everything(args.seed)
-    network = build_network(architecture, example.as_dict(), weights)
+    network = build_network(architecture, example, weights)
     exists = (folder / SEARCH_RECORD).exists()
     check_experiment(folder / SEARCH_RECORD, exists, used, args)
     if args.dry_run:

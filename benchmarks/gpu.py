@@ -40,11 +40,11 @@ from first_impressions.data.chips import chip_loader
 from first_impressions.data.labels import speakers_of
 from first_impressions.data.splits import Split, list_faces
 from first_impressions.networks.network import BACKBONES, PersonalityNetwork, build_network, make_head
+from first_impressions.networks.settings import Plan, Settings
 from first_impressions.training.feature_cache import features_of_dataset
 from first_impressions.training.inputs import FaceChips, features_of_chips
 from first_impressions.training.loop import fit, start_training
 from first_impressions.training.samples import Samples
-from first_impressions.training.settings import Plan, Settings
 from model_architectures import architecture_named
 
 BATCH_SIZES = (32, 64, 128, 256, 512, 1024, 2048)
@@ -78,7 +78,7 @@ def trained_resnet50() -> PersonalityNetwork:
 
 def named(name: str, weights: str) -> Callable[[], PersonalityNetwork]:
     """Return a function that builds a named network, without regression."""
-    return lambda: build_network(architecture_named(name), {**Settings().as_dict(), "memory": "none"}, weights)
+    return lambda: build_network(architecture_named(name), Settings(memory="none"), weights)
 
 
 JOBS = (Job("FaceResNet29_v1.0, features", named("FaceResNet29_v1.0", "dlib")),

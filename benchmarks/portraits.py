@@ -16,12 +16,12 @@ from first_impressions.common.device import Machine, pick_device, seed_everythin
 from first_impressions.data.splits import Split, load_split
 from first_impressions.evaluation.metrics import measure, scores_of_clips
 from first_impressions.networks.network import FEW_FACES, build_network
+from first_impressions.networks.settings import Plan, Settings, resolve_settings, settle_memory
 from first_impressions.training import feature_cache
 from first_impressions.training.conformal import calibrate
 from first_impressions.training.inputs import ClipRows, make_source, score_rows
 from first_impressions.training.loop import fit, start_training
 from first_impressions.training.samples import Samples
-from first_impressions.training.settings import Plan, resolve_settings, settle_memory
 from model_architectures import architecture_named
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -96,7 +96,7 @@ def train_once(portraits: Portraits, clips: list[str], changes: dict, seed: int)
     samples = portraits.part(clips, changes.pop("single_faces", False))
     plan = _plan(samples, changes, seed)
     seed_everything(seed)
-    network = portraits.source.machine.place(build_network(architecture_named(MODEL), plan.settings.as_dict(), "dlib"))
+    network = portraits.source.machine.place(build_network(architecture_named(MODEL), plan.settings, "dlib"))
     state = start_training(network, samples, plan, portraits.source.machine)
     for _ in fit(state, plan, samples, show_progress=False):
         pass
@@ -148,6 +148,5 @@ def load_portraits(work_dir: Path, faces_a_clip: int | None = None, few_faces: i
         split = replace(split, faces=split.faces[first].reset_index(drop=True))
     # Fewer faces of each clip must not take the place of all of them in the cache.
     machine = Machine(pick_device(), cache="off" if faces_a_clip else "float16")
-    settings = {**resolve_settings({}).as_dict(), "memory": "none"}
-    network = machine.place(build_network(architecture_named(MODEL), settings, "dlib"))
+    network = machine.place(build_network(architecture_named(MODEL), Settings(memory="none"), "dlib"))
     return Portraits(split, make_source(network, FaceDataset(split), machine))

@@ -36,12 +36,12 @@ from first_impressions.common.files import check_output_file
 from first_impressions.data.labels import speakers_of
 from first_impressions.data.splits import Split, list_faces
 from first_impressions.networks.network import IMAGENET_MEAN, IMAGENET_STD, PersonalityNetwork, build_network
+from first_impressions.networks.settings import Plan, resolve_settings, settle_memory
 from first_impressions.prediction.scoring import score_clip
 from first_impressions.training.conformal import calibrate
 from first_impressions.training.inputs import FaceChips, make_source
 from first_impressions.training.loop import fit, start_training
 from first_impressions.training.samples import Samples
-from first_impressions.training.settings import Plan, resolve_settings, settle_memory
 from model_architectures import architecture_named
 
 TRIALS, EPOCHS, BATCH_SIZE = 20, 10, 128
@@ -75,7 +75,7 @@ def plan_for(model: str, clips: int, epochs: int, changes: dict) -> Plan:
 def make_network(model: str, plan: Plan) -> PersonalityNetwork:
     """Return a new network on the CPU; random numbers stand for ImageNet's weights, dlib's are there."""
     seed_everything(0)
-    network = build_network(architecture_named(model), plan.settings.as_dict(),
+    network = build_network(architecture_named(model), plan.settings,
                             "dlib" if model == FACE_MODEL else "none")
     return machine_with().place(network)
 

@@ -39,9 +39,9 @@ from first_impressions.data.splits import list_faces
 from first_impressions.networks.gaussian_process import GaussianProcess
 from first_impressions.networks.network import build_network
 from first_impressions.networks.principal_components import PrincipalComponents
+from first_impressions.networks.settings import Plan, resolve_settings, settle_memory
 from first_impressions.training.inputs import ClipRows, score_rows
 from first_impressions.training.loop import fit, start_training
-from first_impressions.training.settings import Plan, resolve_settings, settle_memory
 from model_architectures import architecture_named
 
 MODEL, EPOCHS, BATCH_SIZE = "FaceResNet29_v1.0", 10, 128
@@ -104,7 +104,7 @@ def measure_size(clips: int, path: Path) -> list[dict]:
         samples = made_up_samples(clips, machine, path)
     settings = settle_memory(resolve_settings({"memory": "centres"}), clips, architecture_named(MODEL).has_memory)
     plan = Plan(settings, EPOCHS, BATCH_SIZE)
-    network = machine.place(build_network(architecture_named(MODEL), settings.as_dict(), "dlib"))
+    network = machine.place(build_network(architecture_named(MODEL), settings, "dlib"))
     steps.watch_calls(PrincipalComponents, "fit", "projection: principal components")
     steps.watch_calls(ClipRows, "_project", "projected rows of all clips")
     steps.watch_calls(GaussianProcess, "fit_centres", "regression on centres")

@@ -6,13 +6,14 @@ import torch
 
 from first_impressions.common.constants import TRAITS
 from first_impressions.networks.network import build_network
+from first_impressions.networks.settings import Settings
 from first_impressions.prediction.drawings import annotate
 from first_impressions.prediction.page import show_people
 from first_impressions.prediction.saliency import contributions, explain_chips, overlay
 from first_impressions.prediction.scoring import KeptPicture
 from model_architectures import architecture_named
 
-CONFIG = {"l1": 32, "l2": 16, "dropout": 0.0, "heads": 1, "components": 64}
+CONFIG = Settings(l1=32, l2=16, dropout=0.0, components=64, memory="none")
 SPOTS = ((80, 112), (144, 112), (112, 60), (112, 164), (60, 60))  # x, y in the chip; one for each trait
 
 

@@ -1,5 +1,6 @@
 """Exported models, ONNX and torch.export, give the scores of the network they were made from."""
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -10,9 +11,10 @@ import export
 from first_impressions.common.constants import TRAITS
 from first_impressions.networks.checkpoint import Checkpoint
 from first_impressions.networks.network import build_network
+from first_impressions.networks.settings import Settings
 from model_architectures import architecture_named
 
-CONFIG = {"l1": 16, "l2": 8, "dropout": 0.2, "heads": 2, "components": 20}
+CONFIG = Settings(l1=16, l2=8, dropout=0.2, heads=2, components=20)
 
 
 @pytest.fixture(scope="module", params=[("ResNet18_v1.0", "none"), ("FaceResNet29_v1.0", "dlib")],
@@ -21,7 +23,7 @@ def experiment(request, tmp_path_factory):
     """(runs folder with the untrained experiment `small`, its network): heads of random numbers are as good a test."""
     name, weights = request.param
     torch.manual_seed(0)
-    config = {**CONFIG, "memory": "exact", "memory_weight": 0.5} if name == "FaceResNet29_v1.0" else CONFIG
+    config = replace(CONFIG, memory="exact", memory_weight=0.5) if name == "FaceResNet29_v1.0" else CONFIG
     network = build_network(architecture_named(name), config, weights).eval()
     with torch.no_grad():
         features = network.features(torch.randint(0, 256, (12, 3, 224, 224), dtype=torch.uint8))

@@ -25,7 +25,7 @@ from first_impressions.common.command_line import UserError, run_script
 from first_impressions.common.constants import TRAITS
 from first_impressions.data.splits import Split, list_faces, load_split, split_by_speaker
 from first_impressions.networks.checkpoint import load_checkpoint
-from first_impressions.training.loop import ccc_loss
+from first_impressions.networks.losses import ccc_loss
 from make_media import portrait, write_clip
 
 MODEL = "FaceResNet29_v1.0"

@@ -20,8 +20,8 @@ from first_impressions.common.device import Machine
 from first_impressions.training.inputs import make_source
 from first_impressions.networks.network import build_network
 from dataset import FaceDataset
+from first_impressions.networks.settings import Settings
 from model_architectures import architecture_named
-from first_impressions.training.settings import Settings
 
 feature_cache.FACES_A_TASK = 10
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False,
@@ -29,7 +29,7 @@ cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_
 cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
 split = load_split(sys.argv[2], "train")
 Path(split.faces["path"].iloc[7]).write_text("broken")
-network = build_network(architecture_named("FaceResNet29_v1.0"), {**Settings().as_dict(), "memory": "none"},
+network = build_network(architecture_named("FaceResNet29_v1.0"), Settings(memory="none"),
                         "dlib").eval()
 here = Machine(torch.device("cpu"), cache="off")
 local = make_source(network, FaceDataset(split), here)

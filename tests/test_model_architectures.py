@@ -16,12 +16,12 @@ from first_impressions.networks.checkpoint import FORMAT, Checkpoint, load_check
 from first_impressions.networks.face_resnet29 import FACE_INPUT_SIZE, FACE_WEIGHTS, read_face_weights
 from first_impressions.networks.gaussian_process import GaussianProcess
 from first_impressions.networks.network import build_network, load_network_state
+from first_impressions.networks.settings import Settings
 from first_impressions.networks.weights import load_file
 from first_impressions.training.loop import parameter_groups
-from first_impressions.training.settings import Settings
 from model_architectures import ARCHITECTURES, architecture_named, load_model, load_trained
 
-SMALL = {**Settings().as_dict(), "l1": 16, "l2": 8, "l3": 4, "memory": "none", "memory_weight": 0.0}
+SMALL = Settings(l1=16, l2=8, l3=4, memory="none", memory_weight=0.0)
 LIGHT = ["ResNet18_v1.0", "ResNet18_v2.0", "ResNet18_v3.0", "ResNet34_v2.0", "ResNet101_v2.0", "FaceResNet29_v1.0",
          "FaceResNet29_v2.0", "FaceResNet29_v3.0"]
 
@@ -63,7 +63,7 @@ def test_what_is_frozen_stays_and_what_is_not_learns(name):
 def test_exact_memory_is_gaussian_process_regression():
     """Against the textbook's formulas, written down anew; a checkpoint of it comes back whole, a damaged one not."""
     torch.manual_seed(0)
-    config = {**SMALL, "memory": "exact", "memory_weight": 1.0}
+    config = dataclasses.replace(SMALL, memory="exact", memory_weight=1.0)
     network = build_network(architecture_named("FaceResNet29_v1.0"), config, "dlib").eval()
     width = network.memory.width
     generator = np.random.default_rng(0)
@@ -128,7 +128,7 @@ def test_centres_are_means_of_many_clips_of_several_speakers_and_hold_no_descrip
 
 
 def test_scores_are_five_numbers_between_0_and_1():
-    network = build_network(architecture_named("ResNet18_v1.0"), {**SMALL, "heads": 3}, "none").eval()
+    network = build_network(architecture_named("ResNet18_v1.0"), dataclasses.replace(SMALL, heads=3), "none").eval()
     chips = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
     scores = network(chips)
     assert scores.shape == (2, 5) and 0 < scores.min() and scores.max() < 1
@@ -192,14 +192,14 @@ def test_weights_from_a_file(tmp_path):
 
 def checkpoint_of(network, name="ResNet18_v1.0", settings=SMALL):
     architecture = architecture_named(name)
-    return Checkpoint(architecture, {key: settings[key] for key in architecture.config_keys}, DEFAULT_PREPROCESSING,
-                      network.state_dict(), dict.fromkeys(TRAITS, 0.5), ["a.1", "b.1"], ["a", "b"], "train", 1,
-                      {"loss_train": 0.1})
+    return Checkpoint(architecture, settings, DEFAULT_PREPROCESSING, network.state_dict(), dict.fromkeys(TRAITS, 0.5),
+                      ["a.1", "b.1"], ["a", "b"], "train", 1, {"loss_train": 0.1})
 
 
 def content_of(network):
     return {"format": FORMAT, "traits": list(TRAITS), **vars(checkpoint_of(network)),
-            "architecture": dataclasses.asdict(architecture_named("ResNet18_v1.0"))}
+            "architecture": dataclasses.asdict(architecture_named("ResNet18_v1.0")),
+            "config": dataclasses.asdict(SMALL)}
 
 
 class _Touch:

@@ -33,7 +33,7 @@ def test_shipped_model_keeps_nobody():
     assert SHIPPED.stat().st_size <= 6_000_000
     content = torch.load(SHIPPED, weights_only=True)
     checkpoint = load_checkpoint(SHIPPED)
-    assert checkpoint.config["memory"] == "centres" and checkpoint.clips == [] and checkpoint.speakers == []
+    assert checkpoint.config.memory == "centres" and checkpoint.clips == [] and checkpoint.speakers == []
     state = checkpoint.network
     assert (state["memory.clips"] >= LEAST_CLIPS).all() and LEAST_CLIPS >= 10
     assert (state["memory.speakers"] >= LEAST_SPEAKERS).all() and LEAST_SPEAKERS >= 5

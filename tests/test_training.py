@@ -25,10 +25,10 @@ from first_impressions.common.device import Machine
 from first_impressions.data.splits import load_split
 from first_impressions.networks.checkpoint import load_checkpoint
 from first_impressions.networks.network import build_network
+from first_impressions.networks.settings import Plan, Settings
 from first_impressions.training.inputs import make_source
 from first_impressions.training.loop import fit, start_training
 from first_impressions.training.samples import Samples
-from first_impressions.training.settings import Plan, Settings
 from model_architectures import architecture_named
 
 SMALL_HEAD = ["--l1", 32, "--l2", 16, "--dropout", 0.1]
@@ -94,7 +94,7 @@ def test_scrambled_pictures_teach_nothing(tmp_path):
 
     def best_pearson():
         torch.manual_seed(0)
-        network = build_network(architecture_named("FaceResNet29_v1.0"), plan.settings.as_dict(), "dlib")
+        network = build_network(architecture_named("FaceResNet29_v1.0"), plan.settings, "dlib")
         samples, validation = (Samples(split, make_source(network, FaceDataset(split), machine))
                                for split in (load_split(data, "train"), load_split(data, "valid")))
         state = start_training(network, samples, plan, machine)
@@ -292,7 +292,7 @@ def test_search_killed_resumed_and_used(run_script, run, chip_data, tmp_path):
                             folder / "best_config.json")
     assert status == 0, errors
     content = load_checkpoint(tmp_path / "runs" / "final" / "checkpoint_last.pt")
-    assert content.config["l1"] == best["l1"] and len(content.clips) == 64 and content.trained_on == "train+valid"
+    assert content.config.l1 == best["l1"] and len(content.clips) == 64 and content.trained_on == "train+valid"
     assert not (tmp_path / "runs" / "final" / "checkpoint_best.pt").exists()
 
 

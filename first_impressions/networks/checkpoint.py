@@ -22,6 +22,7 @@ from first_impressions.networks.network import (
     build_network,
     load_network_state,
 )
+from first_impressions.networks.settings import Settings, resolve_settings
 from first_impressions.networks.weights import load_file
 
 FORMAT = 4
@@ -48,7 +49,7 @@ class Intervals:
 class Checkpoint:
     """All that evaluation, prediction, export and resuming need of a trained network."""
     architecture: Architecture
-    config: dict                # the settings that shape the network
+    config: Settings            # of the training
     preprocessing: dict         # how its faces were cropped: size (px), padding, ...
     network: dict               # state dict of the network
     constant: dict              # {trait: mean label of the training clips}, the baseline of every evaluation
@@ -69,8 +70,8 @@ class Checkpoint:
         """Write the checkpoint so that the file under its name is always whole."""
         with atomic_write(path) as partial, open(partial, "wb") as file:
             content = {item.name: getattr(self, item.name) for item in fields(self)}
-            architecture = asdict(self.architecture)
-            torch.save({"format": FORMAT, "traits": list(TRAITS), **content, "architecture": architecture}, file)
+            records = {"architecture": asdict(self.architecture), "config": asdict(self.config)}
+            torch.save({"format": FORMAT, "traits": list(TRAITS), **content, **records}, file)
             file.flush()
             os.fsync(file.fileno())
 
@@ -194,8 +195,12 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
                             "train again")
     architecture = Architecture(**{key: tuple(value) if isinstance(value, list) else value
                                    for key, value in content["architecture"].items()})
+    try:
+        config = resolve_settings(content["config"])
+    except UserError as error:
+        raise UserError(f"{path}: is damaged, its config has {error}; use another checkpoint or train again") from None
     values = {item.name: content[item.name] for item in fields(Checkpoint)}
-    return Checkpoint(**{**values, "architecture": architecture})
+    return Checkpoint(**{**values, "architecture": architecture, "config": config})
 
 
 def find_checkpoint(experiment_dir: str | os.PathLike) -> Path:

@@ -22,12 +22,10 @@ from first_impressions.networks.face_resnet29 import (
 )
 from first_impressions.networks.gaussian_process import MOST_CLIPS, GaussianProcess
 from first_impressions.networks.principal_components import PrincipalComponents
+from first_impressions.networks.settings import MEMORY_WEIGHTS, Settings
 from first_impressions.networks.weights import check_state, load_backbone_weights
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-LARGEST_HIDDEN_LAYER = 16_384
-MOST_HEADS = 64
-MEMORY_FORMS = ("exact", "centres", "none")
 # Clips of fewer faces are seen with their mirror images, too, which double the time. See docs/accuracy.md.
 FEW_FACES = 5
 
@@ -71,8 +69,8 @@ class Architecture:
     name: str
     backbone: str               # a key of BACKBONES
     trained: tuple[str, ...]    # stages of the backbone that are trained, from the input on; all others are frozen
-    hidden: tuple               # sizes of the head's hidden layers: keys of the configuration, or fixed numbers
-    dropout: tuple = ()         # fixed dropout after each hidden layer; empty: the configuration's `dropout` after each
+    hidden: tuple               # sizes of the head's hidden layers: names of settings, or fixed numbers
+    dropout: tuple = ()         # fixed dropout after each hidden layer; empty: that of the settings
 
     @property
     def has_memory(self) -> bool:
@@ -83,15 +81,6 @@ class Architecture:
     def kind(self) -> Backbone:
         """The Backbone."""
         return BACKBONES[self.backbone]
-
-    @property
-    def config_keys(self) -> tuple[str, ...]:
-        """The keys of the configuration that shape this network: some of l1, l2, l3, dropout, heads, components, memory
-        and memory_weight."""
-        sizes = tuple(size for size in self.hidden if isinstance(size, str))
-        dropout = () if self.dropout or not self.hidden else ("dropout",)
-        projection = () if self.trained else ("components",)
-        return sizes + dropout + ("heads",) + projection + (("memory", "memory_weight") if self.has_memory else ())
 
 
 # ---------------------------------------------------------------- the network
@@ -224,41 +213,27 @@ def make_head(width: int, hidden: list[int], dropout: list[float]) -> nn.Sequent
     return nn.Sequential(*layers, nn.Linear(width, len(TRAITS)))
 
 
-def _number(config, key, kind, low, high):
-    wanted = f"a {'whole ' if kind is int else ''}number from {low} to {high}"
-    if key not in config:
-        raise UserError(f"the configuration has no {key}; it needs {wanted}")
-    value = config[key]
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not low <= value <= high or value != kind(value):
-        raise UserError(f"the configuration's {key} is {value!r}; it must be {wanted}")
-    return kind(value)
-
-
-def build_network(architecture: Architecture, config: dict, weights: str | None = None) -> PersonalityNetwork:
+def build_network(architecture: Architecture, settings: Settings, weights: str | None = None) -> PersonalityNetwork:
     """Return the PersonalityNetwork of an architecture.
 
-    config: dict with the keys of architecture.config_keys. weights: what the backbone starts from: "imagenet", "dlib",
-    "none" (random numbers), a path to a state dict, or None, which leaves random numbers to be overwritten by a
-    checkpoint. Raises UserError for a missing or absurd number, or weights that do not fit.
+    settings: as settle_memory returns them. weights: what the backbone starts from: "imagenet", "dlib", "none" (random
+    numbers), a path to a state dict, or None, which leaves random numbers to be overwritten by a checkpoint. Raises
+    UserError if the form of the regression is not settled, or for weights that do not fit.
     """
-    hidden = [_number(config, size, int, 1, LARGEST_HIDDEN_LAYER) if isinstance(size, str) else size
-              for size in architecture.hidden]
-    dropout = architecture.dropout or [_number(config, "dropout", float, 0, 0.95) for _ in hidden]
-    number_of_heads = _number(config, "heads", int, 1, MOST_HEADS)
-    kind = architecture.kind
+    kind, memory = architecture.kind, Memory()
+    if architecture.has_memory and settings.memory != "none":
+        if settings.memory not in MEMORY_WEIGHTS or settings.memory_weight is None:
+            raise UserError(f"memory {settings.memory} with weight {settings.memory_weight} is no form of the "
+                            f"regression; there are {', '.join(MEMORY_WEIGHTS)}")
+        memory = Memory(settings.memory, settings.memory_weight)
     width = kind.features_per_view * len(kind.views)
-    components = 0 if architecture.trained else min(_number(config, "components", int, 1, LARGEST_HIDDEN_LAYER), width)
-    memory = Memory()
-    if architecture.has_memory and config.get("memory", "none") != "none":
-        if config["memory"] not in MEMORY_FORMS:
-            raise UserError(f"the configuration's memory is {config['memory']!r}; it must be one of "
-                            f"{', '.join(MEMORY_FORMS)}")
-        memory = Memory(config["memory"], _number(config, "memory_weight", float, 0, 1))
+    components = 0 if architecture.trained else min(settings.components, width)
     network = PersonalityNetwork(kind, architecture.trained, components, memory)
     if weights is not None:
         load_backbone_weights(network.backbone, kind.name, kind.default_weights, weights)
-    network.heads.extend(make_head(network.head_width, hidden, dropout) for _ in range(number_of_heads))
+    hidden = [getattr(settings, size) if isinstance(size, str) else size for size in architecture.hidden]
+    dropout = architecture.dropout or [settings.dropout] * len(hidden)
+    network.heads.extend(make_head(network.head_width, hidden, dropout) for _ in range(settings.heads))
     return network.to(memory_format=torch.channels_last)
 
 

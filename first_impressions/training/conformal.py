@@ -14,10 +14,10 @@ from first_impressions.common.device import Machine, seed_everything
 from first_impressions.data.splits import draw_speakers
 from first_impressions.networks.checkpoint import LEVEL, Intervals
 from first_impressions.networks.network import Architecture, build_network
+from first_impressions.networks.settings import Plan
 from first_impressions.training.inputs import score_rows
 from first_impressions.training.loop import fit, start_training
 from first_impressions.training.samples import Samples
-from first_impressions.training.settings import Plan
 
 HELD_OUT = 1 / 8    # of the clips, by speakers, and as much again at random
 LEAST_CLIPS = 20    # held out; fewer tell nothing
@@ -46,7 +46,7 @@ def calibrate(architecture: Architecture, samples: Samples, plan: Plan, weights:
     learning = Samples(samples.split, samples.source.select(training))
     testing = Samples(samples.split, samples.source.select(held_out))
     seed_everything(plan.seed)
-    network = machine.place(build_network(architecture, plan.settings.as_dict(), weights))
+    network = machine.place(build_network(architecture, plan.settings, weights))
     plan = dataclasses.replace(plan, batch_size=min(plan.batch_size, len(training)))
     state = start_training(network, learning, plan, machine)
     for _ in fit(state, plan, learning, show_progress=False):

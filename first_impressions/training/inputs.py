@@ -18,6 +18,7 @@ from first_impressions.common.constants import TRAITS
 from first_impressions.common.device import Machine, send
 from first_impressions.data.chips import chip_loader, row_batches
 from first_impressions.networks.network import PersonalityNetwork, backbone_key
+from first_impressions.networks.settings import reads_clips
 from first_impressions.training.feature_cache import features_of_dataset
 
 
@@ -123,7 +124,7 @@ def features_of_chips(network: PersonalityNetwork, chips: torch.Tensor) -> torch
 def make_source(network: PersonalityNetwork, dataset: Dataset, machine: Machine) -> FaceChips | ClipRows:
     """Return ClipRows of a dataset.FaceDataset if the backbone is frozen and no augmentation needs pictures, else
     FaceChips."""
-    if network.frozen and dataset.transform is None:
+    if reads_clips(network.trained, dataset.transform is not None):
         backbone = partial(features_of_chips, network)
         return ClipRows(*features_of_dataset(dataset, backbone, backbone_key(network), machine), machine)
     return FaceChips(dataset, machine)

@@ -1,4 +1,4 @@
-"""The loop of a training: its losses, schedule and state. train.py and the search both run it.
+"""The loop of a training: its schedule, state and step. train.py and the search both run it.
 
     state = start_training(network, samples, plan, machine)
     for record in fit(state, plan, samples, validation):
@@ -12,43 +12,22 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from first_impressions.common.command_line import UserError, counted, progress_bar
 from first_impressions.common.constants import TRAITS
-from first_impressions.common.device import Machine, is_main_process, rank, world_size
+from first_impressions.common.device import Machine, is_main_process, rank, send, world_size
 from first_impressions.data.chips import epoch_batches
 from first_impressions.data.splits import Split
 from first_impressions.evaluation.metrics import scores_of_clips, trait_accuracies, trait_correlations
+from first_impressions.networks.losses import LOSSES
 from first_impressions.networks.network import PersonalityNetwork, load_network_state
 from first_impressions.networks.principal_components import MOST_ROWS
+from first_impressions.networks.settings import Plan, Settings
 from first_impressions.training.inputs import make_source, score_rows
-from first_impressions.training.samples import Samples, training_steps
-from first_impressions.training.settings import Plan, Settings
-
-# ---------------------------------------------------------------- loss
-
-def ccc_loss(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return 1 - the mean over the traits of Lin's concordance correlation (Biometrics 45, 1989), for B x 5 tensors.
-
-    A trait that is constant within the batch has no correlation and is left out. Its plain formula is
-    nan there, and so would be the gradient of all others.
-    """
-    target_std, difference = targets.std(0), scores.mean(0) - targets.mean(0)
-    covariance = ((scores - scores.mean(0)) * (targets - targets.mean(0))).sum(0) / (len(targets) - 1)
-    correlation = 2 * covariance / (scores.var(0) + target_std ** 2 + difference ** 2 + 1e-8)
-    varies = (target_std > 1e-6).float()
-    return 1 - (correlation * varies).sum() / varies.sum().clamp_min(1)
-
-
-LOSSES = {"mse": functional.mse_loss, "l1": functional.l1_loss,
-          "smooth_l1": lambda scores, targets: functional.smooth_l1_loss(scores, targets, beta=0.1),
-          # The concordance of a small batch says little, so the squared error stays in.
-          "ccc": lambda scores, targets: 0.1 * ccc_loss(scores, targets) + functional.mse_loss(scores, targets)}
-
+from first_impressions.training.samples import Samples
 
 # ---------------------------------------------------------------- optimiser and schedule
 
@@ -180,7 +159,7 @@ def start_training(network: PersonalityNetwork, samples: Samples, plan: Plan, ma
         unit = "clip" if samples.source.of_clips else "face"
         raise UserError(f"{samples.split.name}: only {counted(usable, unit)} can be read; training needs at least two "
                         "a step")
-    total_steps = plan.num_epochs * steps_per_epoch(samples, plan)
+    total_steps = plan.num_epochs * len(batches_of_epoch(samples, plan, 0))
     optimizer = torch.optim.AdamW(parameter_groups(network, settings), fused=True)
     scheduler = LambdaLR(optimizer, warmup_cosine(total_steps, settings.warmup))
     if saved:
@@ -216,9 +195,9 @@ def check_finite(state: TrainingState, loss: float | None = None) -> None:
                         "take a smaller --lr")
 
 
-def steps_per_epoch(samples: Samples, plan: Plan) -> int:
-    """Return the number of steps that every process takes in an epoch."""
-    return len(epoch_batches(samples.number_usable, plan.batch_size, plan.seed, 0, rank(), world_size()))
+def batches_of_epoch(samples: Samples, plan: Plan, epoch: int) -> list[list[int]]:
+    """Return the batches of an epoch, as places in samples.source.usable, for this process: one batch per step."""
+    return epoch_batches(samples.number_usable, plan.batch_size, plan.seed, epoch, rank(), world_size())
 
 
 def validate(network: PersonalityNetwork, samples: Samples, loss: str) -> dict[str, float]:
@@ -237,39 +216,73 @@ def validate(network: PersonalityNetwork, samples: Samples, loss: str) -> dict[s
     return figures
 
 
+def _change_inputs(samples, settings, rows, inputs, generator):
+    """Return (inputs, targets B x 5) of a step: uint8 chips B x 3 x H x W, half of them mirrored, or of the features of
+    clips B x 2 x W float32 B x W, of some the one face; mixed-up chips are float32 in [0, 255]."""
+    drawn, device = torch.from_numpy(generator.random(len(rows))), inputs.device
+    if samples.source.of_clips:
+        inputs = inputs[torch.arange(len(rows)), (drawn < settings.one_face).long()]
+    elif settings.hflip:
+        inputs = torch.where(send(drawn < 0.5, device).view(-1, 1, 1, 1), inputs.flip(-1), inputs)
+    targets = send(samples.targets[torch.from_numpy(rows)], device)
+    if settings.mixup:
+        # Zhang et al. 2018, mixup: Beyond Empirical Risk Minimization (https://arxiv.org/abs/1710.09412).
+        part = float(generator.beta(settings.mixup, settings.mixup))
+        other = torch.from_numpy(generator.permutation(len(rows))).to(device)
+        inputs = part * inputs.float() + (1 - part) * inputs[other].float()
+        targets = part * targets + (1 - part) * targets[other]
+    return inputs, targets
+
+
+def _take_step(state, parallel, inputs, targets, loss_function):
+    """One step of the optimiser on a batch: the mean loss of the heads, its gradient, the schedule, the average."""
+    scores = parallel(inputs, of_each_head=True)
+    loss = torch.stack([loss_function(of_head, targets) for of_head in scores]).mean()
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    state.optimizer.step()
+    state.scheduler.step()
+    if state.ema:
+        state.ema.update_parameters(state.network)
+    state.losses.append(loss.detach())
+
+
 def _train_epoch(state, parallel, plan, samples, after_step, show_progress):
     """Take the steps of an epoch that are still to do; return (samples, mean loss over all processes)."""
-    number_of_steps, taken = steps_per_epoch(samples, plan), 0
-    loss_function = LOSSES[plan.settings.loss]
+    loss_function, taken = LOSSES[plan.settings.loss], 0
+    batches = batches_of_epoch(samples, plan, state.epoch)
+    usable = samples.source.usable
     state.network.train()
-    with progress_bar(total=samples.number_usable, unit="sample", leave=False,
-                      desc=f"epoch {state.epoch + 1}/{plan.num_epochs}",
-                      initial=min(samples.number_usable, state.step * plan.batch_size * world_size()),
+    with progress_bar(total=len(usable), unit="sample", leave=False, desc=f"epoch {state.epoch + 1}/{plan.num_epochs}",
+                      initial=min(len(usable), state.step * plan.batch_size * world_size()),
                       disable=None if show_progress and is_main_process() else True) as bar:
-        for step, inputs, targets in training_steps(samples, state.network, plan, state.epoch, state.step):
-            scores = parallel(inputs, of_each_head=True)
-            loss = torch.stack([loss_function(of_head, targets) for of_head in scores]).mean()
-            state.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            state.optimizer.step()
-            state.scheduler.step()
-            if state.ema:
-                state.ema.update_parameters(state.network)
-            state.losses.append(loss.detach())
+        to_read = [usable[batch].tolist() for batch in batches[state.step:]]
+        for step, (rows, inputs) in enumerate(samples.source.batches(state.network, to_read, state.epoch), state.step):
+            if len(rows) < 2:  # batch normalisation needs two
+                if world_size() > 1:
+                    raise UserError("a step's faces cannot be read (named above); make them again, "
+                                    "the other processes wait for them")
+                continue
+            # What is random in a step depends only on its number, so that a resumed run draws the same.
+            generator = np.random.default_rng([plan.seed, state.epoch, step, rank()])
+            inputs, targets = _change_inputs(samples, plan.settings, rows, inputs, generator)
+            torch.manual_seed(int(generator.integers(2**62)))  # dropout draws from torch's own generator
+            _take_step(state, parallel, inputs, targets, loss_function)
             state.step = step + 1
             taken += len(targets)
             bar.update(len(targets) * world_size())
             # The last step of an epoch is followed by its validation, and only then is the epoch over.
-            if state.step < number_of_steps and after_step:
+            if state.step < len(batches) and after_step:
                 after_step(state)
     loss_sum = state.add_up_losses()
     if not state.loss_count:
         raise UserError(f"{samples.split.name}: none of its faces can be read (they are named above); make them again")
-    mean_loss = torch.tensor(loss_sum / state.loss_count, dtype=torch.float64)
+    mean_loss = loss_sum / state.loss_count
     if world_size() > 1:
-        torch.distributed.all_reduce(mean_loss)
-        mean_loss /= world_size()
-    return taken, float(mean_loss)
+        total = torch.tensor(mean_loss, dtype=torch.float64, device=state.network.mean.device)
+        torch.distributed.all_reduce(total)
+        mean_loss = float(total) / world_size()
+    return taken, mean_loss
 
 
 def fit(state: TrainingState, plan: Plan, samples: Samples, validation: Samples | None = None,

@@ -1,17 +1,14 @@
-"""What a training reads: its splits, their rows, and the steps of an epoch."""
+"""Data loading for training: the splits, what is read of them, and checks of their size."""
 import argparse
 import functools
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from first_impressions.common.command_line import UserError, counted
-from first_impressions.common.device import is_main_process, rank, send, world_size
-from first_impressions.data.chips import epoch_batches
+from first_impressions.common.device import is_main_process, world_size
 from first_impressions.data.labels import SPEAKER_REGEX
 from first_impressions.data.splits import (
     Split,
@@ -22,9 +19,7 @@ from first_impressions.data.splits import (
     load_split,
     split_by_speaker,
 )
-from first_impressions.networks.network import PersonalityNetwork
 from first_impressions.training.inputs import ClipRows, FaceChips
-from first_impressions.training.settings import Plan
 
 HELD_OUT = 0.2  # of the clips, for --val-split speaker
 
@@ -112,42 +107,3 @@ def check_batch_size(batch_size: int, split: Split, in_clips: bool) -> None:
         raise UserError(f"BATCH_SIZE {batch_size}: is larger than the {counted(number, unit)} with a face of "
                         f"{split.name}; give {number} or less")
 
-
-def _step_random(seed, epoch, step):
-    """Return the random generator of one step. It depends only on its arguments and the process, so that a resumed run
-    draws the same."""
-    return np.random.default_rng([seed, epoch, step, rank()])
-
-
-def training_steps(samples: Samples, network: PersonalityNetwork, plan: Plan, epoch: int,
-                   first_step: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Yield (step, inputs, targets B x 5) on the network's device for one epoch, from its first_step on.
-
-    inputs: uint8 chips B x 3 x H x W, or float32 rows of clips B x W; mixed-up chips are float32 in [0, 255].
-    """
-    settings, usable, all_targets = plan.settings, samples.source.usable, samples.targets
-    device = network.mean.device
-    batches = epoch_batches(len(usable), plan.batch_size, plan.seed, epoch, rank(), world_size())[first_step:]
-    batches = [usable[batch].tolist() for batch in batches]
-    for step, (rows, inputs) in enumerate(samples.source.batches(network, batches, epoch), first_step):
-        if len(rows) < 2:  # batch normalisation needs two
-            if world_size() > 1:
-                raise UserError("a step's faces cannot be read (named above); make them again, "
-                                "the other processes wait for them")
-            continue
-        generator = _step_random(plan.seed, epoch, step)
-        drawn = torch.from_numpy(generator.random(len(rows)))
-        if samples.source.of_clips:     # of some clips one face alone
-            inputs = inputs[torch.arange(len(rows)), (drawn < settings.one_face).long()]
-        elif settings.hflip:            # half of the chips mirrored
-            inputs = torch.where(send(drawn < 0.5, device).view(-1, 1, 1, 1), inputs.flip(-1), inputs)
-        targets = send(all_targets[torch.from_numpy(rows)], device)
-        if settings.mixup and len(rows) > 1:
-            # Zhang et al. 2018, mixup: Beyond Empirical Risk Minimization (https://arxiv.org/abs/1710.09412).
-            part = float(generator.beta(settings.mixup, settings.mixup))
-            other = torch.from_numpy(generator.permutation(len(rows))).to(device)
-            inputs = part * inputs.float() + (1 - part) * inputs[other].float()
-            targets = part * targets + (1 - part) * targets[other]
-        # Dropout draws from torch's own generator.
-        torch.manual_seed(int(generator.integers(2**62)))
-        yield step, inputs, targets

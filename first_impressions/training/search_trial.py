@@ -19,11 +19,11 @@ from first_impressions.common.experiment import SECONDS_BETWEEN_CHECKPOINTS, TRA
 from first_impressions.common.files import atomic_write
 from first_impressions.evaluation.logs import log_epoch
 from first_impressions.networks.network import Architecture, build_network
+from first_impressions.networks.settings import Plan, Settings, reads_clips, resolve_settings, settle_memory
 from first_impressions.networks.weights import load_file
 from first_impressions.training.inputs import make_source
 from first_impressions.training.loop import fit, start_training
 from first_impressions.training.samples import Samples, load_training_and_validation
-from first_impressions.training.settings import Plan, Settings, resolve_settings, settle_memory
 
 METRIC = "accuracy_mean"
 
@@ -61,8 +61,7 @@ def _load_splits(search):
 @functools.lru_cache(maxsize=1)
 def _load_features(search):
     """Return training and validation samples of a frozen network, for all trials that this process runs."""
-    network = search.machine.place(build_network(search.architecture, {**Settings().as_dict(), "memory": "none"},
-                                                 search.weights))
+    network = search.machine.place(build_network(search.architecture, Settings(memory="none"), search.weights))
     return [Samples(split, make_source(network, search.dataset_of(split), search.machine))
             for split in _load_splits(search)]
 
@@ -76,8 +75,8 @@ def run_trial(trial_config: dict, search: Search) -> None:
                              search.architecture.has_memory)
     plan = Plan(settings, search.num_epochs, trial_config["batch_size"], search.seed)
     machine = search.machine
-    network = machine.place(build_network(search.architecture, settings.as_dict(), search.weights))
-    if network.frozen and not settings.augment:
+    network = machine.place(build_network(search.architecture, settings, search.weights))
+    if reads_clips(network.trained, bool(settings.augment)):
         samples, validation = _load_features(search)
     else:
         samples, validation = (

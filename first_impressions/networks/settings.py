@@ -1,0 +1,194 @@
+"""The settings of a training: one field each with its default, bounds, help text, and the networks that it is for.
+
+The options of train.py, the search space of the search, the networks and the checks of all three come from here.
+"""
+import argparse
+import dataclasses
+import math
+import os
+from dataclasses import dataclass, field, fields
+
+from first_impressions.common.command_line import UserError, true_or_false
+from first_impressions.common.files import read_json
+from first_impressions.networks.gaussian_process import MOST_CLIPS
+from first_impressions.networks.losses import LOSSES
+
+MEMORY_WEIGHTS = {"exact": 0.7, "centres": 0.3, "none": 0.0}    # default of memory_weight in each form
+LARGEST_LAYER = 16_384
+
+
+def reads_clips(trained: tuple[str, ...], augmented: bool) -> bool:
+    """Return whether a network learns from clips, each the mean feature of its faces, or else from single faces.
+
+    trained: the stages of the backbone that are trained. augmented: pictures are changed anew in every epoch.
+    """
+    return not trained and not augmented
+
+
+def _setting(default, text, of=lambda architecture: True, given=lambda architecture, settings: True, **bounds):
+    """Return a field. of, given: the architectures, and for these the other settings, for which it changes anything.
+    bounds: least and most (least 0), below, choices; advanced: docs/accuracy.md measured no effect."""
+    known = {"least": 0, "most": math.inf, "below": math.inf, "choices": None, "advanced": False}
+    return field(default=default, metadata={"help": text, "of": of, "given": given, **known, **bounds})
+
+
+def _layer(size, default, which):
+    return _setting(default, f"{which} hidden layer of the head", lambda architecture: size in architecture.hidden,
+                    least=1, most=LARGEST_LAYER, advanced=True)
+
+
+def _is_frozen(architecture):
+    return not architecture.trained
+
+
+def _is_trained(architecture):
+    return bool(architecture.trained)
+
+
+def _has_memory(architecture):
+    return architecture.has_memory
+
+
+def _reads_clips(architecture, settings):
+    return reads_clips(architecture.trained, bool(settings.augment))
+
+
+def _remembers(_, settings):
+    return settings.memory != "none"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a network is made and trained."""
+    l1: int = _layer("l1", 1024, "first")
+    l2: int = _layer("l2", 256, "second")
+    l3: int = _layer("l3", 64, "third")
+    dropout: float = _setting(0.5, "dropout after each hidden layer", lambda architecture: bool(
+        architecture.hidden and not architecture.dropout), most=0.95, advanced=True)
+    heads: int = _setting(1, "heads trained side by side, whose scores are averaged", least=1, most=64, advanced=True)
+    components: int = _setting(512, "principal components that a frozen backbone's features are projected on",
+                               _is_frozen, least=1, most=LARGEST_LAYER, advanced=True)
+    memory: str = _setting("auto", "regression on the training clips beside the heads (FaceResNet29_v1.0 only): exact "
+                           "keeps the features of each clip, centres those of no individual; auto: exact up to "
+                           f"{MOST_CLIPS:,} clips, else centres", _has_memory, choices=("auto", *MEMORY_WEIGHTS))
+    memory_weight: float = _setting(None, "part of the regression in the scores (default: " + ", ".join(
+        f"{weight} {form}" for form, weight in MEMORY_WEIGHTS.items() if weight) + ")", _has_memory, _remembers, most=1)
+    noise: float = _setting(0.3, "variance of the noise in a label, for the regression", _has_memory, _remembers,
+                            advanced=True)
+    one_face: float = _setting(0.5, "part of the clips of which a frozen network sees one face alone in a step",
+                               _is_frozen, _reads_clips, most=1, advanced=True)
+    centres: int = _setting(300, "most centres of the regression", _has_memory,
+                            lambda _, settings: settings.memory == "centres")
+    lr: float = _setting(1e-3, "highest learning rate of the heads")
+    weight_decay: float = _setting(1e-2, "weight decay of AdamW", advanced=True)
+    backbone_lr_factor: float = _setting(0.1, "learning rate of the last trained stage of the backbone, "
+                                         "as a part of --lr", _is_trained)
+    layer_decay: float = _setting(0.7, "learning rate of each stage before it, as a part of the next one's",
+                                  _is_trained)
+    warmup: float = _setting(0.1, "part of the steps in which the learning rate rises; it then falls as a cosine",
+                             most=1)
+    loss: str = _setting("l1", f"loss: {', '.join(LOSSES)}", choices=tuple(LOSSES), advanced=True)
+    mixup: float = _setting(0.0, "alpha of the Beta distribution that mixes pairs of samples, 0: none", advanced=True)
+    augment: float = _setting(0.0, "strength of crops, colour and erasing, 0 to 1", most=1)
+    ema_decay: float = _setting(0.0, "decay a step of the weights' exponential moving average, 0: none", below=1,
+                                advanced=True)
+    hflip: bool = _setting(True, "mirror half of the pictures in training",
+                           given=lambda architecture, settings: not _reads_clips(architecture, settings))
+
+
+SETTING_NAMES = tuple(setting.name for setting in fields(Settings))
+RUN_OPTIONS = ("weights", "val_split", "speaker_regex", "seed")  # which best_config.json also has
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training is to do."""
+    settings: Settings
+    num_epochs: int
+    batch_size: int     # clips or faces (reads_clips) of a step and process
+    seed: int = 0
+
+
+def names_with_effect(architecture: "Architecture", settings: Settings | None = None) -> list[str]:  # noqa: F821
+    """Return the names of the settings that change anything for an Architecture, and beside the others, if given."""
+    return [setting.name for setting in fields(Settings) if setting.metadata["of"](architecture)
+            and (settings is None or setting.metadata["given"](architecture, settings))]
+
+
+def settle_memory(settings: Settings, number_of_clips: int, has_memory: bool) -> Settings:
+    """Return the settings with memory and memory_weight resolved for a training set of this size.
+
+    Raises UserError if it has too many clips for the exact form.
+    """
+    form = settings.memory if has_memory else "none"
+    if form == "auto":
+        form = "exact" if number_of_clips <= MOST_CLIPS else "centres"
+    if form == "exact" and number_of_clips > MOST_CLIPS:
+        raise UserError(f"--memory exact: {number_of_clips} clips are more than {MOST_CLIPS}; take --memory centres")
+    weight = MEMORY_WEIGHTS[form] if settings.memory_weight is None or form == "none" else settings.memory_weight
+    return dataclasses.replace(settings, memory=form, memory_weight=weight)
+
+
+def resolve_settings(config: dict, given: dict | None = None) -> Settings:
+    """Return the settings: the defaults, over them config (but unknown keys), over it what is given and not None.
+
+    Raises UserError that names the setting whose value has a wrong type or is out of bounds.
+    """
+    given = {key: value for key, value in (given or {}).items() if value is not None}
+    values = {key: value.item() if hasattr(value, "item") else value  # a number of NumPy, as some searches draw
+              for key, value in {**config, **given}.items() if key in SETTING_NAMES}
+    for setting in fields(Settings):
+        _check(setting, values.get(setting.name, setting.default))
+    return Settings(**values)
+
+
+def _check(setting, value):
+    bounds, kind = setting.metadata, float if setting.default is None else type(setting.default)
+    if value is None and setting.default is None:
+        return
+    fits = type(value) is kind or (kind is float and type(value) is int)
+    if bounds["choices"]:
+        fits, wanted = fits and value in bounds["choices"], f"one of {', '.join(bounds['choices'])}"
+    elif kind is bool:
+        wanted = "true or false"
+    else:
+        fits = fits and bounds["least"] <= value <= bounds["most"] and value < bounds["below"]
+        wanted = f"a {'whole ' if kind is int else ''}number of at least {bounds['least']}"
+        wanted += "".join(f", {text} {bounds[key]}" for key, text in (("most", "at most"), ("below", "below"))
+                          if bounds[key] < math.inf)
+    if not fits:
+        raise UserError(f"{setting.name}: {value!r} is not {wanted}")
+
+
+def read_config(path: str | os.PathLike) -> dict:
+    """Return the settings in a JSON file as written by the search. Raises UserError for unknown keys or damage."""
+    try:
+        config = read_json(path)
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}; "
+                        "the search writes runs/EXPERIMENT/best_config.json") from None
+    except ValueError as error:
+        raise UserError(f"--config {path}: is no JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise UserError(f"--config {path}: is no dictionary of settings")
+    unknown = sorted(config.keys() - set(SETTING_NAMES) - {"batch_size", "model", *RUN_OPTIONS})
+    if unknown:
+        raise UserError(f"--config {path}: does not know {', '.join(unknown)}; known are {', '.join(SETTING_NAMES)}")
+    return config
+
+
+def add_settings_options(parser: argparse.ArgumentParser) -> None:
+    """Add an option for each setting; without a default here, so that --config can say otherwise."""
+    main, advanced = (parser.add_argument_group(title) for title in (
+        "settings (the command line wins over --config)",
+        "advanced settings (docs/accuracy.md measured no effect of them beyond the spread)"))
+    for setting in fields(Settings):
+        kind, shown = type(setting.default), setting.default
+        if setting.default is None:
+            kind = float
+        elif isinstance(setting.default, bool):
+            kind, shown = true_or_false, str(setting.default).lower()
+        text = setting.metadata["help"] + ("" if shown is None else f" (default: {shown})")
+        group = advanced if setting.metadata["advanced"] else main
+        group.add_argument("--" + setting.name.replace("_", "-"), dest=setting.name, type=kind,
+                           metavar=kind.__name__.upper(), help=text)
