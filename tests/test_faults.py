@@ -23,6 +23,7 @@ import train_resnet_raytune_hyperparams as search
 from conftest import REPOSITORY, write_chips
 from first_impressions.common.command_line import UserError, run_script
 from first_impressions.common.constants import TRAITS
+from first_impressions.data import chips
 from first_impressions.data.splits import Split, list_faces, load_split, split_by_speaker
 from first_impressions.networks.checkpoint import load_checkpoint
 from first_impressions.networks.losses import ccc_loss
@@ -287,6 +288,30 @@ def test_old_formats_and_missing_keys_by_the_real_command(run, runs, chip_data):
     path.rename(path.with_name("checkpoint_previous.pt"))
     assert run(export, "one", "--out", "x.pt")[0] == 2
     assert run(evaluate, "one", "--data-dir", chip_data)[0] == 0
+
+
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(run, runs, chip_data):
+    last = runs / "one" / "checkpoint_last.pt"
+    shutil.copy(last, last.with_name("checkpoint_previous.pt"))
+    last.write_bytes(b"")
+    status, _, errors = run(evaluate, "one", "--data-dir", chip_data)
+    assert status == 0 and f"{last}: is damaged" in errors.replace("runs/one", str(runs / "one"), 1)
+    assert "falling back" in errors
+
+
+def test_small_shared_memory_is_noticed_before_the_workers_wait_for_ever(run, chip_data, small_disk, monkeypatch):
+    monkeypatch.setattr(chips, "SHARED_MEMORY", small_disk("1m"))
+    status, _, errors = run(train, 1, "a", MODEL, "true", 16, "--data-dir", chip_data, "--cache", "off", *SMALL,
+                            "--num-workers", 2)
+    assert status == 2 and "--num-workers 0" in errors and "--shm-size" in errors and len(errors.splitlines()) == 1
+
+
+def test_ray_without_a_folder_of_its_own_is_one_line(run_script, chip_data, tmp_path):
+    long = tmp_path / ("slurm_jobdir_" * 8)
+    long.mkdir()
+    result = run_script("train_resnet_raytune_hyperparams.py", 1, 1, "s", MODEL, "--data-dir", chip_data,
+                        env={"TMPDIR": long}, check=False)
+    assert result.returncode == 2 and "RAY_TMPDIR" in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
 
 
 def test_clips_without_a_face_do_not_count(run, tmp_path):

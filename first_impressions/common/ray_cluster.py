@@ -36,6 +36,11 @@ def start_ray(address: str | None) -> None:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     if address:
         connect_to_ray(address, logging_level="ERROR", runtime_env=SUITE_ENVIRONMENT)
-    else:
+        return
+    try:
         ray.init(address="local", num_cpus=usable_cores(), include_dashboard=False, log_to_driver=False,
                  logging_level="ERROR")
+    except Exception as error:  # its sockets have names of at most 107 bytes, and on a shared machine /tmp/ray is
+        reason = (str(error).splitlines() or [type(error).__name__])[0]     # somebody else's
+        raise UserError(f"Ray cannot start in its folder ({reason}); set RAY_TMPDIR to a short folder of your own on "
+                        "a local disk, such as RAY_TMPDIR=/tmp/$USER") from None

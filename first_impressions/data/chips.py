@@ -1,6 +1,7 @@
 """Face chips read in batches: one chip, the order of an epoch, the loader over a Dataset of chips."""
 import math
 import os
+import shutil
 import signal
 import sys
 
@@ -10,6 +11,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from first_impressions.common.command_line import UserError, printable
+
+SHARED_MEMORY = "/dev/shm"
+PREFETCHED = 4      # batches per worker
 
 
 def read_chip(path: str | os.PathLike, size: int) -> torch.Tensor:
@@ -83,7 +87,16 @@ def _leave_interrupts_to_the_parent(_):
 
 def chip_loader(dataset: Dataset, batches: list[list[int]], num_workers: int, device: torch.device) -> DataLoader:
     """Return a DataLoader over the given batches of row numbers of a dataset.FaceDataset: it yields (chips, rows), as
-    tensors uint8 B x 3 x size x size and int64 B, without the chips that cannot be read."""
+    tensors uint8 B x 3 x size x size and int64 B, without the chips that cannot be read.
+
+    Raises UserError if the workers' batches do not fit into /dev/shm: PyTorch would wait for them for ever.
+    """
+    if num_workers and batches and os.path.isdir(SHARED_MEMORY):
+        needed = num_workers * PREFETCHED * max(map(len, batches)) * 3 * dataset.size ** 2
+        free = shutil.disk_usage(SHARED_MEMORY).free
+        if needed > free:
+            raise UserError(f"--num-workers {num_workers}: needs {needed / 1e6:.0f} MB of {SHARED_MEMORY}, which has "
+                            f"{free / 1e6:.0f} MB left; give --num-workers 0, or in Docker --shm-size")
     return DataLoader(_ReadableRows(dataset), batch_sampler=batches, num_workers=num_workers, collate_fn=_as_it_is,
                       worker_init_fn=_leave_interrupts_to_the_parent, pin_memory=device.type == "cuda",
-                      prefetch_factor=4 if num_workers else None)
+                      prefetch_factor=PREFETCHED if num_workers else None)

@@ -3,6 +3,7 @@ import math
 import os
 import platform
 import subprocess
+import sys
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -224,10 +225,22 @@ def find_checkpoint(experiment_dir: str | os.PathLike) -> Path:
 
 def load_experiment(experiment: str, runs_dir: str | os.PathLike,
                     machine: Machine) -> tuple[PersonalityNetwork, Checkpoint]:
-    """Return an experiment's network, in evaluation mode on the machine's device, and its checkpoint."""
+    """Return an experiment's network, in evaluation mode on the machine's device, and its checkpoint.
+
+    Warns if the last checkpoint is damaged and the one before it is taken. Raises UserError if none is whole.
+    """
     path = find_checkpoint(Path(runs_dir) / experiment)
-    checkpoint = load_checkpoint(path)
-    return machine.place(checkpoint.build(path)), checkpoint
+    try:
+        checkpoint = load_checkpoint(path)
+        network = checkpoint.build(path)
+    except UserError as error:
+        if path.name != LAST or not path.with_name(PREVIOUS).exists():
+            raise
+        print(f"warning: {error}; falling back to the checkpoint before it", file=sys.stderr)
+        path = path.with_name(PREVIOUS)
+        checkpoint = load_checkpoint(path)
+        network = checkpoint.build(path)
+    return machine.place(network), checkpoint
 
 
 # ---------------------------------------------------------------- versions
