@@ -6,6 +6,7 @@
     python train.py 60 trial FaceResNet29_v1.0 false 128                              validates after every epoch
     python train.py 60 final ResNet18_v1.0 true 64 --config runs/search/best_config.json    what the search found
     python train.py 60 final ResNet18_v1.0 true 64 --resume                           goes on after an interruption
+    python train.py 60 final FaceResNet29_v1.0 true 128 --seeds 3      final_seed0, final_seed1, final_seed2
     torchrun --nproc_per_node 4 train.py 20 final ResNet18_v3.0 true 256              four GPUs (batch size: of each)
 
 FINAL_RUN true trains on training + validation clips for exactly NUM_EPOCHS and never looks at the test clips
@@ -21,23 +22,16 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import os
 import shlex
-import signal
 import sys
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import pandas
 from torch import distributed
-from torch.utils.tensorboard import SummaryWriter
 
 from dataset import FaceDataset
 from first_impressions.common.command_line import (
     UserError,
     folder_options,
-    leave_closed_terminal,
     make_parser,
     positive_int,
     printable,
@@ -46,40 +40,35 @@ from first_impressions.common.command_line import (
     stop_name,
     true_or_false,
 )
-from first_impressions.common.constants import TRAITS
 from first_impressions.common.device import (
     Machine,
     add_machine_options,
-    any_process,
     is_main_process,
     seed_everything,
     start_processes,
     world_size,
 )
 from first_impressions.common.experiment import (
-    SECONDS_BETWEEN_CHECKPOINTS,
     TRAINING_RECORD,
-    TRAINING_TABLE,
     check_experiment,
     experiment_folder,
-    finish_replacement,
     has_training,
     open_experiment,
     start_replacement,
 )
-from first_impressions.common.files import atomic_write
 from first_impressions.data.chips import epoch_batches
-from first_impressions.data.labels import quantiles_of
 from first_impressions.data.splits import Split, describe
-from first_impressions.evaluation.logs import log_epoch, log_hyperparameters, log_pictures
+from first_impressions.evaluation.logs import log_hyperparameters
 from first_impressions.evaluation.model_card import write_model_card
-from first_impressions.networks.checkpoint import BEST, LAST, PREVIOUS, Checkpoint, load_checkpoint, versions
-from first_impressions.networks.network import Architecture, PersonalityNetwork, build_network
+from first_impressions.networks.checkpoint import LAST, PREVIOUS, Checkpoint, load_checkpoint, versions
+from first_impressions.networks.network import PersonalityNetwork, build_network
 from first_impressions.networks.settings import (
     SETTING_NAMES,
     Plan,
+    Settings,
     add_settings_options,
     names_with_effect,
+    options_of,
     read_config,
     reads_clips,
     resolve_settings,
@@ -87,7 +76,8 @@ from first_impressions.networks.settings import (
 )
 from first_impressions.training.conformal import calibrate
 from first_impressions.training.inputs import make_source
-from first_impressions.training.loop import TrainingState, check_finite, fit, start_training
+from first_impressions.training.loop import fit, start_training
+from first_impressions.training.run import Record, Run, Stopped, Used, accuracy_of
 from first_impressions.training.samples import (
     Samples,
     add_data_options,
@@ -96,125 +86,6 @@ from first_impressions.training.samples import (
     number_of_samples,
 )
 from model_architectures import ARCHITECTURES, architecture_named
-
-
-class Stopped(Exception):
-    """Ctrl-C, SIGTERM or SIGHUP came; the state has been saved."""
-
-
-@dataclass
-class StopRequest:
-    """Notes Ctrl-C, SIGTERM and SIGHUP, so that training ends between two steps, with its state saved."""
-    number: int | None = None   # of the signal
-    possible: bool = False      # training has begun, so there is something to save
-
-    def listen(self) -> None:
-        """Take the place of the handlers of these signals."""
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # ignored under nohup
-                signal.signal(number, self._note)
-
-    def _note(self, number, _):
-        leave_closed_terminal()
-        if number == signal.SIGINT and (self.number or not self.possible):
-            raise KeyboardInterrupt  # nothing to save yet, or asked twice
-        self.number = number
-
-
-@dataclass
-class Run:
-    """A training's folder and what is written there."""
-    folder: Path
-    target: Path                # folder, or the one beside the old training's files until the first checkpoint is there
-    architecture: Architecture
-    plan: Plan
-    split: Split
-    record: dict                # content of args.json
-    intervals: dict | None = None   # of the scores
-    stop: StopRequest = field(default_factory=StopRequest)
-    writer: SummaryWriter | None = None
-    saved_at: float = field(default_factory=time.monotonic)
-
-    def start(self, network: PersonalityNetwork, saved: dict | None) -> None:
-        """Write args.json and what TensorBoard shows of the start."""
-        with atomic_write(self.target / TRAINING_RECORD) as partial:
-            partial.write_text(json.dumps(self.record, indent=2) + "\n")
-        # A kill may have come between a checkpoint and its log: the last epoch is logged anew.
-        self.writer = SummaryWriter(self.target, purge_step=saved["epoch"] if saved else None)
-        if saved and saved["history"]:
-            log_epoch(self.writer, saved["history"][-1])
-        if not saved:
-            used = json.dumps(self.record["used"], indent=2)
-            self.writer.add_text("command", f"`{self.record['command']}`\n\n```\n{used}\n```")
-            log_pictures(self.writer, FaceDataset(self.split, self.plan.settings.augment, self.plan.seed),
-                         network.kind.input_size, self.plan.seed)
-
-    def checkpoint_of(self, network_state: dict, metrics: dict, epoch: int, training: dict | None = None) -> Checkpoint:
-        """Return the checkpoint of a network's state dict."""
-        return Checkpoint(
-            self.architecture, self.plan.settings, self.split.preprocessing, network_state,
-            {trait: float(self.split.labels[trait].mean()) for trait in TRAITS}, list(self.split.labels.index),
-            sorted(set(self.split.speakers)), self.split.name, epoch, metrics, self.intervals, training,
-            label_quantiles=quantiles_of(self.split.labels),
-            neuroticism_is_stability=self.split.is_chalearn, speaker_regex=self.split.speaker_regex,
-            weights=self.record["used"]["weights"])
-
-    def save(self, state: TrainingState) -> None:
-        """Write the checkpoints; the first ones of a training that replaces another one put it in its place."""
-        check_finite(state)
-        self.saved_at = time.monotonic()
-        if not is_main_process():
-            return
-        if (self.target / LAST).exists():
-            os.replace(self.target / LAST, self.target / PREVIOUS)
-        metrics = state.history[-1] if state.history else {}
-        last = self.checkpoint_of(state.averaged.state_dict(), metrics, state.epoch, state.state_dict())
-        last.save(self.target / LAST)
-        if state.best:
-            epoch = state.best["epoch"]
-            best = self.checkpoint_of(state.best["network"], state.history[epoch - 1], epoch)
-            best.save(self.target / BEST)
-        if self.target != self.folder:
-            self.writer.close()
-            finish_replacement(self.folder)
-            self.target = self.folder
-            self.writer = SummaryWriter(self.target)
-
-    def stop_asked(self, state: TrainingState) -> bool:
-        """Return True in every process as soon as one of them was asked to stop."""
-        self.stop.possible = True
-        return any_process(self.stop.number is not None)
-
-    def after_step(self, state: TrainingState) -> None:
-        """Save where it is time; raises Stopped, with all saved, where a stop was asked for."""
-        if self.stop_asked(state):
-            self.save(state)
-            raise Stopped
-        if time.monotonic() - self.saved_at > SECONDS_BETWEEN_CHECKPOINTS:
-            self.save(state)
-
-    def after_epoch(self, state: TrainingState) -> None:
-        """Save where it is time, then log the epoch; raises Stopped, with all saved, where a stop was asked for."""
-        is_last = state.epoch == self.plan.num_epochs
-        stop = self.stop_asked(state) and not is_last
-        if stop or is_last or time.monotonic() - self.saved_at > SECONDS_BETWEEN_CHECKPOINTS:
-            self.save(state)
-        if is_main_process():
-            self.log(state.history)
-        if stop:
-            raise Stopped
-
-    def log(self, history: list[dict]) -> None:
-        """Write training.csv and the last epoch's record."""
-        record = history[-1]
-        with atomic_write(self.target / TRAINING_TABLE) as partial:
-            pandas.DataFrame(history).to_csv(partial, index=False)
-        log_epoch(self.writer, record)
-        text = f"epoch {record['epoch']}/{self.plan.num_epochs}: loss {record['loss_train']:.5f}"
-        if "accuracy_mean" in record:
-            text += f", validation accuracy {record['accuracy_mean']:.4f}, Pearson r {record['pearson_mean']:.3f}"
-        print(f"{text}, {record['samples_per_second']:.0f} samples/s", flush=True)
-
 
 # ---------------------------------------------------------------- command line
 
@@ -234,22 +105,33 @@ def parse_args(argv=None):
     parser.add_argument("--dry-run", action="store_true",
                         help="check everything and say what would be done; write nothing")
     parser.add_argument("--seed", type=seed_number, default=0, help="of everything random")
+    parser.add_argument("--seeds", metavar="N", type=positive_int, help="train N runs one after the other, "
+                        "EXPERIMENT_seed0, EXPERIMENT_seed1, ..., from --seed on")
     add_settings_options(parser)
     add_data_options(parser)
     add_machine_options(parser)
-    args = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args(words)
+    config = read_config(args.config) if args.config else {}
+    args = parser.parse_args([*options_of(config), *words])  # the command line wins
+    args.found = config
     if args.resume and args.overwrite:
         raise UserError("--resume and --overwrite contradict each other; give one")
-    words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--resume"]
+    words = [word for word in words if word != "--resume"]
     args.command = shlex.join(["python", Path(sys.argv[0]).name, *words])
     return args
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
     """Return what the command line and --config ask for. Raises UserError where they contradict the model."""
-    config = read_config(args.config) if args.config else {}
+    config = args.found
     if config.get("model", args.model) != args.model:
         raise UserError(f"--config {args.config}: was found for {config['model']}, not for {args.model}")
+    if "memory_weight" in config and args.memory not in (None, config.get("memory")):
+        if is_main_process():
+            print(f"note: --config {args.config}: its memory_weight {config['memory_weight']} was found for memory "
+                  f"{config.get('memory', 'auto')} and is left out for {args.memory}", file=sys.stderr)
+        config = {name: value for name, value in config.items() if name != "memory_weight"}
     settings = resolve_settings(config, {name: getattr(args, name) for name in SETTING_NAMES})
     architecture = architecture_named(args.model)
     if args.memory not in (None, "auto", "none") and not architecture.has_memory:
@@ -311,17 +193,17 @@ def train(run: Run, network: PersonalityNetwork, splits: tuple[Split, Split | No
           saved: dict | None) -> int:
     """Train, write everything, print the last lines; return the exit status."""
     plan = run.plan
-    run.stop.listen()
     try:
-        samples, validation = make_samples(network, splits, plan, machine)
-        if saved is None and samples.source.of_clips and world_size() == 1:
-            intervals = calibrate(run.architecture, samples, plan, run.record["used"]["weights"], machine)
-            run.intervals = dataclasses.asdict(intervals) if intervals else None
-            if intervals is None:
-                print("note: too few training clips to measure the intervals of scores", flush=True)
-        state = start_training(network, samples, plan, machine, saved)
-        for _ in fit(state, plan, samples, validation, run.after_step):
-            run.after_epoch(state)
+        with run.stop.listen():
+            samples, validation = make_samples(network, splits, plan, machine)
+            if saved is None and samples.source.of_clips and world_size() == 1:
+                intervals = calibrate(run.architecture, samples, plan, run.record.used.weights, machine)
+                run.intervals = dataclasses.asdict(intervals) if intervals else None
+                if intervals is None:
+                    print("note: too few training clips to measure the intervals of scores", flush=True)
+            state = start_training(network, samples, plan, machine, saved)
+            for _ in fit(state, plan, samples, validation, run.after_step):
+                run.after_epoch(state)
     except KeyboardInterrupt:
         if run.stop.number and is_main_process():  # asked twice
             print("\nstopped before the state was saved: what was done since the last checkpoint is lost; "
@@ -339,19 +221,20 @@ def train(run: Run, network: PersonalityNetwork, splits: tuple[Split, Split | No
         record = state.history[-1]
         if validation is not None:
             record = state.history[state.best["epoch"] - 1]
-            print(f"best epoch {record['epoch']}: validation accuracy {record['accuracy_mean']:.4f}")
-        log_hyperparameters(run.writer, run.architecture.name, dataclasses.asdict(plan.settings), plan.batch_size,
+            print(f"best epoch {record['epoch']}: {accuracy_of(record)} (gain: over always predicting the mean label "
+                  "of the training clips)")
+        changed = {name: value for name, value in vars(plan.settings).items() if value != getattr(Settings(), name)}
+        log_hyperparameters(run.writer, {"model": run.architecture.name, "batch_size": plan.batch_size, **changed},
                             record)
         run.writer.close()
     return 0
 
 
-def main(argv=None):
-    args = parse_args(argv)
+def train_experiment(args: argparse.Namespace) -> int:
+    """Train one experiment, or say what would be done; return the exit status."""
     folder = experiment_folder(args.runs_dir, args.experiment)
     architecture = architecture_named(args.model)
     plan = make_plan(args)
-    start_processes()
     seed_everything(args.seed)
     training, validation = load_training_and_validation(args.data_dir, args.final_run, args.val_split,
                                                         args.speaker_regex, args.seed)
@@ -366,40 +249,55 @@ def main(argv=None):
     check_batch_size(plan.batch_size, training, in_clips)
     weights = args.weights or architecture.kind.default_weights
     network = build_network(architecture, plan.settings, weights)
-    used = {"model": args.model, "num_epochs": args.num_epochs, "final_run": args.final_run,
-            "batch_size": args.batch_size, "seed": args.seed, "weights": weights, "val_split": args.val_split,
-            "cache": args.cache, "precision": args.precision, "settings": dataclasses.asdict(plan.settings),
-            "training": training.name, "data": training.fingerprint(), "processes": world_size()}
+    used = Used(args.model, args.num_epochs, args.final_run, args.batch_size, args.seed, weights, args.val_split,
+                args.cache, args.precision, plan.settings, training.name, training.fingerprint(), world_size())
     if is_main_process():  # the others may look when it has already begun to write
-        check_experiment(folder / TRAINING_RECORD, has_training(folder), used, args)
+        check_experiment(folder / TRAINING_RECORD, has_training(folder), dataclasses.asdict(used), args)
     if args.dry_run:
         print_dry_run(args, plan, network, weights, number_of_samples(training, in_clips), folder)
         return 0
     with open_experiment(folder) if is_main_process() else contextlib.nullcontext():
         if is_main_process():
-            check_experiment(folder / TRAINING_RECORD, has_training(folder), used, args)
+            check_experiment(folder / TRAINING_RECORD, has_training(folder), dataclasses.asdict(used), args)
         last = load_last(folder) if args.resume else None
         saved = last.training if last else None
         if saved and saved["epoch"] >= args.num_epochs:
-            print(f"{folder}: all {args.num_epochs} epochs are done; next: python evaluate.py "
-                  f"{printable(shlex.quote(args.experiment))}{folder_options(args)}")
+            print(f"{folder}: all {args.num_epochs} epochs are done")
             return 0
         machine = Machine.from_options(args)
         network = machine.place(network)
-        record = {"used": used, "command": args.command, "data_dir": str(Path(args.data_dir).resolve()),
-                  "training_data": describe(training), "preprocessing": training.preprocessing,
-                  "versions": versions(), "resumed": args.resume}
+        record = Record(used, args.command, str(Path(args.data_dir).resolve()), describe(training),
+                        training.preprocessing, versions(), args.resume)
         run = Run(folder, folder, architecture, plan, training, record, last.intervals if last else None)
         if is_main_process():
             run.target = start_replacement(folder) if has_training(folder) and not args.resume else folder
-            run.start(network, saved)
+            run.start(FaceDataset(training, settings.augment, args.seed), network.kind.input_size, saved)
         status = train(run, network, (training, validation), machine, saved)
+    if is_main_process() and not status:
+        print(f"checkpoints, training.csv, {write_model_card(folder).name} and TensorBoard logs: {folder}", flush=True)
+    return status
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    experiments = [args]
+    if args.seeds:
+        experiments = [argparse.Namespace(**{**vars(args), "experiment": f"{args.experiment}_seed{seed}", "seed": seed})
+                       for seed in range(args.seed, args.seed + args.seeds)]
+    start_processes()
+    for one in experiments if is_main_process() and not args.resume else ():  # before the first is trained
+        folder = experiment_folder(args.runs_dir, one.experiment)
+        check_experiment(folder / TRAINING_RECORD, has_training(folder), {}, one)
+    for one in experiments:
+        status = train_experiment(one)
+        if status:
+            return status
+    if is_main_process() and not args.dry_run:
+        words = ["python", "evaluate.py", *(one.experiment for one in experiments)]
+        print(f"next: {printable(shlex.join(words))}{folder_options(args)}")
     if distributed.is_initialized():
         distributed.destroy_process_group()
-    if is_main_process() and not status:
-        print(f"checkpoints, training.csv, {write_model_card(folder).name} and TensorBoard logs: {folder}\n"
-              f"next: python evaluate.py {printable(shlex.quote(args.experiment))}{folder_options(args)}")
-    return status
+    return 0
 
 
 if __name__ == "__main__":

@@ -5,14 +5,40 @@
     python train_resnet_raytune_hyperparams.py 20 30 search FaceResNet29_v1.0        minutes on a CPU
     python train_resnet_raytune_hyperparams.py 50 20 search ResNet18_v3.0 --gpus-per-trial 0.5
     python train_resnet_raytune_hyperparams.py 20 30 search FaceResNet29_v1.0 --resume    finishes an interrupted search
+    python train_resnet_raytune_hyperparams.py 20 30 search FaceResNet29_v1.0 --space mine.json    a space in a file
     python train_resnet_raytune_hyperparams.py 200 30 search ResNet50_v1.0 --ray-address auto    on a running cluster
 
-What is searched stands in the variable `config` at the top of this script; every trial draws from it. Trials that fall
-behind the others are stopped early. The best trial is the one with the highest mean accuracy per clip on the validation
+What is searched stands in the variable `config` below, or in a file of the same form that an update does not touch:
+{"lr": {"loguniform": [2e-4, 3e-3]}, "l1": {"choice": [256, 512]}, "batch_size": 128}. Trials that fall behind the
+others are stopped early. The best trial is the one with the highest mean accuracy per clip on the validation
 clips over all of its epochs. Writes runs/EXPERIMENT/: best_config.json (for train.py --config), trials.csv (one row a
 trial), search_args.json, and search/<trial>/ with each trial's TensorBoard logs and checkpoints.
 """
-import first_impressions.common.startup  # noqa: F401  (before torch)
+# ruff: noqa: E402  (config comes before the other imports, since users edit it)
+import first_impressions.common.startup  # noqa: F401  (before Ray)
+
+# isort: split
+import numpy as np  # noqa: F401  (for a config of your own: tune.sample_from(lambda _: 2 ** np.random.randint(2, 9)))
+from ray import tune
+
+# The search space: a setting (train.py --help explains them) or batch_size, and what each trial draws it from, or a
+# constant. A network that has no use for a key (l3 is of ResNet101_v1.0 alone) does without it; a key that is not here
+# keeps its default.
+config = {
+    "l1": tune.choice([256, 512, 1024]),            # one of these
+    "l2": tune.choice([64, 128, 256]),
+    "l3": tune.choice([16, 32, 64]),
+    "dropout": tune.uniform(0.2, 0.6),              # any number in between
+    "lr": tune.loguniform(2e-4, 3e-3),              # the same, as likely between 2e-4 and 4e-4 as between 4e-4 and 8e-4
+    "weight_decay": tune.loguniform(1e-4, 1e-1),
+    "batch_size": tune.choice([64, 128, 256]),
+    "loss": tune.choice(["mse", "l1", "smooth_l1", "ccc"]),
+    "mixup": tune.choice([0.0, 0.2, 0.4]),
+    "components": tune.choice([256, 512]),
+    "memory": "auto",                               # a constant; "centres": what you may publish
+    "memory_weight": tune.uniform(0.2, 0.9),
+    "noise": tune.choice([0.2, 0.3, 0.5]),
+}
 
 # isort: split
 import argparse
@@ -30,7 +56,6 @@ from pathlib import Path
 import pandas
 import ray
 import torch
-from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from torch.utils.tensorboard import SummaryWriter
 
@@ -61,7 +86,6 @@ from first_impressions.evaluation.logs import log_hyperparameters
 from first_impressions.networks.checkpoint import versions
 from first_impressions.networks.network import PersonalityNetwork, build_network
 from first_impressions.networks.settings import (
-    SETTING_NAMES,
     Settings,
     names_with_effect,
     reads_clips,
@@ -70,40 +94,19 @@ from first_impressions.networks.settings import (
 )
 from first_impressions.training.inputs import make_source
 from first_impressions.training.samples import add_data_options, load_training_and_validation, number_of_samples
+from first_impressions.training.search_space import (
+    describe_entry,
+    example_of,
+    number_of_trials,
+    read_space,
+    space_for,
+    varies,
+)
 from first_impressions.training.search_trial import METRIC, Search, TrialProgress, run_trial
 from model_architectures import ARCHITECTURES, architecture_named
 
-# The search space: a setting (see settings.py) or batch_size, and what it is drawn from. A network that has no use for
-# a key (l3 is of ResNet101_v1.0 alone) does without it; a key that is not here keeps its default.
-config = {
-    "l1": tune.choice([256, 512, 1024]),
-    "l2": tune.choice([64, 128, 256]),
-    "l3": tune.choice([16, 32, 64]),
-    "dropout": tune.uniform(0.2, 0.6),
-    "lr": tune.loguniform(2e-4, 3e-3),
-    "weight_decay": tune.loguniform(1e-4, 1e-1),
-    "batch_size": tune.choice([64, 128, 256]),
-    "loss": tune.choice(["mse", "l1", "smooth_l1", "ccc"]),
-    "mixup": tune.choice([0.0, 0.2, 0.4]),
-    "components": tune.choice([256, 512]),
-    "memory_weight": tune.choice([0.5, 0.6, 0.7, 0.8]),
-    "noise": tune.choice([0.2, 0.3, 0.5]),
-}
-
 ROOM_NEEDED = 1_000_000  # bytes; with less than that on the disk an error of Ray's is one of the disk
 TRIALS_DIR, OLD_TRIALS_DIR = "search", ".search.old"
-
-
-def example_of(value: object) -> object:
-    """Return one of the values that an entry of the search space stands for: a tune domain, a grid or a plain value."""
-    if isinstance(value, dict) and "grid_search" in value:
-        return value["grid_search"][0]
-    return value.sample() if hasattr(value, "sample") else value
-
-
-def describe_entry(value: object) -> str:
-    """Return an entry of the search space as text."""
-    return f"{type(value).__name__} {value.domain_str}" if hasattr(value, "domain_str") else repr(value)
 
 
 def short_name(trial) -> str:
@@ -114,7 +117,8 @@ def short_name(trial) -> str:
 # ---------------------------------------------------------------- results
 
 def trial_table(results: tune.ResultGrid, num_epochs: int) -> pandas.DataFrame:
-    """Return one row a trial, the best first: trial, status, best_accuracy, best_epoch, epochs, and its configuration.
+    """Return one row per trial, the best first: trial, status, best_accuracy, best_gain over the constant,
+    best_pearson, best_epoch, epochs, and its configuration.
 
     status: finished, stopped early (by ASHA, behind others), unfinished (the search was interrupted) or failed.
     """
@@ -123,36 +127,48 @@ def trial_table(results: tune.ResultGrid, num_epochs: int) -> pandas.DataFrame:
         figures = result.metrics or {}
         status = ("failed" if result.error else "unfinished" if not figures.get("done")
                   else "finished" if figures["epoch"] >= num_epochs else "stopped early")
-        rows.append({"trial": Path(result.path).name, "status": status, "best_accuracy": figures.get("best_accuracy"),
-                     "best_pearson": figures.get("best_pearson"), "best_epoch": figures.get("best_epoch"),
-                     "epochs": figures.get("epoch"), **(result.config or {})})
+        best = {key: figures.get(key) for key in ("best_accuracy", "best_gain", "best_pearson", "best_epoch")}
+        rows.append({"trial": Path(result.path).name, "status": status, **best, "epochs": figures.get("epoch"),
+                     **(result.config or {})})
     return pandas.DataFrame(rows).sort_values(["best_accuracy", "trial"], ascending=[False, True], na_position="last")
 
 
-def write_results(folder: Path, search: Search, table: pandas.DataFrame, space: dict) -> None:
-    """Write trials.csv and best_config.json, and each trial's settings into TensorBoard's table of hyperparameters."""
+def write_results(folder: Path, table: pandas.DataFrame, space: dict, found: dict) -> None:
+    """Write trials.csv and best_config.json, and what varied of each trial into TensorBoard's table of hyperparameters.
+
+    found: content of best_config.json.
+    """
     with atomic_write(folder / "trials.csv") as partial:
         table.to_csv(partial, index=False)
-    best = table.iloc[0]
-    chosen = {key: best[key].item() if hasattr(best[key], "item") else best[key] for key in space}
     with atomic_write(folder / "best_config.json") as partial:
-        partial.write_text(json.dumps({"model": search.architecture.name, **chosen}, indent=2) + "\n")
+        partial.write_text(json.dumps(found, indent=2) + "\n")
     for row in table[table["best_accuracy"].notna()].to_dict("records"):
-        trial_dir = Path(search.trials_dir) / row["trial"]
-        values = {key: row[key] for key in space if key != "batch_size"}
+        trial_dir = folder / TRIALS_DIR / row["trial"]
         history = pandas.read_csv(trial_dir / TRAINING_TABLE).set_index("epoch", drop=False)
         with SummaryWriter(trial_dir) as writer:
             # A trial that was stopped soon after it was resumed has not come to its best epoch again.
             epoch = int(row["best_epoch"])
             best = (history.loc[epoch].to_dict() if epoch in history.index else
-                    {"epoch": epoch, METRIC: row["best_accuracy"], "pearson_mean": row["best_pearson"]})
-            log_hyperparameters(writer, search.architecture.name, {**dataclasses.asdict(Settings()), **values},
-                                row["batch_size"], best)
+                    {"epoch": epoch, METRIC: row["best_accuracy"], "gain_mean": row["best_gain"],
+                     "pearson_mean": row["best_pearson"]})
+            log_hyperparameters(writer, {key: row[key] for key, value in space.items() if varies(value)}, best)
 
 
-def print_results(args: argparse.Namespace, table: pandas.DataFrame, splits: tuple[Split, Split]) -> int:
-    """Print the best trials and what to run next; return the exit status. Raises UserError without any result."""
-    unfinished = int((table["status"] == "unfinished").sum()) + max(0, args.num_trials - len(table))
+def best_config(search: Search, table: pandas.DataFrame, space: dict, weights: str, number_of_clips: int) -> dict:
+    """Return all that train.py --config needs to repeat the best trial: its settings, resolved for a training set of
+    this size, and what they were found with."""
+    best = table.iloc[0]
+    settings = settle_memory(resolve_settings({key: best[key] for key in space}), number_of_clips,
+                             search.architecture.has_memory)
+    return {"model": search.architecture.name, "weights": weights, "val_split": search.val_split,
+            "speaker_regex": search.speaker_regex, "seed": search.seed, "batch_size": int(best["batch_size"]),
+            **{name: getattr(settings, name) for name in names_with_effect(search.architecture, settings)}}
+
+
+def print_results(args: argparse.Namespace, table: pandas.DataFrame, splits: tuple[Split, Split], trials: int) -> int:
+    """Print the best of so many trials and what to run next; return the exit status. Raises UserError without any
+    result."""
+    unfinished = int((table["status"] == "unfinished").sum()) + max(0, trials - len(table))
     failed, early = (int((table["status"] == status).sum()) for status in ("failed", "stopped early"))
     place = Path(args.runs_dir) / args.experiment
     if not table["best_accuracy"].notna().any():
@@ -162,7 +178,8 @@ def print_results(args: argparse.Namespace, table: pandas.DataFrame, splits: tup
         raise UserError(f"no trial gave a result; the reasons are in {place / TRIALS_DIR}/*/error.txt")
     print(f"\n{table[table['best_accuracy'].notna()].head(10).to_string(index=False, float_format='{:.4g}'.format)}\n")
     best, (training, validation) = table.iloc[0], splits
-    print(f"best: {best['trial']} with accuracy {best['best_accuracy']:.4f} on {validation.name} in epoch "
+    print(f"best: {best['trial']} with accuracy {best['best_accuracy']:.4f}, gain {best['best_gain']:+.4f} (over "
+          f"always predicting the mean label of {training.name}), on {validation.name} in epoch "
           f"{int(best['best_epoch'])}; {early} trials stopped early, {failed} failed, {unfinished} are unfinished")
     print(f"table, best configuration and logs: {place}")
     if unfinished:
@@ -171,8 +188,9 @@ def print_results(args: argparse.Namespace, table: pandas.DataFrame, splits: tup
     in_clips = reads_clips(architecture_named(args.model).trained, bool(best.get("augment", Settings().augment)))
     samples = [number_of_samples(split, in_clips) for split in (training, validation)]
     batch_size = min(int(best["batch_size"]), sum(samples))
-    print(f"next: python train.py {args.num_epochs} final {args.model} true {batch_size} --config "
-          f"{shlex.quote(str(place / 'best_config.json'))}{folder_options(args)}")
+    words = ["python", "train.py", args.num_epochs, "final", args.model, "true", batch_size, "--config",
+             place / "best_config.json"]
+    print(f"next: {shlex.join(map(str, words))}{folder_options(args)}")
     return 0
 
 
@@ -238,7 +256,8 @@ def make_tuner(args: argparse.Namespace, search: Search, space: dict, resume: bo
                                     grace_period=grace_period, reduction_factor=3)),
         run_config=tune.RunConfig(
             name=TRIALS_DIR, storage_path=str(Path(search.trials_dir).parent), verbose=0,
-            callbacks=[TrialProgress(args.num_trials, args.num_epochs, search.trials_dir, on_first_result)],
+            callbacks=[TrialProgress(number_of_trials(args.num_trials, space), args.num_epochs,
+                                     Path(args.runs_dir, args.experiment, TRIALS_DIR), on_first_result)],
             failure_config=tune.FailureConfig(max_failures=1), checkpoint_config=tune.CheckpointConfig(num_to_keep=2)))
 
 
@@ -295,9 +314,10 @@ def run_search(args: argparse.Namespace, search: Search, network: PersonalityNet
         restore_old_trials(folder)
     table = trial_table(results, args.num_epochs)
     if table["best_accuracy"].notna().any():
-        write_results(folder, search, table, space)
+        found = best_config(search, table, space, record["used"]["weights"], splits[0].number_with_face)
+        write_results(folder, table, space, found)
     ray.shutdown()
-    status = print_results(args, table, splits)
+    status = print_results(args, table, splits, number_of_trials(args.num_trials, space))
     return 128 + stopped[0] if stopped and status == 130 else status
 
 
@@ -310,6 +330,8 @@ def parse_args(argv=None):
                         help="epochs of a trial that is not stopped")
     parser.add_argument("experiment", metavar="EXPERIMENT", help="name of the folder in --runs-dir")
     parser.add_argument("model", metavar="MODEL", help="one of " + ", ".join(ARCHITECTURES))
+    parser.add_argument("--space", metavar="FILE.json", help="the search space (default: the variable config of this "
+                        "script)")
     parser.add_argument("--resume", action="store_true", help="finish an interrupted search of the same command")
     parser.add_argument("--overwrite", action="store_true", help="replace a search of the same name")
     parser.add_argument("--dry-run", action="store_true",
@@ -329,21 +351,13 @@ def parse_args(argv=None):
     return args
 
 
-def checked_space(model: str) -> dict:
-    """Return the search space of a network. Raises UserError where the variable config holds what is no setting."""
-    unknown = [key for key in config if key not in SETTING_NAMES and key != "batch_size"]
-    if unknown or "batch_size" not in config:
-        raise UserError(f"the variable config holds {', '.join(unknown) or 'no batch_size'}; known are batch_size, "
-                        f"{', '.join(SETTING_NAMES)}")
-    used = {"batch_size", *names_with_effect(architecture_named(model))}
-    return {key: value for key, value in config.items() if key in used}
-
-
 def main(argv=None):
     args = parse_args(argv)
     architecture = architecture_named(args.model)
     folder = experiment_folder(args.runs_dir, args.experiment).resolve()
-    space = checked_space(args.model)
+    space = space_for(architecture, *((read_space(args.space), f"--space {args.space}") if args.space else
+                                      (config, "the variable config")))
+    example = resolve_settings(example_of(space))
     weights = args.weights or architecture.kind.default_weights
     if Path(weights).exists():
         weights = str(Path(weights).resolve())
@@ -352,17 +366,21 @@ def main(argv=None):
             "weights": weights, "val_split": args.val_split, "grace_period": args.grace_period,
             "config": {key: describe_entry(value) for key, value in space.items()},
             "data": splits[0].fingerprint()}
-    example = settle_memory(resolve_settings({key: example_of(value) for key, value in space.items()}),
-                            splits[0].number_with_face, architecture.has_memory)
+    example = settle_memory(example, splits[0].number_with_face, architecture.has_memory)
     seed_everything(args.seed)
     network = build_network(architecture, example, weights)
     exists = (folder / SEARCH_RECORD).exists()
     check_experiment(folder / SEARCH_RECORD, exists, used, args)
+    trials = number_of_trials(args.num_trials, space)
+    if trials > args.num_trials:
+        print(f"note: grid_search tries all of its values: {trials} trials, {args.num_trials} with each of them",
+              file=sys.stderr)
     if args.dry_run:
         drawn_from = "\n".join(f"  {key}: {value}" for key, value in used["config"].items())
-        print(f"{args.num_trials} trials of {args.model} with {weights} weights, at most {args.num_epochs} epochs "
+        print(f"{trials} trials of {args.model} with {weights} weights, at most {args.num_epochs} epochs "
               f"each; drawn from\n{drawn_from}\n"
-              f"Nothing was written; next: the same command without --dry-run, which writes {folder}")
+              f"Nothing was written; next: the same command without --dry-run, which writes "
+              f"{Path(args.runs_dir, args.experiment)}")
         return 0
     search = Search(architecture, FaceDataset, args.num_epochs, args.seed, weights, str(Path(args.data_dir).resolve()),
                     args.val_split, args.speaker_regex, args.precision, args.cache, args.num_workers,

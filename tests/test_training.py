@@ -49,7 +49,8 @@ def losses_of(folder):
 
 
 def test_train_and_evaluate(run, chip_data, tmp_path):
-    status, _, errors = run(train, 25, "first", "FaceResNet29_v1.0", "false", 16, "--data-dir", chip_data, *SMALL_HEAD)
+    status, output, errors = run(train, 25, "first", "FaceResNet29_v1.0", "false", 16, "--data-dir", chip_data,
+                                 *SMALL_HEAD)
     assert status == 0, errors
     folder = tmp_path / "runs" / "first"
     assert {"args.json", "training.csv", "checkpoint_best.pt", "checkpoint_last.pt"} <= set(os.listdir(folder))
@@ -58,6 +59,12 @@ def test_train_and_evaluate(run, chip_data, tmp_path):
     assert len(history) == 25 and history["accuracy_mean"].idxmax() + 1 == best.epoch
     # Of rows of clips the L1 loss is 1 - the accuracy.
     assert np.allclose(history["loss_valid"], 1 - history["accuracy_mean"], atol=1e-5)
+    # No accuracy without its gain over the constant: the mean label of the training clips, here on the validation's.
+    labels, mean = load_split(chip_data, "valid").labels, load_split(chip_data, "train").labels.mean()
+    constant = 1 - (labels - mean).abs().to_numpy().mean()
+    assert np.allclose(history["gain_mean"], history["accuracy_mean"] - constant, atol=1e-6)
+    said = [line for line in output.splitlines() if "accuracy" in line]
+    assert len(said) == 26 and all(", gain " in line for line in said) and "mean label of the training" in said[-1]
     rates = history["learning_rate_heads"]
     assert 0 < rates.iat[-1] < rates.iat[12] < rates.max() <= 1e-3 + 1e-12
 
@@ -76,7 +83,7 @@ def test_train_and_evaluate(run, chip_data, tmp_path):
     log = EventAccumulator(str(folder)).Reload()
     assert [event.value for event in log.Scalars("hparam/accuracy_test")] == [
         pytest.approx(metrics["traits"]["mean"]["accuracy"])]
-    tags = {"hparam/accuracy_mean", "hparam/loss_valid", "accuracy/openness", "pearson/mean"}
+    tags = {"hparam/accuracy_mean", "hparam/loss_valid", "accuracy/openness", "gain/mean", "pearson/mean"}
     assert tags <= set(log.Tags()["scalars"])
 
     # Nothing is overwritten silently.
@@ -251,7 +258,10 @@ def test_search_killed_resumed_and_used(run_script, run, chip_data, tmp_path):
     # The script as a user would have edited it: with the last learning rate the loss is not finite.
     text = (REPOSITORY / "train_resnet_raytune_hyperparams.py").read_text()
     edited = tmp_path / "train_resnet_raytune_hyperparams.py"
-    edited.write_text(text.replace('"lr": tune.loguniform(2e-4, 3e-3)', '"lr": tune.grid_search([1e-3, 2e-3, 1e30])'))
+    text = text.replace('"lr": tune.loguniform(2e-4, 3e-3)', '"lr": tune.grid_search([1e-3, 2e-3, 1e30])')
+    # As in the original's script.
+    edited.write_text(text.replace('"l2": tune.choice([64, 128, 256])',
+                                   '"l2": tune.sample_from(lambda _: 2 ** np.random.randint(2, 9))'))
     search = [sys.executable, edited, "1", "4", "search", "FaceResNet29_v1.0", "--data-dir", chip_data]
     search = list(map(str, search))
     variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), "STARTED_BY": str(tmp_path)}
@@ -278,7 +288,9 @@ def test_search_killed_resumed_and_used(run_script, run, chip_data, tmp_path):
     trials = pandas.read_csv(folder / "trials.csv")
     ended = trials["status"].replace("stopped early", "finished")  # ASHA stops whichever of the two is behind
     assert sorted(zip(trials["lr"], ended)) == [(1e-3, "finished"), (2e-3, "finished"), (1e30, "failed")]
-    assert "1 failed, 0 are unfinished" in result.stdout
+    assert "1 failed, 0 are unfinished" in result.stdout and "smaller --lr" in result.stderr
+    assert "3 trials, 1 with each" in result.stderr  # of the grid
+    assert result.stdout.count(", gain ") == result.stdout.count("accuracy 0.") == trials["best_gain"].count() + 1
     # The best over all epochs, as the trial's own log says.
     log = pandas.read_csv(folder / "search" / trials["trial"][0] / "training.csv")
     assert log["accuracy_mean"].max() == pytest.approx(trials["best_accuracy"][0])
@@ -292,6 +304,13 @@ def test_search_killed_resumed_and_used(run_script, run, chip_data, tmp_path):
                             folder / "best_config.json")
     assert status == 0, errors
     content = load_checkpoint(tmp_path / "runs" / "final" / "checkpoint_last.pt")
+    # A batch larger than the training set is all of it.
+    status, _, errors = run(train, 4, "again", "FaceResNet29_v1.0", "false", min(best["batch_size"], 48),
+                            "--data-dir", chip_data, "--config", folder / "best_config.json")
+    assert status == 0, errors
+    again = losses_of(tmp_path / "runs" / "again")
+    assert again[:len(log)] == pytest.approx(log["loss_train"].tolist(), rel=1e-4)
+    assert {"weights": "dlib", "val_split": "official", "seed": 0, "memory": "exact"}.items() <= best.items()
     assert content.config.l1 == best["l1"] and len(content.clips) == 64 and content.trained_on == "train+valid"
     assert not (tmp_path / "runs" / "final" / "checkpoint_best.pt").exists()
 

@@ -14,7 +14,7 @@ from first_impressions.data.chips import chip_loader
 from first_impressions.evaluation.metrics import format_table
 
 # The columns of TensorBoard's table of hyperparameters; accuracy_test comes from evaluate.py.
-HPARAM_FIGURES = ("accuracy_test", "accuracy_mean", "pearson_mean", "loss_train", "loss_valid")
+HPARAM_FIGURES = ("accuracy_mean", "gain_mean", "pearson_mean", "accuracy_test", "loss_train", "loss_valid")
 
 
 def log_epoch(writer: SummaryWriter, record: dict) -> None:
@@ -42,10 +42,9 @@ def log_pictures(writer: SummaryWriter, dataset: Dataset, input_size: int, seed:
         writer.add_image("chips/training", make_grid(pictures))
 
 
-def log_hyperparameters(writer: SummaryWriter, model: str, settings: dict, batch_size: int, record: dict) -> None:
-    """Write a run's settings and last or best figures into the table of hyperparameters."""
-    values = {"model": model, "batch_size": batch_size,
-              **{key: value for key, value in settings.items() if isinstance(value, (int, float, str, bool))}}
+def log_hyperparameters(writer: SummaryWriter, values: dict, record: dict) -> None:
+    """Write a run's values, those that differ between runs, and last or best figures into the table of
+    hyperparameters."""
     # TensorBoard takes the columns of the first run it reads for all runs, so each names all of them, also those that
     # it has no figure for; evaluate.py adds the accuracy on the test clips to the runs that it measures.
     for summary in hparams(values, dict.fromkeys((f"hparam/{name}" for name in HPARAM_FIGURES), 0.0)):

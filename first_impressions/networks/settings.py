@@ -62,15 +62,16 @@ class Settings:
     """How a network is made and trained."""
     l1: int = _layer("l1", 1024, "first")
     l2: int = _layer("l2", 256, "second")
-    l3: int = _layer("l3", 64, "third")
+    l3: int = _layer("l3", 64, "third (ResNet101_v1.0 only)")
     dropout: float = _setting(0.5, "dropout after each hidden layer", lambda architecture: bool(
         architecture.hidden and not architecture.dropout), most=0.95, advanced=True)
     heads: int = _setting(1, "heads trained side by side, whose scores are averaged", least=1, most=64, advanced=True)
     components: int = _setting(512, "principal components that a frozen backbone's features are projected on",
                                _is_frozen, least=1, most=LARGEST_LAYER, advanced=True)
     memory: str = _setting("auto", "regression on the training clips beside the heads (FaceResNet29_v1.0 only): exact "
-                           "keeps the features of each clip, centres those of no individual; auto: exact up to "
-                           f"{MOST_CLIPS:,} clips, else centres", _has_memory, choices=("auto", *MEMORY_WEIGHTS))
+                           "keeps the features of each clip, centres those of no individual, none: heads alone; "
+                           f"auto: exact up to {MOST_CLIPS:,} clips, else centres", _has_memory,
+                           choices=("auto", *MEMORY_WEIGHTS))
     memory_weight: float = _setting(None, "part of the regression in the scores (default: " + ", ".join(
         f"{weight} {form}" for form, weight in MEMORY_WEIGHTS.items() if weight) + ")", _has_memory, _remembers, most=1)
     noise: float = _setting(0.3, "variance of the noise in a label, for the regression", _has_memory, _remembers,
@@ -160,21 +161,28 @@ def _check(setting, value):
         raise UserError(f"{setting.name}: {value!r} is not {wanted}")
 
 
-def read_config(path: str | os.PathLike) -> dict:
-    """Return the settings in a JSON file as written by the search. Raises UserError for unknown keys or damage."""
+def read_config(path: str | os.PathLike, option: str = "--config") -> dict:
+    """Return the settings in a JSON file, as the search writes it. Raises UserError for unknown keys or damage.
+
+    option: that named the file.
+    """
     try:
         config = read_json(path)
     except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}; "
-                        "the search writes runs/EXPERIMENT/best_config.json") from None
+        raise UserError(f"{option} {path}: {error.strerror}") from None
     except ValueError as error:
-        raise UserError(f"--config {path}: is no JSON ({error})") from None
+        raise UserError(f"{option} {path}: is no JSON ({error})") from None
     if not isinstance(config, dict):
-        raise UserError(f"--config {path}: is no dictionary of settings")
+        raise UserError(f"{option} {path}: is no dictionary of settings")
     unknown = sorted(config.keys() - set(SETTING_NAMES) - {"batch_size", "model", *RUN_OPTIONS})
     if unknown:
-        raise UserError(f"--config {path}: does not know {', '.join(unknown)}; known are {', '.join(SETTING_NAMES)}")
+        raise UserError(f"{option} {path}: does not know {', '.join(unknown)}; known are {', '.join(SETTING_NAMES)}")
     return config
+
+
+def options_of(config: dict) -> list[str]:
+    """Return the RUN_OPTIONS in a configuration as words of a command line."""
+    return [f"--{name.replace('_', '-')}={config[name]}" for name in RUN_OPTIONS if config.get(name) is not None]
 
 
 def add_settings_options(parser: argparse.ArgumentParser) -> None:

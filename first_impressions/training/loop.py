@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import pandas
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -200,18 +201,21 @@ def batches_of_epoch(samples: Samples, plan: Plan, epoch: int) -> list[list[int]
     return epoch_batches(samples.number_usable, plan.batch_size, plan.seed, epoch, rank(), world_size())
 
 
-def validate(network: PersonalityNetwork, samples: Samples, loss: str) -> dict[str, float]:
-    """Return loss_valid, of all rows together, and accuracy_<trait> and pearson_<trait>, per clip as the challenge
-    measures. loss: a key of LOSSES."""
+def validate(network: PersonalityNetwork, samples: Samples, loss: str, constant: pandas.Series) -> dict[str, float]:
+    """Return loss_valid, of all rows together, and accuracy_<trait>, gain_<trait> and pearson_<trait>, per clip as the
+    challenge measures. loss: a key of LOSSES. constant: the mean label of the training clips, whose accuracy on these
+    clips is subtracted in the gain."""
     scores = score_rows(network, samples.source)
     clips = scores_of_clips(samples.source.clips, scores)
     if clips.empty:
-        raise UserError(f"{samples.split.name}: none of its faces can be read (they are named above); make them again")
+        raise UserError(f"{samples.split.name}: no score is a number; make faces that cannot be read (they are named "
+                        "above) again, or, if the weights have grown beyond all bounds, take a smaller --lr")
     labels = samples.split.labels.loc[clips.index]
     readable = ~np.isnan(scores).any(axis=1)
     figures = {"loss_valid": float(LOSSES[loss](torch.from_numpy(scores[readable]), samples.targets[readable]))}
-    for measure, values in (("accuracy", trait_accuracies(labels, clips)),
-                            ("pearson", trait_correlations(labels, clips))):
+    accuracies, of_constant = trait_accuracies(labels, clips), trait_accuracies(labels, 0 * labels + constant)
+    gains = {trait: accuracy - of_constant[trait] for trait, accuracy in accuracies.items()}
+    for measure, values in (("accuracy", accuracies), ("gain", gains), ("pearson", trait_correlations(labels, clips))):
         figures.update({f"{measure}_{trait}": value for trait, value in values.items()})
     return figures
 
@@ -279,7 +283,7 @@ def _train_epoch(state, parallel, plan, samples, after_step, show_progress):
         raise UserError(f"{samples.split.name}: none of its faces can be read (they are named above); make them again")
     mean_loss = loss_sum / state.loss_count
     if world_size() > 1:
-        total = torch.tensor(mean_loss, dtype=torch.float64, device=state.network.mean.device)
+        total = torch.tensor(mean_loss, dtype=torch.float64)
         torch.distributed.all_reduce(total)
         mean_loss = float(total) / world_size()
     return taken, mean_loss
@@ -290,7 +294,7 @@ def fit(state: TrainingState, plan: Plan, samples: Samples, validation: Samples 
     """Train up to plan.num_epochs and yield the record of each epoch.
 
     A record has epoch, loss_train, seconds, samples_per_second, the learning rates, and with validation (needed in the
-    main process only) loss_valid, accuracy_<trait> and pearson_<trait>. after_step(state) is called between any two
+    main process only) what validate returns. after_step(state) is called between any two
     steps of an epoch; what it raises ends the training. Raises UserError where the loss is not finite.
     """
     parallel: nn.Module = state.network
@@ -309,7 +313,7 @@ def fit(state: TrainingState, plan: Plan, samples: Samples, validation: Samples 
                                        state.scheduler.lr_lambdas):
             record[f"learning_rate_{group['name']}"] = rate * factor(last)
         if validation is not None and is_main_process():
-            record.update(validate(state.averaged, validation, plan.settings.loss))
+            record.update(validate(state.averaged, validation, plan.settings.loss, samples.split.labels.mean()))
             if state.best is None or record["accuracy_mean"] > state.best["accuracy"]:
                 network = {key: value.detach().cpu().clone() for key, value in state.averaged.state_dict().items()}
                 state.best = {"epoch": state.epoch + 1, "accuracy": record["accuracy_mean"], "network": network}

@@ -13,7 +13,7 @@ from ray import tune
 from torch.utils.data import Dataset
 from torch.utils.tensorboard import SummaryWriter
 
-from first_impressions.common.command_line import progress_bar
+from first_impressions.common.command_line import printable, progress_bar
 from first_impressions.common.device import Machine, pick_device, seed_everything
 from first_impressions.common.experiment import SECONDS_BETWEEN_CHECKPOINTS, TRAINING_TABLE
 from first_impressions.common.files import atomic_write
@@ -73,7 +73,7 @@ def run_trial(trial_config: dict, search: Search) -> None:
     splits = _load_splits(search)
     settings = settle_memory(resolve_settings(trial_config), splits[0].number_with_face,
                              search.architecture.has_memory)
-    plan = Plan(settings, search.num_epochs, trial_config["batch_size"], search.seed)
+    plan = Plan(settings, search.num_epochs, int(trial_config["batch_size"]), search.seed)
     machine = search.machine
     network = machine.place(build_network(search.architecture, settings, search.weights))
     if reads_clips(network.trained, bool(settings.augment)):
@@ -98,8 +98,8 @@ def run_trial(trial_config: dict, search: Search) -> None:
             with atomic_write(folder / TRAINING_TABLE) as partial:
                 pandas.DataFrame(state.history).to_csv(partial, index=False)
             best = max(state.history, key=lambda record: record[METRIC])
-            figures = {**record, "best_accuracy": best[METRIC], "best_pearson": best["pearson_mean"],
-                       "best_epoch": best["epoch"]}
+            figures = {**record, "best_accuracy": best[METRIC], "best_gain": best["gain_mean"],
+                       "best_pearson": best["pearson_mean"], "best_epoch": best["epoch"]}
             if state.epoch < plan.num_epochs and time.monotonic() - saved_at < SECONDS_BETWEEN_CHECKPOINTS:
                 tune.report(figures)
                 continue
@@ -115,7 +115,7 @@ class TrialProgress(tune.Callback):
     on_first_result is called once, when the first trial has a result.
     """
 
-    def __init__(self, number_of_trials: int, num_epochs: int, search_dir: str, on_first_result: Callable[[], None]):
+    def __init__(self, number_of_trials: int, num_epochs: int, search_dir: Path, on_first_result: Callable[[], None]):
         self.num_epochs = num_epochs
         self.search_dir = search_dir
         self.on_first_result = on_first_result
@@ -129,13 +129,17 @@ class TrialProgress(tune.Callback):
     def on_trial_complete(self, iteration, trials, trial, **info):
         figures = trial.last_result
         end = "stopped after" if figures["epoch"] < self.num_epochs else "of"
-        self.bar.write(f"{trial}: best accuracy {figures['best_accuracy']:.4f} in epoch {figures['best_epoch']}, "
-                       f"{end} {figures['epoch']}", file=sys.stdout)
+        self.bar.write(f"{trial}: best accuracy {figures['best_accuracy']:.4f}, gain {figures['best_gain']:+.4f}, in "
+                       f"epoch {figures['best_epoch']}, {end} {figures['epoch']}", file=sys.stdout)
         sys.stdout.flush()
         self.bar.update()
 
     def on_trial_error(self, iteration, trials, trial, **info):
-        self.bar.write(f"{trial}: failed twice and left out, see {self.search_dir}/{trial}/error.txt", file=sys.stderr)
+        report = self.search_dir / str(trial) / "error.txt"
+        lines = report.read_text(errors="replace").split("\n") if report.exists() else []
+        reason = next((line.partition("UserError: ")[2] or line for line in reversed(lines) if line.strip()), "")
+        self.bar.write(f"{trial}: failed twice and left out: {printable(reason)[:300]} (see {report})",
+                       file=sys.stderr)
         self.bar.update()
 
     def on_experiment_end(self, trials, **info):

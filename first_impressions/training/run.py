@@ -1,0 +1,190 @@
+"""A training run's folder: its record, checkpoints and logs, and the signals that end it between two steps."""
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pandas
+from torch.utils.data import Dataset
+from torch.utils.tensorboard import SummaryWriter
+
+from first_impressions.common.command_line import leave_closed_terminal
+from first_impressions.common.constants import TRAITS
+from first_impressions.common.device import any_process, is_main_process
+from first_impressions.common.experiment import (
+    SECONDS_BETWEEN_CHECKPOINTS,
+    TRAINING_RECORD,
+    TRAINING_TABLE,
+    finish_replacement,
+)
+from first_impressions.common.files import atomic_write
+from first_impressions.data.labels import quantiles_of
+from first_impressions.data.splits import Split
+from first_impressions.evaluation.logs import log_epoch, log_pictures
+from first_impressions.networks.checkpoint import BEST, LAST, PREVIOUS, Checkpoint
+from first_impressions.networks.network import Architecture
+from first_impressions.networks.settings import Plan, Settings
+from first_impressions.training.loop import TrainingState, check_finite
+
+
+class Stopped(Exception):
+    """Ctrl-C, SIGTERM or SIGHUP came; the state has been saved."""
+
+
+@dataclass
+class StopRequest:
+    """Notes Ctrl-C, SIGTERM and SIGHUP, so that training ends between two steps, with its state saved."""
+    number: int | None = None   # of the signal
+    possible: bool = False      # training has begun, so there is something to save
+
+    @contextlib.contextmanager
+    def listen(self) -> Iterator[None]:
+        """Take the place of the handlers of these signals in this block."""
+        before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+                  if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN}  # ignored under nohup
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number, _):
+        leave_closed_terminal()
+        if number == signal.SIGINT and (self.number or not self.possible):
+            raise KeyboardInterrupt  # nothing to save yet, or asked twice
+        self.number = number
+
+
+@dataclass(frozen=True)
+class Used:
+    """What a training was started with, and --resume must repeat."""
+    model: str
+    num_epochs: int
+    final_run: bool
+    batch_size: int
+    seed: int
+    weights: str
+    val_split: str
+    cache: str
+    precision: str
+    settings: Settings
+    training: str       # name of the split
+    data: str           # its fingerprint
+    processes: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """The content of args.json."""
+    used: Used
+    command: str
+    data_dir: str
+    training_data: str
+    preprocessing: dict
+    versions: dict
+    resumed: bool
+
+
+@dataclass
+class Run:
+    """A training's folder and what is written there."""
+    folder: Path
+    target: Path                # folder, or the one beside the old training's files until the first checkpoint is there
+    architecture: Architecture
+    plan: Plan
+    split: Split
+    record: Record
+    intervals: dict | None = None   # of the scores
+    stop: StopRequest = field(default_factory=StopRequest)
+    writer: SummaryWriter | None = None
+    saved_at: float = field(default_factory=time.monotonic)
+
+    def start(self, dataset: Dataset, input_size: int, saved: dict | None) -> None:
+        """Write args.json and what TensorBoard shows of the start. dataset: the training faces, as the network sees
+        them when they are scaled to its input_size."""
+        record = asdict(self.record)
+        with atomic_write(self.target / TRAINING_RECORD) as partial:
+            partial.write_text(json.dumps(record, indent=2) + "\n")
+        # A kill may have come between a checkpoint and its log: the last epoch is logged anew.
+        self.writer = SummaryWriter(self.target, purge_step=saved["epoch"] if saved else None)
+        if saved and saved["history"]:
+            log_epoch(self.writer, saved["history"][-1])
+        if not saved:
+            used = json.dumps(record["used"], indent=2)
+            self.writer.add_text("command", f"`{self.record.command}`\n\n```\n{used}\n```")
+            log_pictures(self.writer, dataset, input_size, self.plan.seed)
+
+    def checkpoint_of(self, network_state: dict, metrics: dict, epoch: int, training: dict | None = None) -> Checkpoint:
+        """Return the checkpoint of a network's state dict."""
+        return Checkpoint(
+            self.architecture, self.plan.settings, self.split.preprocessing, network_state,
+            {trait: float(self.split.labels[trait].mean()) for trait in TRAITS}, list(self.split.labels.index),
+            sorted(set(self.split.speakers)), self.split.name, epoch, metrics, self.intervals, training,
+            label_quantiles=quantiles_of(self.split.labels),
+            neuroticism_is_stability=self.split.is_chalearn, speaker_regex=self.split.speaker_regex,
+            weights=self.record.used.weights)
+
+    def save(self, state: TrainingState) -> None:
+        """Write the checkpoints; the first ones of a training that replaces another one put it in its place."""
+        check_finite(state)
+        self.saved_at = time.monotonic()
+        if not is_main_process():
+            return
+        if (self.target / LAST).exists():
+            os.replace(self.target / LAST, self.target / PREVIOUS)
+        metrics = state.history[-1] if state.history else {}
+        last = self.checkpoint_of(state.averaged.state_dict(), metrics, state.epoch, state.state_dict())
+        last.save(self.target / LAST)
+        if state.best:
+            epoch = state.best["epoch"]
+            best = self.checkpoint_of(state.best["network"], state.history[epoch - 1], epoch)
+            best.save(self.target / BEST)
+        if self.target != self.folder:
+            self.writer.close()
+            finish_replacement(self.folder)
+            self.target = self.folder
+            self.writer = SummaryWriter(self.target)
+
+    def stop_asked(self, state: TrainingState) -> bool:
+        """Return True in every process as soon as one of them was asked to stop."""
+        self.stop.possible = True
+        return any_process(self.stop.number is not None)
+
+    def after_step(self, state: TrainingState) -> None:
+        """Save where it is time; raises Stopped, with all saved, where a stop was asked for."""
+        if self.stop_asked(state):
+            self.save(state)
+            raise Stopped
+        if time.monotonic() - self.saved_at > SECONDS_BETWEEN_CHECKPOINTS:
+            self.save(state)
+
+    def after_epoch(self, state: TrainingState) -> None:
+        """Save where it is time, then log the epoch; raises Stopped, with all saved, where a stop was asked for."""
+        is_last = state.epoch == self.plan.num_epochs
+        stop = self.stop_asked(state) and not is_last
+        if stop or is_last or time.monotonic() - self.saved_at > SECONDS_BETWEEN_CHECKPOINTS:
+            self.save(state)
+        if is_main_process():
+            self.log(state.history)
+        if stop:
+            raise Stopped
+
+    def log(self, history: list[dict]) -> None:
+        """Write training.csv and the last epoch's record."""
+        record = history[-1]
+        with atomic_write(self.target / TRAINING_TABLE) as partial:
+            pandas.DataFrame(history).to_csv(partial, index=False)
+        log_epoch(self.writer, record)
+        text = f"epoch {record['epoch']}/{self.plan.num_epochs}: loss {record['loss_train']:.5f}"
+        if "accuracy_mean" in record:
+            text += f", {accuracy_of(record)}, Pearson r {record['pearson_mean']:.3f}"
+        print(f"{text}, {record['samples_per_second']:.0f} samples/s", flush=True)
+
+
+def accuracy_of(record: dict) -> str:
+    """Return the accuracy of an epoch's record as text; it never stands without its gain over the constant."""
+    return f"validation accuracy {record['accuracy_mean']:.4f}, gain {record['gain_mean']:+.4f}"
