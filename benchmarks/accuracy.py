@@ -4,7 +4,6 @@
     python benchmarks/accuracy.py PORTRAITS_ZIP... ANNOTATION_PKL WORK_DIR --ablation          what each part gives
     python benchmarks/accuracy.py PORTRAITS_ZIP... ANNOTATION_PKL WORK_DIR --learning-curve
     python benchmarks/accuracy.py PORTRAITS_ZIP... ANNOTATION_PKL WORK_DIR --coverage              of the intervals
-    python benchmarks/accuracy.py PORTRAITS_ZIP... ANNOTATION_PKL WORK_DIR --mirror-images         in which clips
 
 Protocol: by a fixed seed about 500 clips of speakers that appear nowhere else and 1,000 clips at random are set aside
 (the official splits are like the latter: most of their speakers are also in training). The final figures train on the
@@ -42,7 +41,6 @@ from first_impressions.common.command_line import counted, make_parser, positive
 FINAL = {"the recipe": {}, "no row of a person kept (centres)": {"memory": "centres"},
          "pretrained/ (centres, 256 components)": {"memory": "centres", "components": 256},
          "heads alone": {"memory": "none"}}
-FEW = (100, 5, 4, 1)     # faces of a clip
 VARIANTS = {
     **FINAL,
     "regression alone": {"memory_weight": 1.0},
@@ -112,9 +110,6 @@ def parse_args(argv=None):
                       help="gain over the number of training clips and of pictures a clip, on folds")
     kind.add_argument("--coverage", action="store_true",
                       help="how many of the labels lie in the 80 %% intervals, on the clips set aside")
-    kind.add_argument("--mirror-images", action="store_true",
-                      help="gain if only clips of fewer faces are seen with mirror images, on folds; computes the "
-                      "features anew for each number")
     parser.add_argument("--seeds", type=positive_int, default=3, help="trainings of each row")
     return parser.parse_args(argv)
 
@@ -127,19 +122,14 @@ def main(argv=None):
     split = portraits.split
     whole = set_aside(list(split.labels.index), split.speakers.tolist(), SET_ASIDE_SEED)
     kind, folds = "final", [whole] * args.seeds
-    if args.ablation or args.learning_curve or args.mirror_images:
-        kind = "ablation" if args.ablation else "learning_curve" if args.learning_curve else "mirror_images"
+    if args.ablation or args.learning_curve:
+        kind = "ablation" if args.ablation else "learning_curve"
         folds = [set_aside(whole[0], split.speakers.loc[whole[0]].tolist(), seed) for seed in range(1, args.seeds + 1)]
     print(f"{len(folds[0][0])} clips to train on; measured on {len(folds[0][1])} random ones and "
           f"{len(folds[0][2])} of unseen speakers")
     if args.coverage:
         kind = "coverage"
         rows = [show_coverage(name, portraits, whole, changes) for name, changes in FINAL.items()]
-    elif args.mirror_images:
-        rows = []
-        for few in FEW:
-            portraits = load_portraits(args.work_dir, few_faces=few)
-            rows.append(show(f"in clips of fewer than {few} faces", gains(portraits, folds, {})))
     elif args.learning_curve:
         rows = []
         for number in (375, 750, 1500, len(folds[0][0])):

@@ -15,9 +15,8 @@ from first_impressions.common.constants import ANNOTATION_FILES
 from first_impressions.common.device import Machine, pick_device, seed_everything
 from first_impressions.data.splits import Split, load_split
 from first_impressions.evaluation.metrics import measure, scores_of_clips
-from first_impressions.networks.network import FEW_FACES, build_network
+from first_impressions.networks.network import build_network
 from first_impressions.networks.settings import Plan, Settings, resolve_settings, settle_memory
-from first_impressions.training import feature_cache
 from first_impressions.training.conformal import calibrate
 from first_impressions.training.inputs import ClipRows, make_source, score_rows
 from first_impressions.training.loop import fit, start_training
@@ -134,13 +133,11 @@ def measure_part(network, portraits: Portraits, clips: list[str], constant: pand
     return measure(samples.split.labels.loc[scores.index], scores, constant, samples.split.speakers).loc["mean"]
 
 
-def load_portraits(work_dir: Path, faces_a_clip: int | None = None, few_faces: int | None = None) -> Portraits:
+def load_portraits(work_dir: Path, faces_a_clip: int | None = None) -> Portraits:
     """Return all portraits that have a face, with their rows, from the data folder that prepare_data made.
 
-    faces_a_clip: at most this many faces of each clip, the first ones; None: all. few_faces: clips of fewer are seen
-    with mirror images, instead of FEW_FACES.
+    faces_a_clip: at most this many faces of each clip, the first ones; None: all.
     """
-    feature_cache.FEW_FACES = few_faces or FEW_FACES
     split = load_split(work_dir, "train")
     split = split.only(split.faces["clip"], "portraits")
     if faces_a_clip:

@@ -155,12 +155,12 @@ def measure_forward(split: Split, model: str) -> tuple:
     network.eval()
     network.to(memory_format=torch.contiguous_format)
     network.compute_dtype = None
-    _, plain = score_clip(network, [chips], len(chips))
-    baseline = seconds_of(lambda: score_clip(network, [chips], len(chips)), repeat=3)
+    _, plain = score_clip(network, [chips])
+    baseline = seconds_of(lambda: score_clip(network, [chips]), repeat=3)
     network.to(memory_format=torch.channels_last)
     network.compute_dtype = autocast_dtype("auto", torch.device("cpu"))
-    _, ours = score_clip(network, [chips], len(chips))
-    fast = seconds_of(lambda: score_clip(network, [chips], len(chips)), repeat=3)
+    _, ours = score_clip(network, [chips])
+    fast = seconds_of(lambda: score_clip(network, [chips]), repeat=3)
     pictures = 2 * len(chips)   # with the mirror images
     print(f"forward pass, {model}: {pictures / baseline:.0f} -> {pictures / fast:.0f} pictures/s in "
           f"{network.compute_dtype or 'float32'}, largest difference of a score {np.abs(plain - ours).max():.4f}")

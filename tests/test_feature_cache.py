@@ -16,7 +16,6 @@ from dataset import FaceDataset
 from first_impressions.common.device import Machine
 from first_impressions.data.chips import read_chip
 from first_impressions.data.splits import load_split
-from first_impressions.networks.network import FEW_FACES
 from first_impressions.training import feature_cache, inputs
 from first_impressions.training.feature_cache import StoredFeatures, features_of_dataset
 from first_impressions.training.inputs import ClipRows
@@ -54,7 +53,7 @@ def test_rows_of_clips_are_means_reused_and_made_anew(tmp_path):
         return rows_of(load_split(data, "train"), network, "test weights 1", MACHINE)
 
     first, split = rows(), load_split(data, "train")
-    assert calls == [15, 15] and len(first) == 5 and first.faces.tolist() == [3] * 5
+    assert calls == [15] and len(first) == 5 and first.faces.tolist() == [3] * 5
     numbers = np.arange(5)
     values = first.features(numbers), first.features(numbers, form=1)
     chips = {clip: torch.stack([read_chip(path, 224) for path in faces["path"]])
@@ -62,15 +61,15 @@ def test_rows_of_clips_are_means_reused_and_made_anew(tmp_path):
     assert torch.allclose(values[0], torch.stack([mean_colour(chips[clip]).mean(0) for clip in first.clips]), atol=1e-4)
     assert torch.allclose(values[1], torch.stack([mean_colour(chips[clip])[1] for clip in first.clips]), atol=1e-4)
     rows()
-    assert calls == [15, 15]  # from the disk
+    assert calls == [15]  # from the disk
     os.utime(split.faces["path"][0], ns=(1, 1))
     rows()
-    assert calls == [15, 15, 3, 3]  # the clip of which a face changed
+    assert calls == [15, 3]  # the clip of which a face changed
     path, = (data / "train" / "features").glob("*.sqlite")
     for size in (200, 10_000):
         path.write_bytes(path.read_bytes()[:size])
         again = rows()
-        assert calls[-2:] == [15, 15]  # a truncated cache is made anew
+        assert calls.pop() == 15  # a truncated cache is made anew
     assert torch.equal(values[0], again.features(numbers)) and torch.equal(values[1], again.features(numbers, form=1))
     uncached = rows_of(split, network, "test weights 1", dataclasses.replace(MACHINE, cache="off"))
     assert torch.equal(values[0], uncached.features(numbers)) and list(uncached.clips) == list(first.clips)
@@ -83,7 +82,7 @@ def test_interrupted_rows_go_on(tmp_path, monkeypatch):
     split, seen = load_split(data, "train"), []
 
     def network(chips):
-        if len(seen) == 8:
+        if len(seen) == 4:
             seen.append("killed")
             raise KeyboardInterrupt
         seen.append(len(chips))
@@ -92,7 +91,7 @@ def test_interrupted_rows_go_on(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         rows_of(split, network, "key", MACHINE, 4)
     rows = rows_of(split, network, "key", MACHINE, 4)
-    assert seen[:9] == [4] * 8 + ["killed"] and sum(seen[9:]) == 2 * (27 - 15)  # five clips of three faces were written
+    assert seen[:5] == [4, 4, 4, 4, "killed"] and sum(seen[5:]) == 27 - 15  # five clips of three faces were written
     whole = rows_of(split, mean_colour, "key", dataclasses.replace(MACHINE, cache="off"))
     assert torch.equal(rows.features(np.arange(9)), whole.features(np.arange(9))) and rows.faces.tolist() == [3] * 9
 
@@ -107,23 +106,6 @@ def test_cached_rows_run_no_code(tmp_path):
     cache, mark = next((data / "train" / "features").glob("*.sqlite")), tmp_path / "it_ran"
     np.save(cache, np.array([Touch(mark)], dtype=object), allow_pickle=True)
     assert len(rows()) == 3 and not mark.exists()  # refused and made anew
-
-
-@pytest.mark.parametrize("faces, is_few", [(FEW_FACES - 1, True), (FEW_FACES, False)])
-def test_mirror_images_of_few_faces_are_seen(tmp_path, faces, is_few):
-    """Of a clip of few faces all, of a clip of more the one that stands for one face alone."""
-    def left_half(chips):
-        calls.append(len(chips))
-        return chips[:, :, :, :112].float().mean((2, 3))
-
-    split, calls = load_split(write_chips(tmp_path / "data", {"train": 3}, faces_a_clip=faces), "train"), []
-    rows = rows_of(split, left_half, "key", MACHINE)
-    assert sum(calls) == 3 * (2 * faces if is_few else faces + 1)
-    chips = torch.stack([read_chip(path, 224) for path in split.faces["path"]])
-    plain, mirrored = (left_half(some).unflatten(0, (3, faces)) for some in (chips, chips.flip(-1)))
-    both, numbers = (plain + mirrored) / 2, np.arange(3)
-    assert torch.allclose(rows.features(numbers), (both if is_few else plain).mean(1), atol=1e-4)
-    assert torch.allclose(rows.features(numbers, form=1), both[:, faces // 2], atol=1e-4)
 
 
 def test_only_new_and_changed_clips_are_computed(run, tmp_path, monkeypatch):
@@ -144,7 +126,7 @@ def test_only_new_and_changed_clips_are_computed(run, tmp_path, monkeypatch):
         assert status == 0, errors
         return sum(seen)
 
-    assert faces_of_training("first") == 2 * 64    # and their mirror images
+    assert faces_of_training("first") == 64
     assert faces_of_training("speakers", "false", "--val-split", "speaker") == 0
     assert faces_of_training("final", "true") == 0
     more = write_chips(tmp_path / "more", {"train": 5}, faces_a_clip=3, seed=1)
@@ -155,7 +137,7 @@ def test_only_new_and_changed_clips_are_computed(run, tmp_path, monkeypatch):
         path.rename(data / "train" / "faces" / path.name.replace("speaker", "another"))
     changed, *_, removed = sorted((data / "train" / "faces").glob("speaker*"))
     os.utime(changed, ns=(1, 1))
-    assert faces_of_training("more", "true") == 2 * (15 + 2)
+    assert faces_of_training("more", "true") == 15 + 2
     for path in removed.parent.glob(removed.name.split("__frame_")[0] + "*"):
         path.unlink()
     assert faces_of_training("fewer", "true") == 0
@@ -203,6 +185,6 @@ def test_a_kill_leaves_what_was_written_and_others_read_meanwhile(tmp_path):
         return mean_colour(chips)
 
     rows = rows_of(split, count, "key", MACHINE)
-    assert 0 < sum(seen) <= 2 * 4 * (60 - found.sum())
+    assert 0 < sum(seen) <= 4 * (60 - found.sum())
     whole = rows_of(split, mean_colour, "key", dataclasses.replace(MACHINE, cache="off"))
     assert torch.equal(rows.features(np.arange(60)), whole.features(np.arange(60)))

@@ -13,6 +13,7 @@ import export
 import train
 from conftest import REPOSITORY, signals_kept
 from first_impressions.common.constants import TRAITS
+from first_impressions.data.labels import SPEAKER_REGEX
 from first_impressions.data.official_clips import official_clips
 from first_impressions.networks.checkpoint import load_checkpoint
 from first_impressions.networks.gaussian_process import LEAST_CLIPS, LEAST_SPEAKERS
@@ -40,7 +41,7 @@ def test_shipped_model_keeps_nobody():
     assert len(state["memory.points"]) >= 100 and state["memory.descriptors"].numel() == 0
     # No tensor has a row for each of the 6,000 clips or 2,624 speakers.
     assert max(max(value.shape, default=0) for value in state.values()) == 8448
-    known = {"FaceResNet29_v1.0", "centres", "dlib", *TRAITS}
+    known = {"FaceResNet29_v1.0", "face_resnet29", "l1", "l2", "centres", "dlib", SPEAKER_REGEX, *TRAITS}
     assert [name for name in names_in({key: value for key, value in content.items() if key != "preprocessing"})
             if name not in known] == ["train"]
     assert len(checkpoint.label_quantiles["openness"]) == 101 and checkpoint.intervals is not None

@@ -26,8 +26,6 @@ from first_impressions.networks.settings import MEMORY_WEIGHTS, Settings
 from first_impressions.networks.weights import check_state, load_backbone_weights
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Clips of fewer faces are seen with their mirror images, too, which double the time. See docs/accuracy.md.
-FEW_FACES = 5
 
 
 # ---------------------------------------------------------------- backbones and architectures
@@ -193,14 +191,14 @@ class PersonalityNetwork(nn.Module):
         return (1 - self.memory_weight) * scores + self.memory_weight * self.memory(rows)
 
     def features_of_both(self, chips: torch.Tensor) -> torch.Tensor:
-        """Return the features 2 x B x F of uint8 chips B x 3 x H x W and of their mirror images."""
-        return self.features(torch.cat([chips, chips.flip(-1)])).unflatten(0, (2, len(chips)))
+        """Return the features B x F of uint8 chips B x 3 x H x W, each the mean of the chip and its mirror image."""
+        return self.features(torch.cat([chips, chips.flip(-1)])).unflatten(0, (2, len(chips))).mean(0)
 
     def scores_of_faces(self, chips: torch.Tensor) -> torch.Tensor:
         """Return the scores B x 5 of uint8 chips, each of the chip and its mirror image: of a frozen
         network the score of their mean features, of a trained one the mean of their scores."""
         if self.frozen:
-            return self(self.represent(self.features_of_both(chips).mean(0)))
+            return self(self.represent(self.features_of_both(chips)))
         return self(torch.cat([chips, chips.flip(-1)])).unflatten(0, (2, len(chips))).mean(0)
 
 

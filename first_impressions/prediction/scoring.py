@@ -26,7 +26,7 @@ from first_impressions.extraction.frames import FrameSettings, number_of_pieces,
 from first_impressions.jobs.target_folder import find_files
 from first_impressions.jobs.worker_pool import map_files
 from first_impressions.networks.checkpoint import Intervals, load_experiment
-from first_impressions.networks.network import FEW_FACES, PersonalityNetwork
+from first_impressions.networks.network import PersonalityNetwork
 from first_impressions.prediction.tables import HALF_WIDTHS, HIGHS, LOWS, PERCENTILES, SPREADS, columns_of
 
 SUFFIXES = CLIP_SUFFIXES | PICTURE_SUFFIXES
@@ -81,21 +81,19 @@ class FileScores:
 
 
 @torch.inference_mode()
-def score_clip(network: PersonalityNetwork, batches: Iterable[torch.Tensor],
-               number_of_faces: int) -> tuple[np.ndarray, np.ndarray]:
+def score_clip(network: PersonalityNetwork, batches: Iterable[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
     """Return (scores of the clip, 5, scores of each face, N x 5), float32 in [0, 1], of batches of uint8 chips
     B x 3 x H x W on the network's device.
 
-    A frozen network scores the mean features of the faces, in clips of few faces also of their mirror images, and each
-    face with its mirror image. A trained one scores each face so, and the mean is the clip's.
+    A frozen network scores the mean features of the faces and their mirror images; a trained one scores each face with
+    its mirror image, and the mean is the clip's.
     """
     total, of_faces = 0.0, []
     for chips in batches:
         if network.frozen:
-            of_both = network.features_of_both(chips)
-            features = of_both.mean(0) if number_of_faces < FEW_FACES else of_both[0]
+            features = network.features_of_both(chips)
             total = total + features.cpu().double().sum(0, keepdim=True)
-            of_faces.append(network(network.represent(of_both.mean(0))))
+            of_faces.append(network(network.represent(features)))
         else:
             of_faces.append(network.scores_of_faces(chips))
     of_faces = torch.cat(of_faces)
@@ -139,8 +137,7 @@ class Scorer:
             rows = []
             for part in np.unique(piece[faces.person == person]):
                 places = np.flatnonzero((faces.person == person) & (piece == part))
-                scores, faces.scores[places] = score_clip(self.network, self._batches(found.chips, chips[places]),
-                                                          len(places))
+                scores, faces.scores[places] = score_clip(self.network, self._batches(found.chips, chips[places]))
                 rows.append(self._row(path, found, faces, places, scores))
                 if number > 1:
                     bounds = found.length / number * np.array([part, part + 1])

@@ -1,10 +1,10 @@
 """Clip-level features of a frozen backbone, computed once and cached on disk.
 
 Each faces folder has one SQLite file per backbone in <split>/features/, with one record per clip: the mean of the
-features of all its faces, in clips of few faces also of their mirror images, the features of one face and its mirror
-image, the number of faces and a stamp of the face files. Any split or selection of clips reads from it, and only clips
-that are new or whose faces changed are computed. Deleting the file costs only time. With a Ray cluster the faces are
-computed there, and only records come back; all machines must then see the data folder under one path.
+features of all its faces and their mirror images, the features of one face and its mirror image, the number of faces
+and a stamp of the face files. Any split or selection of clips reads from it, and only clips that are new or whose faces
+changed are computed. Deleting the file costs only time. With a Ray cluster the faces are computed there, and only
+records come back; all machines must then see the data folder under one path.
 
 SQLite rather than LMDB, HDF5 or zarr: it comes with every Python, a kill at any moment leaves the last commit whole,
 several processes may read while one writes, which LMDB does not do on network disks, and reading takes 1.4 times as
@@ -31,7 +31,6 @@ from first_impressions.common.command_line import UserError, counted, printable,
 from first_impressions.common.device import Machine, pick_device, send
 from first_impressions.data.chips import chip_loader, row_batches
 from first_impressions.data.splits import Split, stamp_of_files
-from first_impressions.networks.network import FEW_FACES
 
 BATCH_SIZE = 32         # on a CPU 7 % faster than 64
 SECONDS_BETWEEN_COMMITS = 3.0
@@ -106,7 +105,7 @@ def _in_memory(job):
 
 def _stored(folder, job, key):
     """Return (StoredFeatures of the job's clips, numbers of faces). Computes what is missing."""
-    text = f"{key}, chips of {job.split.preprocessing['size']} px, mirrored in clips of fewer than {FEW_FACES} faces"
+    text = f"{key}, chips of {job.split.preprocessing['size']} px"
     path = folder / f"{key.split()[0]}_{job.machine.cache}_{hashlib.sha256(text.encode()).hexdigest()[:16]}.sqlite"
     folder.mkdir(parents=True, exist_ok=True)
     stored, wanted = StoredFeatures(path, job.machine.cache), names_and_stamps(job.faces)
@@ -213,20 +212,17 @@ def _records(job) -> Iterator[tuple[int, np.ndarray | None, np.ndarray | None]]:
 def _blocks(job):
     """Yield (records of the next clips, faces read) for all clips of a job, in batches of faces."""
     open_clips, first_open = {}, 0     # clips of which more faces may come
-    is_few, middle = (np.diff(job.first_face) < FEW_FACES)[job.codes], (job.first_face[:-1] + job.first_face[1:]) // 2
-    is_middle = np.isin(np.arange(len(job.codes)), middle)
+    middle = (job.first_face[:-1] + job.first_face[1:]) // 2
     of_job = replace(job.split, faces=job.faces.reset_index(drop=True))
     batches = row_batches(len(job.faces), job.batch_size)
     loader = chip_loader(job.dataset_of(of_job), batches, job.machine.num_workers, job.machine.device)
     for batch, (chips, rows) in zip(batches, loader):
-        rows = rows.numpy()
-        features, of_both = _features(job, chips, is_few[rows] | is_middle[rows]) if len(rows) else ((), ())
-        for row, feature, of_face in zip(rows, features, of_both):
+        features = job.backbone(send(chips, job.machine.device)).float().cpu().numpy() if len(rows) else ()
+        for row, feature in zip(rows.tolist(), features):
             code = job.codes[row]
-            total, faces, alone = open_clips.get(code, (0.0, 0, of_face))
-            total = total + (of_face if is_few[row] else feature).astype(np.float64)
+            total, faces, alone = open_clips.get(code, (0.0, 0, feature))
             # The face in the middle of the clip stands for one face alone; if it cannot be read, one before it.
-            open_clips[code] = total, faces + 1, of_face if row <= middle[code] else alone
+            open_clips[code] = total + feature.astype(np.float64), faces + 1, feature if row <= middle[code] else alone
         complete = job.codes[batch[-1] + 1] if batch[-1] + 1 < len(job.codes) else len(job.clips)
         records = []
         for code in range(first_open, complete):
@@ -234,17 +230,6 @@ def _blocks(job):
             records.append((faces, (total / faces).astype(np.float32) if faces else None, alone))
         first_open = complete
         yield records, len(batch)
-
-
-def _features(job, chips, mirrored):
-    """Return features of chips, float32 B x F, and the same as means with the mirror image if mirrored, bool B."""
-    chips = send(chips, job.machine.device)
-    features = job.backbone(chips).float().cpu().numpy()
-    of_both = features.copy()
-    if mirrored.any():
-        flipped = chips[send(torch.from_numpy(mirrored), chips.device)].flip(-1)
-        of_both[mirrored] = (features[mirrored] + job.backbone(flipped).float().cpu().numpy()) / 2
-    return features, of_both
 
 
 # ---------------------------------------------------------------- on a Ray cluster

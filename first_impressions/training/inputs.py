@@ -118,7 +118,7 @@ class ClipRows:
 
 def features_of_chips(network: PersonalityNetwork, chips: torch.Tensor) -> torch.Tensor:
     """Return the features B x F of uint8 chips B x 3 x H x W on any device, to which the network is moved."""
-    return network.to(chips.device).features(chips)
+    return network.to(chips.device).features_of_both(chips)
 
 
 def make_source(network: PersonalityNetwork, dataset: Dataset, machine: Machine) -> FaceChips | ClipRows:
