@@ -288,7 +288,7 @@ def test_search_killed_resumed_and_used(run_script, run, chip_data, tmp_path):
     trials = pandas.read_csv(folder / "trials.csv")
     ended = trials["status"].replace("stopped early", "finished")  # ASHA stops whichever of the two is behind
     assert sorted(zip(trials["lr"], ended)) == [(1e-3, "finished"), (2e-3, "finished"), (1e30, "failed")]
-    assert "1 failed, 0 are unfinished" in result.stdout and "smaller --lr" in result.stderr
+    assert "1 failed, 0 are unfinished" in result.stdout and "failed twice and left out" in result.stderr
     assert "3 trials, 1 with each" in result.stderr  # of the grid
     assert result.stdout.count(", gain ") == result.stdout.count("accuracy 0.") == trials["best_gain"].count() + 1
     # The best over all epochs, as the trial's own log says.
