@@ -93,8 +93,8 @@ def test_every_way_in_finds_the_same_faces(scores, tmp_path, run):
             # A clip's faces are searched near the one before: a box may be a step of the detector's sizes off.
             if overlap(boxes[f"{frame}.jpg"], box) < 0.5 or np.abs(chips[0] - chips[1]).mean() > 15:
                 others.append(frame)
-    # In a few frames dlib takes a patch of the space suit for a face as large as the real one.
-    assert count > 130 and len(others) <= 4, others
+    # dlib also takes a patch of the space suit for a face as large as the real one, with a score a little over 0.
+    assert count > 130 and not others, others
 
 
 def test_the_page_scores_foreign_files(long_run):

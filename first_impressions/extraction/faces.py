@@ -37,6 +37,7 @@ from first_impressions.extraction.detectors import (
     FINEST_SIDE,
     PADDING,
     SMALLEST_BOX,
+    Box,
     FoundFace,
     Models,
     align_face,
@@ -61,6 +62,16 @@ HEIC_BRANDS = frozenset([b"avif", b"avis", b"heic", b"heim", b"heis", b"heix", b
 # one.
 COARSE_SEARCHES = ((320, False, 0.5), (480, False, 0.3), (640, True, 0.15))
 WEAK_SCORE = -0.2
+# The part of a picture that is searched around a place where a face is expected: how many times as wide as the face,
+# and how wide in pixels the face becomes in it (the detector's smallest face is 80). Chosen on 600 frames of 20 clips.
+REGION = 1.6
+FACE_WIDTH = 88
+# Beside a face of at least CLEAR_SCORE one with a lower score counts if it is also seen at another scale: in one of
+# these widths with at least this score. A patch of cloth that the detector takes for a face has 0 to 0.2 at one scale
+# and at most 0.19 in these; the true faces of 20 clips with a low score beside a clear one have 0.4 and more.
+CLEAR_SCORE = 0.5
+OTHER_WIDTHS = (84, 96)
+SEEN_AGAIN_SCORE = 0.3
 
 Image.MAX_IMAGE_PIXELS = None  # the limit here is checked on the header, before anything is decoded
 cv2.setNumThreads(1)
@@ -114,12 +125,41 @@ def search_faces(picture: np.ndarray, models: Models, find_all: bool = False, fi
         found = models.detector.find(resized(searched, 1 / scale) if scale > 1 else searched, WEAK_SCORE, scale)
         if found and max(face.confidence for face in found) >= least_score:
             # A weak one beside a clear one is noise, mostly.
-            return Search([face for face in found if face.confidence >= 0],
+            return Search(true_faces(picture, [face for face in found if face.confidence >= 0], models),
                           [face for face in found if face.confidence < 0], SMALLEST_BOX * scale)
         if found and any(found[0].box.overlap(earlier.box) > 0.5 for earlier in weak):
             return Search(found[:1], found[1:], SMALLEST_BOX * scale)
         weak += found[:1]
-    return Search(models.detector.find_finest(picture, finest_width), [], finest_width)
+    return Search(finest_faces(picture, models, finest_width), [], finest_width)
+
+
+def finest_faces(picture: np.ndarray, models: Models, width: float = 0.0) -> list[FoundFace]:
+    """Return the true faces of at least a width in pixels that the finest search has, the largest first."""
+    return true_faces(picture, models.detector.find_finest(picture, width), models)
+
+
+def true_faces(picture: np.ndarray, faces: list[FoundFace], models: Models) -> list[FoundFace]:
+    """Return the faces without those that have a low score beside a clear one and are not seen at another scale."""
+    if max((face.confidence for face in faces), default=0.0) < CLEAR_SCORE:
+        return faces
+    return [face for face in faces if face.confidence >= CLEAR_SCORE or any(
+        near.box.overlap(face.box) > 0.4 for width in OTHER_WIDTHS
+        for near in faces_near(picture, face.box, models, width, SEEN_AGAIN_SCORE))]
+
+
+def faces_near(picture: np.ndarray, box: Box, models: Models, width: int = FACE_WIDTH,
+               least_score: float = 0.0) -> list[FoundFace]:
+    """Return the faces around a box, the largest first: one fast search, in grey, in which a face as large as the box
+    is `width` pixels wide."""
+    (x, y), reach = box.centre, round(REGION * box.width / 2)
+    left, top = max(0, x - reach), max(0, y - reach)
+    region = picture[top:max(0, y + reach), left:max(0, x + reach)]
+    if not region.size:  # the clip's pictures have become smaller
+        return []
+    scale = width / box.width
+    region = resized(cv2.cvtColor(region, cv2.COLOR_RGB2GRAY), scale)
+    return [face._replace(box=face.box.moved(left, top))
+            for face in models.detector.find(region, least_score, 1 / scale)]
 
 
 def faces_from_width(picture: np.ndarray, models: Models, width: float) -> list[FoundFace]:

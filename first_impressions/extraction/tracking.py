@@ -4,15 +4,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from first_impressions.extraction.detectors import PYRAMID_STEP, Box, FoundFace, Models, resized
-from first_impressions.extraction.faces import faces_from_width, search_faces
+from first_impressions.extraction.detectors import PYRAMID_STEP, Box, FoundFace, Models
+from first_impressions.extraction.faces import faces_from_width, faces_near, finest_faces, search_faces
 
-# The part of a frame that is searched first: how many times as wide as the face of the earlier frame, how wide in
-# pixels that face becomes in it (dlib's smallest face is 80), and the score from which a face found there ends the
-# search. Chosen on 600 frames of 20 clips.
-REGION = 1.6
-FACE_WIDTH = 88
-LEAST_SCORE = 0.0
 # In another scene the largest face may be elsewhere. Two frames show one scene where their thumbnails differ by no more
 # than this, in grey levels on average: of frames of one clip 98 in 100 do, frames of different clips differ by 38 and
 # more.
@@ -62,10 +56,10 @@ class FaceTracker:
         if before is not None and np.abs(thumbnail - before.thumbnail).mean() > SAME_SCENE:
             before = None
         if before is not None and before.is_alone:
-            face = _find_near(picture, before.face, self.models)
-            if face is not None:
-                self.sightings[index] = Sighting(face.box, True, thumbnail)
-                return [face]
+            found = faces_near(picture, before.face, self.models)
+            if len(found) == 1:
+                self.sightings[index] = Sighting(found[0].box, True, thumbnail)
+                return found
         # Where several people were seen once, one may only be hidden.
         is_alone = before is None or before.is_alone
         faces = [] if is_alone else _settle(picture, [before.face.width], self.models)
@@ -102,20 +96,7 @@ def _settle(picture: np.ndarray, widths: list[int], models: Models) -> list[Foun
     Of several widths the first one is taken at which there are any; the list is empty where there are none.
     """
     for width in widths:
-        found = models.detector.find_finest(picture, NEAR_SIZE * width)
+        found = finest_faces(picture, models, NEAR_SIZE * width)
         if found:
             return found
     return []
-
-
-def _find_near(picture: np.ndarray, face: Box, models: Models) -> FoundFace | None:
-    """Return the face at the place of an earlier frame's, None where there is not one clear one."""
-    (x, y), reach = face.centre, round(REGION * face.width / 2)
-    left, top = max(0, x - reach), max(0, y - reach)
-    region = picture[top:max(0, y + reach), left:max(0, x + reach)]
-    if not region.size:  # the clip's pictures have become smaller
-        return None
-    scale = FACE_WIDTH / face.width
-    region = resized(cv2.cvtColor(region, cv2.COLOR_RGB2GRAY), scale)
-    found = models.detector.find(region, LEAST_SCORE, 1 / scale)
-    return found[0]._replace(box=found[0].box.moved(left, top)) if len(found) == 1 else None
