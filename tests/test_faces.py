@@ -10,8 +10,10 @@ import pytest
 
 import extract_faces_from_frames
 from conftest import REPOSITORY
-from first_impressions.extraction.detectors import Box, find_predictor, load_models
-from first_impressions.extraction.faces import find_faces, read_picture
+from first_impressions.extraction.detectors import Box, face_size, find_predictor, load_models
+from first_impressions.extraction.faces import find_faces, read_picture, with_further_faces
+from first_impressions.extraction.frames import earlier_frames
+from first_impressions.extraction.tracking import FaceTracker
 from make_media import portrait
 
 SCRIPT = "pre-processing/extract_faces_from_frames.py"
@@ -111,10 +113,38 @@ def test_all_faces_and_workers(frames, tmp_path, run):
 
 def test_a_folder_of_many_faces(models):
     picture = scene(*[(20 + 210 * column, 10 + 175 * row, 170) for row in range(4) for column in range(6)])
-    faces = find_faces(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), models, find_all=True)
+    picture = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+    faces = find_faces(picture, models, find_all=True)
     assert len(faces) == 24 and all(face.confidence > 0 for face in faces)
-    areas = [face.box.area for face in faces]
-    assert areas == sorted(areas, reverse=True)
+    sizes = [face_size(picture, face.box) for face in faces]  # all within a step of the detector
+    assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize("size, ratio", [(330, 0.95), (330, 0.9), (600, 0.95), (420, 0.85), (520, 0.8)])
+def test_the_largest_of_faces_of_nearly_one_size(models, size, ratio):
+    # The detector's boxes come in steps of a fifth: most of these pairs have boxes of one width.
+    for sizes in ((size, round(ratio * size)), (round(ratio * size), size)):
+        picture = cv2.cvtColor(scene((10, 40, sizes[0]), (650, 60, sizes[1])), cv2.COLOR_BGR2RGB)
+        faces = find_faces(picture, models)
+        assert (faces[0].box.centre[0] < 640) == (sizes[0] > sizes[1])
+
+
+def test_all_faces_have_the_boxes_of_the_largest_alone(models):
+    tracker = FaceTracker(models, earlier_frames("clip", range(3), 0))
+    for index in range(3):
+        picture = cv2.cvtColor(scene((10 + 9 * index, 40, 600), (700, 100, 180)), cv2.COLOR_BGR2RGB)
+        for largest in (find_faces(picture, models), tracker.find_faces(index, picture)):
+            faces = with_further_faces(picture, largest, models)
+            assert faces[0] == largest[0] and len(faces) == 2
+        assert find_faces(picture, models, find_all=True)[0] == find_faces(picture, models)[0]
+
+
+@pytest.mark.parametrize("width", [1280, 2100])
+def test_small_faces_in_large_pictures(models, width):
+    faces = ((900, 300, 90), (300, 500, 110))  # of 37 and 45 pixels; two tiles have the first one
+    picture = cv2.cvtColor(scene(*faces, width=width, height=720), cv2.COLOR_BGR2RGB)
+    found = find_faces(picture, models)
+    assert [face.box.left // 100 for face in found] == [3, 9] and all(36 <= face.box.width < 60 for face in found)
 
 
 @pytest.mark.parametrize("size", [600, 300, 120])

@@ -12,7 +12,14 @@ import numpy as np
 from first_impressions.common.command_line import UserError
 from first_impressions.common.constants import CLIP_SUFFIXES, NO_FACE, clip_stem, face_name, frame_name
 from first_impressions.extraction.detectors import Box, FoundFace, align_face, load_models
-from first_impressions.extraction.faces import CropSettings, encode_jpeg, find_faces, read_picture, write_chips
+from first_impressions.extraction.faces import (
+    CropSettings,
+    encode_jpeg,
+    find_faces,
+    read_picture,
+    with_further_faces,
+    write_chips,
+)
 from first_impressions.extraction.frames import (
     FrameSettings,
     check_clip_name,
@@ -48,15 +55,14 @@ def find_clip_faces(path: str, packets: Packets, frames: FrameSettings, crop: Cr
 
     def pick_with_lineage(chosen):
         picked = pick(chosen)
-        if crop.find_all:  # each frame is searched whole
-            return picked
         # Set by the first call; a frame that replaces one that cannot be decoded learns from none.
         tracker.earlier = tracker.earlier or earlier_frames(clip_stem(path), chosen, frames.seed)
         further = set().union(*map(tracker.lineage, picked))
         return picked | {index for index in further if index not in without_face}
 
     def search(index, picture):
-        return find_faces(picture, tracker.models, True) if crop.find_all else tracker.find_faces(index, picture)
+        faces = tracker.find_faces(index, picture)
+        return with_further_faces(picture, faces, tracker.models) if crop.find_all else faces
 
     for portion in _portions(read_chosen(path, packets, frames, pick_with_lineage, "rgb24")):
         yield from [FrameFaces(index, picture, search(index, picture)) for index, picture in portion]

@@ -15,12 +15,15 @@ from first_impressions.common.files import packaged_model
 from first_impressions.jobs.worker_pool import heartbeat
 
 PADDING = 0.5
-# The finest search is at full size with one upsampling, as far as that is not over this longest side.
+# The finest search is at full size with one upsampling, as far as that is not over this longest side. Pictures of more
+# than half of it are searched at full size, then in tiles of twice the size: memory stays a third.
 FINEST_SIDE = 4096
+TILE = 1024
 # The detector gives the boxes of the smallest faces this width in pixels, and those of larger ones this width times a
 # power of PYRAMID_STEP.
 SMALLEST_BOX = 72
 PYRAMID_STEP = 6 / 5
+SAME_FACE = 0.4     # overlap of two boxes of one face, at least
 
 
 class Box(NamedTuple):
@@ -128,6 +131,25 @@ class HogDetector:
             found.append(FoundFace(_box(doubling.rect_down(box, upsampling)).scaled(scale), score))
         return _largest_first(found)
 
+    def find_small(self, picture: np.ndarray) -> list[FoundFace]:
+        """Return the faces of a picture that are too small for its finest search without upsampling, with their scores
+        in the picture at twice the size; none if that search has an upsampling."""
+        scale = max(1.0, max(picture.shape[:2]) / FINEST_SIDE)
+        if 2 * max(picture.shape[:2]) <= FINEST_SIDE:
+            return []
+        picture = resized(picture, 1 / scale) if scale > 1 else picture
+        shared = 2 * SMALLEST_BOX  # by two tiles: each small face is whole in one of them
+        found = []
+        for top in range(0, max(1, picture.shape[0] - shared), TILE):
+            for left in range(0, max(1, picture.shape[1] - shared), TILE):
+                tile = resized(picture[top:top + TILE + shared, left:left + TILE + shared], 2)
+                found += [face._replace(box=face.box.moved(left, top)) for face in self.find(tile, 0.0, 0.5)
+                          if face.box.width <= SMALLEST_BOX]
+        found.sort(key=lambda face: -face.confidence)
+        faces = [face for place, face in enumerate(found)
+                 if all(face.box.overlap(better.box) < SAME_FACE for better in found[:place])]
+        return _largest_first(face._replace(box=face.box.scaled(scale)) for face in faces)
+
 
 def _largest_first(faces):
     return sorted(faces, key=lambda face: -face.box.area)
@@ -152,11 +174,14 @@ def find_predictor(predictor_path: str | os.PathLike | None = None) -> str:
     return os.fspath(predictor_path)
 
 
-@functools.lru_cache(maxsize=1)
 def load_predictor(predictor_path: str | os.PathLike | None = None) -> dlib.shape_predictor:
     """Return a landmark predictor (5 or 68 points; default the 5-point one). Raises UserError for a missing file or one
     that is no landmark model."""
-    path = find_predictor(predictor_path)
+    return _load_predictor(find_predictor(predictor_path))
+
+
+@functools.lru_cache(maxsize=2)
+def _load_predictor(path):
     try:
         predictor = dlib.shape_predictor(path)
     except RuntimeError as error:
@@ -173,7 +198,16 @@ def load_models(predictor_path: str | os.PathLike | None = None) -> Models:
     return Models(HogDetector(), load_predictor(predictor_path))
 
 
-# ---------------------------------------------------------------- aligning
+# ---------------------------------------------------------------- landmarks
+
+def face_size(picture: np.ndarray, box: Box) -> float:
+    """Return the width in pixels of the face in a box, by the 5-point landmarks: finer than the steps of boxes.
+
+    It is that of the mean face that fits the landmarks best, as for chips. picture: uint8 RGB array H x W x 3.
+    """
+    landmarks = load_predictor()(picture, dlib.rectangle(*box))
+    return dlib.get_face_chip_details(landmarks, size=100, padding=0.0).rect.width()
+
 
 def align_face(picture: np.ndarray, box: Box, models: Models, size: int = FACE_SIZE,
                padding: float = PADDING) -> np.ndarray:

@@ -36,11 +36,13 @@ from first_impressions.common.constants import (
 from first_impressions.extraction.detectors import (
     FINEST_SIDE,
     PADDING,
+    SAME_FACE,
     SMALLEST_BOX,
     Box,
     FoundFace,
     Models,
     align_face,
+    face_size,
     load_models,
     resized,
 )
@@ -72,6 +74,7 @@ FACE_WIDTH = 88
 CLEAR_SCORE = 0.5
 OTHER_WIDTHS = (84, 96)
 SEEN_AGAIN_SCORE = 0.3
+NEAR_STEP = 1.25    # two boxes that differ by no more than this factor may be of faces of one size: a step, rounded
 
 Image.MAX_IMAGE_PIXELS = None  # the limit here is checked on the header, before anything is decoded
 cv2.setNumThreads(1)
@@ -107,16 +110,26 @@ def find_faces(picture: np.ndarray, models: Models, find_all: bool = False) -> l
     """Return the faces in a picture, the largest first.
 
     picture: uint8 RGB array H x W x 3, C-contiguous. The search goes from coarse to fine and ends at the first scale
-    with a clear face: smaller faces beside it may be left out, unless find_all asks for the finest scale at once.
+    with a clear face: smaller faces beside it may be left out, unless find_all asks for them.
     """
-    return search_faces(picture, models, find_all).faces
+    faces = search_faces(picture, models).faces
+    return with_further_faces(picture, faces, models) if find_all else faces
 
 
-def search_faces(picture: np.ndarray, models: Models, find_all: bool = False, finest_width: float = 0.0) -> Search:
+def with_further_faces(picture: np.ndarray, faces: list[FoundFace], models: Models) -> list[FoundFace]:
+    """Return the faces found in a picture, unchanged, and further ones that the finest search has."""
+    faces = list(faces)
+    for further in (*models.detector.find_finest(picture), *models.detector.find_small(picture)):
+        if all(further.box.overlap(known.box) < SAME_FACE for known in faces):
+            faces.append(further)
+    return true_faces(picture, faces, models)
+
+
+def search_faces(picture: np.ndarray, models: Models, finest_width: float = 0.0) -> Search:
     """Return what find_faces returns, and what else is known from the scale where the search ended. finest_width: width
     in pixels of the smallest faces that are worth the slow search at the finest scale."""
     longest = max(picture.shape[:2])
-    searches = [] if find_all else [search for search in COARSE_SEARCHES if search[0] <= longest]
+    searches = [search for search in COARSE_SEARCHES if search[0] <= longest]
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) if searches else None
     weak = []
     for side, in_colour, least_score in searches:
@@ -130,7 +143,10 @@ def search_faces(picture: np.ndarray, models: Models, find_all: bool = False, fi
         if found and any(found[0].box.overlap(earlier.box) > 0.5 for earlier in weak):
             return Search(found[:1], found[1:], SMALLEST_BOX * scale)
         weak += found[:1]
-    return Search(finest_faces(picture, models, finest_width), [], finest_width)
+    faces = finest_faces(picture, models, finest_width)
+    if not faces and finest_width < SMALLEST_BOX:
+        faces = true_faces(picture, models.detector.find_small(picture), models)
+    return Search(faces, [], finest_width)
 
 
 def finest_faces(picture: np.ndarray, models: Models, width: float = 0.0) -> list[FoundFace]:
@@ -139,12 +155,18 @@ def finest_faces(picture: np.ndarray, models: Models, width: float = 0.0) -> lis
 
 
 def true_faces(picture: np.ndarray, faces: list[FoundFace], models: Models) -> list[FoundFace]:
-    """Return the faces without those that have a low score beside a clear one and are not seen at another scale."""
-    if max((face.confidence for face in faces), default=0.0) < CLEAR_SCORE:
+    """Return the faces without those that have a low score beside a clear one and are not seen at another scale, the
+    largest first: by their boxes, and where these are within a step of the largest by the landmarks."""
+    if max((face.confidence for face in faces), default=0.0) >= CLEAR_SCORE:
+        faces = [face for face in faces if face.confidence >= CLEAR_SCORE or any(
+            near.box.overlap(face.box) > SAME_FACE for width in OTHER_WIDTHS
+            for near in faces_near(picture, face.box, models, width, SEEN_AGAIN_SCORE))]
+    if len(faces) < 2:
         return faces
-    return [face for face in faces if face.confidence >= CLEAR_SCORE or any(
-        near.box.overlap(face.box) > 0.4 for width in OTHER_WIDTHS
-        for near in faces_near(picture, face.box, models, width, SEEN_AGAIN_SCORE))]
+    widest = max(face.box.width for face in faces)
+    sizes = {face: (face.box.width * NEAR_STEP >= widest and face_size(picture, face.box), face.box.area)
+             for face in faces}
+    return sorted(faces, key=sizes.get, reverse=True)
 
 
 def faces_near(picture: np.ndarray, box: Box, models: Models, width: int = FACE_WIDTH,
