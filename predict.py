@@ -47,6 +47,7 @@ from first_impressions.common.command_line import (
 from first_impressions.common.device import add_device_options
 from first_impressions.common.experiment import experiment_folder
 from first_impressions.common.files import atomic_write, check_output_file
+from first_impressions.extraction.faces import DETECTOR_HELP, DETECTORS
 from first_impressions.extraction.frames import FrameSettings
 from first_impressions.jobs.target_folder import say_passed_over
 from first_impressions.jobs.worker_pool import UNEXPECTED, warn_of_unexpected
@@ -164,6 +165,7 @@ def parse_args(argv=None):
                         help="leave out faces whose score of the detector is lower")
     parser.add_argument("--faces", choices=("largest", "all"), default="largest",
                         help="which faces of a frame are scored; all: one row a person, known again by dlib's network")
+    parser.add_argument("--detector", choices=DETECTORS, default="auto", help=DETECTOR_HELP)
     parser.add_argument("--predictor", metavar="FILE", help="landmark model of dlib (default: the 5-point one)")
     parser.add_argument("--runs-dir", default="runs", help="folder of the experiments")
     parser.add_argument("--workers", type=positive_int, default=usable_cores(), help="processes that find faces")
@@ -202,7 +204,8 @@ def main(argv=None):
     scorer = load_scorer(args.experiment, args.runs_dir, args.precision, args.device)
     frames = FrameSettings(MOST if args.every else args.frames, args.seed, every=args.every, piece=args.piece)
     settings = scorer.face_settings(frames, args.predictor, find_all=args.faces == "all",
-                                    keep_picture=bool(args.annotate), min_confidence=args.min_confidence)
+                                    keep_picture=bool(args.annotate), min_confidence=args.min_confidence,
+                                    detector=args.detector)
     passed_over = Counter()
     total, status = sum(1 for _ in files_below(args.paths, passed_over)), 0
     if not total:

@@ -18,6 +18,7 @@ import functools
 import os
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -29,6 +30,7 @@ from face_options import add_face_options, crop_settings, next_command, noted_se
 from first_impressions.common.command_line import UserError, counted, make_parser, printable, run_script
 from first_impressions.common.constants import NO_FACE, PICTURE_SUFFIXES, face_name
 from first_impressions.extraction.faces import extract_faces, find_pictures, stem_of, unreadable_kind
+from first_impressions.extraction.second_look import FOUND_BY_CNN, extract_faces_again, find_second_look
 from first_impressions.jobs.failures import KnownFailures
 from first_impressions.jobs.job import Batch, add_batch_options, print_summary, run_batch
 from first_impressions.jobs.target_folder import (
@@ -55,12 +57,13 @@ def find_work(args: argparse.Namespace):
     """Yield (path, known) for each frame, as worker_pool.map_files takes them: known if there is nothing to do."""
     known = KnownFailures(args.face_dir)
     for path, problem in find_pictures(args.frame_dir, exclude=args.face_dir):
+        reasons = known.of(path) if problem is None else []
         if problem is not None:
             yield path, (None, problem)
         elif is_finished(os.path.join(args.face_dir, face_name(stem_of(path, args.frame_dir)))):
-            yield path, ((0, 1, []), None)
-        elif known.holds(path, NO_FACE):
-            yield path, ((0, 0, [NO_FACE]), None)
+            yield path, ((0, 1, [FOUND_BY_CNN] if reasons else []), None)  # the first look found none
+        elif reasons and NO_FACE in reasons[0]:
+            yield path, ((0, 0, reasons), None)
         else:
             yield path, None
 
@@ -101,9 +104,17 @@ def main(argv: list[str] | None = None) -> int:
     function = functools.partial(extract_faces, frame_dir=os.path.abspath(args.frame_dir),
                                  face_dir=os.path.abspath(args.face_dir), settings=settings)
     with open_target(args.face_dir, noted):
-        batch = Batch(function, find_work(args), total, args.face_dir, "frame", "face", NO_FACE,
-                      passed_over=passed_over)
+        batch = Batch(function, find_work(args), total, args.face_dir, "frame", "face",
+                      (NO_FACE, FOUND_BY_CNN), passed_over=passed_over)
         summary = run_batch(batch, args.workers, args.ray_address)
+        lines, again = find_second_look(args.frame_dir, args.face_dir)
+        if again and not summary.status:
+            function = functools.partial(extract_faces_again, **function.keywords)
+            items = ((path, None if path in again else ((0, 0, [reason]), None)) for path, reason in lines)
+            second = run_batch(replace(batch, function=function, items=items, total=len(lines)), args.workers,
+                               args.ray_address)
+            summary = replace(second, inputs=summary.inputs, made=summary.made + second.made, present=summary.present,
+                              seconds=summary.seconds + second.seconds)
     print_summary(batch, summary, next_command(args.face_dir))
     return summary.status
 

@@ -10,7 +10,8 @@ import dlib
 from first_impressions.common.command_line import positive_int, printable
 from first_impressions.common.constants import FACE_SIZE, SPLITS
 from first_impressions.extraction.detectors import PADDING, find_predictor, load_predictor
-from first_impressions.extraction.faces import CropSettings
+from first_impressions.extraction.faces import DETECTOR_HELP, DETECTORS, CropSettings
+from first_impressions.jobs.target_folder import read_settings
 
 
 def add_face_options(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +22,8 @@ def add_face_options(parser: argparse.ArgumentParser) -> None:
                         help="margin around the face, in parts of its size, 0 to 5")
     parser.add_argument("--faces", choices=["largest", "all"], default="largest",
                         help="which faces of a frame to write")
+    parser.add_argument("--detector", choices=DETECTORS, help=DETECTOR_HELP + " (default: auto; in a folder that has "
+                        "faces already, as they were made)")
 
 
 def _chip_size(text):
@@ -44,16 +47,17 @@ def crop_settings(args: argparse.Namespace) -> CropSettings:
     """Return the options as CropSettings. Raises UserError for a landmark model that cannot be used."""
     predictor = os.path.abspath(find_predictor(args.predictor))
     load_predictor(predictor)  # to refuse it before the work
-    return CropSettings(predictor, args.size, args.padding, args.faces == "all", args.quality)
+    detector = args.detector or read_settings(args.face_dir, {"detector": "auto"}).get("detector", "hog")
+    return CropSettings(predictor, args.size, args.padding, args.faces == "all", args.quality, detector)
 
 
 def noted_settings(crop: CropSettings) -> dict:
-    """Return what preprocessing.json says of the chips."""
+    """Return what preprocessing.json says of the chips. It does not name the HOG detector, which older folders have."""
     predictor = Path(crop.predictor)
     return {"size": crop.size, "padding": crop.padding, "faces": "all" if crop.find_all else "largest",
             "quality": crop.quality,
             "predictor": f"{predictor.name} sha256:{hashlib.sha256(predictor.read_bytes()).hexdigest()[:16]}",
-            "dlib": dlib.__version__}
+            "dlib": dlib.__version__, **({} if crop.detector == "hog" else {"detector": crop.detector})}
 
 
 def next_command(face_dir: str) -> str:

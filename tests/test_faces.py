@@ -55,7 +55,8 @@ def test_faces_of_a_folder(frames, tmp_path, run_script):
     assert {str(path.relative_to(faces)) for path in faces.rglob("*.jpg")} == {
         "one__frame_3_aligned.jpg", "two__frame_10_aligned.jpg", "shard/three__frame_4_aligned.jpg"}
     assert list(csv.reader((faces / "failures.csv").open())) == [
-        ["input", "reason"], [str(frames / "none__frame_0.jpg"), "no face found"]]
+        ["input", "reason"],
+        [str(frames / "none__frame_0.jpg"), "no face found, upright or turned, by either detector"]]
     settings = json.loads((faces / "preprocessing.json").read_text())
     assert (settings["size"], settings["padding"]) == (224, 0.5)
     for path in faces.rglob("*.jpg"):

@@ -2,14 +2,14 @@
 import os
 import tempfile
 from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from first_impressions.common.command_line import UserError
+from first_impressions.common.command_line import UserError, counted
 from first_impressions.common.constants import CLIP_SUFFIXES, NO_FACE, clip_stem, face_name, frame_name
 from first_impressions.extraction.detectors import Box, FoundFace, align_face, load_models
 from first_impressions.extraction.faces import (
@@ -29,6 +29,7 @@ from first_impressions.extraction.frames import (
 )
 from first_impressions.extraction.packets import Packets, list_packets
 from first_impressions.extraction.people import describe_face, number_people
+from first_impressions.extraction.second_look import FOUND_BY_CNN, MOST_FRAMES, look_again
 from first_impressions.extraction.tracking import FaceTracker
 from first_impressions.jobs.failures import KnownFailures
 from first_impressions.jobs.target_folder import is_finished
@@ -40,32 +41,53 @@ MOST_KEPT = 64      # of them, while a clip is read
 
 
 class FrameFaces(NamedTuple):
-    """A frame of a clip: its index, its picture (uint8 RGB H x W x 3) and the faces in it, the largest first."""
+    """A frame of a clip: its index, its picture (uint8 RGB H x W x 3), the faces in it, the largest first, and what
+    failures.csv says of it, "" for nothing."""
     index: int
     picture: np.ndarray
     faces: list[FoundFace]
+    reason: str
 
 
 def find_clip_faces(path: str, packets: Packets, frames: FrameSettings, crop: CropSettings,
                     pick: Callable[[set[int]], set[int]] = set, without_face: Container[int] = (),
-                    ) -> Iterator[FrameFaces]:
+                    with_face: Container[int] = ()) -> Iterator[FrameFaces]:
     """Yield the FrameFaces of those of the frames drawn from a clip that pick(frames drawn) returns, and of the further
-    ones that must be searched for that. without_face: frames that are known to need no search."""
-    tracker = FaceTracker(load_models(crop.predictor), {})
+    ones that must be searched for that; if no frame has a face, a few of them again after a second look.
+
+    without_face: frames that are known to need no search; with_face: frames whose faces are known.
+    """
+    models, drawn, found = load_models(crop.predictor), set(), False
+    tracker = FaceTracker(models, {})
 
     def pick_with_lineage(chosen):
         picked = pick(chosen)
-        # Set by the first call; a frame that replaces one that cannot be decoded learns from none.
-        tracker.earlier = tracker.earlier or earlier_frames(clip_stem(path), chosen, frames.seed)
+        if not drawn:  # by the first call; a frame that replaces one that cannot be decoded learns from none
+            drawn.update(chosen)
+            tracker.earlier = earlier_frames(clip_stem(path), chosen, frames.seed) if crop.detector != "cnn" else {}
         further = set().union(*map(tracker.lineage, picked))
         return picked | {index for index in further if index not in without_face}
 
     def search(index, picture):
+        if crop.detector == "cnn":
+            return find_faces(picture, models, detector="cnn")
         faces = tracker.find_faces(index, picture)
-        return with_further_faces(picture, faces, tracker.models) if crop.find_all else faces
+        return with_further_faces(picture, faces, models) if crop.find_all else faces
 
     for portion in _portions(read_chosen(path, packets, frames, pick_with_lineage, "rgb24")):
-        yield from [FrameFaces(index, picture, search(index, picture)) for index, picture in portion]
+        searched = [(index, picture, search(index, picture)) for index, picture in portion]
+        found = found or any(faces for *_, faces in searched)
+        yield from (FrameFaces(index, picture, faces, "" if faces else NO_FACE) for index, picture, faces in searched)
+    again = choose_frames(clip_stem(path), drawn, MOST_FRAMES, frames.seed)
+    if found or not again or any(index in with_face for index in drawn - again):
+        return
+    packets = replace(packets, notes=[])  # what decoding notes is noted already
+    pictures = list(read_chosen(path, packets, frames, again.intersection, "rgb24"))
+    # A run that was killed may have left some of the chips of a second look.
+    if not any(index in with_face and find_faces(picture, models) for index, picture in pictures):
+        for index, picture in pictures:
+            if index not in with_face:
+                yield FrameFaces(index, picture, *look_again(picture, models, crop.detector))
 
 
 def _portions(pictures: Iterator[tuple[int, np.ndarray]]) -> Iterator[list[tuple[int, np.ndarray]]]:
@@ -84,11 +106,6 @@ def _portions(pictures: Iterator[tuple[int, np.ndarray]]) -> Iterator[list[tuple
 
 # ---------------------------------------------------------------- to disk
 
-def no_face_in(index: int) -> str:
-    """Return the reason in failures.csv for a clip's frame without a face."""
-    return f"frame {index}: {NO_FACE}"
-
-
 @dataclass(frozen=True)
 class ClipJob:
     """What is made of every clip. known: frames without a face that need no second search; dry_run: make nothing."""
@@ -105,7 +122,9 @@ def extract_clip_faces(path: str, job: ClipJob) -> tuple[int, int, list[str]]:
     Call it inside target_folder.open_target. Raises UserError for a clip that cannot be read, OSError for a full disk.
     """
     clip = clip_stem(path)
-    present, empty, done = set(), set(), set()
+    present, done = set(), set()
+    known = dict(map(_frame_and_reason, job.known.of(path)))
+    reasons = {}    # by frame, those of the frames that are drawn
 
     def stem(index):
         return Path(frame_name(clip, index)).stem
@@ -113,25 +132,31 @@ def extract_clip_faces(path: str, job: ClipJob) -> tuple[int, int, list[str]]:
     def missing(chosen):
         rest = chosen - done
         present.update(i for i in rest if is_finished(os.path.join(job.face_dir, face_name(stem(i)))))
-        empty.update(i for i in rest - present if job.known.holds(path, no_face_in(i)))
-        return rest - present - empty
+        reasons.update({i: known[i] for i in rest if (known.get(i) == FOUND_BY_CNN if i in present else
+                                                      NO_FACE in known.get(i, ""))})
+        return rest - present - reasons.keys()
 
     with watched_clip(path, job.face_dir) as made:
         packets = list_packets(path)
         check_clip_name(path, packets, job.face_dir)
         to_make = missing(job.frames.choose(clip, packets, packets.drawable))
         if to_make and not job.dry_run:
-            for frame in find_clip_faces(path, packets, job.frames, job.crop, missing, empty):
+            for frame in find_clip_faces(path, packets, job.frames, job.crop, missing, reasons, present):
                 if frame.index in present:
                     continue
                 done.add(frame.index)
-                if frame.faces:
-                    made += write_chips(frame.picture, frame.faces, job.face_dir, stem(frame.index), job.crop)
-                else:
-                    empty.add(frame.index)
+                made += write_chips(frame.picture, frame.faces, job.face_dir, stem(frame.index), job.crop)
+                if frame.reason:
+                    reasons[frame.index] = frame.reason
                 heartbeat()
-    problems = packets.notes + [no_face_in(index) for index in sorted(empty)]
+    problems = packets.notes + [f"frame {index}: {reason}" for index, reason in sorted(reasons.items())]
     return len(to_make) if job.dry_run else len(made), len(present), problems
+
+
+def _frame_and_reason(line):
+    """Return the frame that a line of failures.csv is about, -1 for the clip, and the reason."""
+    frame, _, reason = line.removeprefix("frame ").partition(": ")
+    return (int(frame), reason) if frame.isdecimal() else (-1, line)
 
 
 # ---------------------------------------------------------------- in memory
@@ -143,7 +168,8 @@ class FaceSettings:
     size: width and height of a chip in pixels; padding: margin around the landmarks, in parts of the face's size;
     find_all: all faces of a frame, not only the largest; predictor: path of the landmark model, None for the 5-point
     one; keep_picture: also return a picture of the middle frame with a face; min_confidence: faces with a lower score
-    of the detector are left out, None: none; most_seconds: longer clips are refused, None: none.
+    of the detector are left out, None: none; most_seconds: longer clips are refused, None: none; detector: as in
+    CropSettings.
     """
     frames: FrameSettings
     size: int
@@ -153,17 +179,19 @@ class FaceSettings:
     keep_picture: bool = False
     min_confidence: float | None = None
     most_seconds: float | None = None
+    detector: str = "auto"
 
 
 class Face(NamedTuple):
     """A face: the index of its frame, the frame's time in seconds (0 for a picture, NaN where the clip does not tell),
-    the number of its person from 1, its box in pixels of the frame, the detector's score, and where its JPEG begins and
-    ends in the file of chips."""
+    the number of its person from 1, its box in pixels of the frame, the detector's score and name, and where its JPEG
+    begins and ends in the file of chips."""
     frame: int
     seconds: float
     person: int
     box: Box
     confidence: float
+    detector: str
     chip: tuple[int, int]
 
 
@@ -176,9 +204,14 @@ class KeptPicture(NamedTuple):
 class FileFaces(NamedTuple):
     """The faces of a clip or picture: the number of its frames, its faces in the order of frames and people, the path
     of the file of their chips, with keep_picture a picture of the middle frame with a face, sentences on what is wrong
-    with the file although it could be read, and the length of a clip in seconds (0: a picture, or unknown)."""
+    with the file although it could be read, and the length of a clip in seconds (0: a picture, or unknown).
+
+    others: the most further faces seen in one of its frames, which are not among its faces; no_face: why it has none.
+    """
     frames: int
     faces: list[Face]
+    others: int
+    no_face: str
     chips: str
     picture: KeptPicture | None
     notes: list[str]
@@ -199,20 +232,25 @@ def faces_of_file(path: str, settings: FaceSettings, chip_dir: str) -> FileFaces
     Raises UserError for a file that cannot be read or that changes meanwhile, OSError for one that cannot be opened and
     for a full disk.
     """
-    crop = CropSettings(settings.predictor, settings.size, settings.padding, settings.find_all)
+    crop = CropSettings(settings.predictor, settings.size, settings.padding, settings.find_all,
+                        detector=settings.detector)
     models = load_models(crop.predictor)
-    faces, descriptors, kept, count, known = [], [], _KeptFrames(), 0, _Known()
+    faces, descriptors, kept, frames, known = [], [], _KeptFrames(), set(), _Known()
+    others, no_face = 0, NO_FACE
     with watched_clip(path, chip_dir), tempfile.NamedTemporaryFile(dir=chip_dir, delete=False) as chips:
         for frame, seconds in _frames_of_file(path, settings, crop, known):
-            count += 1
-            found = [face for face in frame.faces[:None if crop.find_all else 1]
+            frames.add(frame.index)
+            no_face = frame.reason if NO_FACE in frame.reason else NO_FACE
+            clear = [face for face in frame.faces
                      if settings.min_confidence is None or face.confidence >= settings.min_confidence]
+            found = clear[:None if crop.find_all else 1]
+            others = max(others, len(clear) - len(found))
             for face in found:
                 # Networks are trained on chips that went through the JPEG files that the scripts write.
                 begin = chips.tell()
                 chips.write(encode_jpeg(align_face(frame.picture, face.box, models, crop.size, crop.padding)))
                 faces.append(Face(frame.index, seconds, 1, face.box, float(face.confidence),
-                                  (begin, chips.tell())))
+                                  face.detector, (begin, chips.tell())))
                 if crop.find_all:
                     descriptors.append(describe_face(frame.picture, face.box, models))
             if found and settings.keep_picture:
@@ -222,7 +260,9 @@ def faces_of_file(path: str, settings: FaceSettings, chip_dir: str) -> FileFaces
                                np.array([face.box.left for face in faces]))
         faces = [face._replace(person=int(person)) for face, person in zip(faces, people)]
     faces.sort(key=lambda face: (face.frame, face.person))
-    return FileFaces(count, faces, chips.name, kept.middle(faces), known.notes, known.length)
+    if others:
+        known.notes.append(f"{counted(others, 'other face')} in the picture")
+    return FileFaces(len(frames), faces, others, no_face, chips.name, kept.middle(faces), known.notes, known.length)
 
 
 def _frames_of_file(path: str, settings: FaceSettings, crop: CropSettings, known: _Known,
@@ -238,8 +278,11 @@ def _frames_of_file(path: str, settings: FaceSettings, crop: CropSettings, known
             yield frame, seconds[frame.index] if frame.index < len(seconds) else float("nan")
         known.notes += packets.notes + packets.remarks
     else:
-        picture = read_picture(path)
-        yield FrameFaces(0, picture, find_faces(picture, load_models(crop.predictor), crop.find_all)), 0.0
+        picture, models = read_picture(path), load_models(crop.predictor)
+        faces, reason = find_faces(picture, models, crop.find_all, crop.detector), ""
+        if not faces:
+            faces, reason = look_again(picture, models, crop.detector)
+        yield FrameFaces(0, picture, faces, reason), 0.0
 
 
 class _KeptFrames:

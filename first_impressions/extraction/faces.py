@@ -43,6 +43,7 @@ from first_impressions.extraction.detectors import (
     Models,
     align_face,
     face_size,
+    load_cnn,
     load_models,
     resized,
 )
@@ -89,29 +90,39 @@ class Search(NamedTuple):
     smallest: float
 
 
+DETECTORS = ("auto", "hog", "cnn")
+DETECTOR_HELP = ("dlib's face detector: hog is for frontal faces, cnn a hundred times slower; auto asks cnn if hog "
+                 "finds no face in any frame of a file")
+
+
 @dataclass(frozen=True)
 class CropSettings:
     """How faces become chips.
 
     predictor: path of the landmark model, None for the 5-point one; size: width and height of a chip in pixels;
     padding: margin around the landmarks, in parts of the face's size; find_all: all faces of a picture, not only the
-    largest; quality: of JPEG, 1 to 100.
+    largest; quality: of JPEG, 1 to 100; detector: "hog", "cnn", or "auto": the first one, and the second one in a file
+    in which the first finds no face at all.
     """
     predictor: str | None = None
     size: int = FACE_SIZE
     padding: float = PADDING
     find_all: bool = False
     quality: int = JPEG_QUALITY
+    detector: str = "auto"
 
 
 # ---------------------------------------------------------------- finding
 
-def find_faces(picture: np.ndarray, models: Models, find_all: bool = False) -> list[FoundFace]:
+def find_faces(picture: np.ndarray, models: Models, find_all: bool = False, detector: str = "hog") -> list[FoundFace]:
     """Return the faces in a picture, the largest first.
 
-    picture: uint8 RGB array H x W x 3, C-contiguous. The search goes from coarse to fine and ends at the first scale
-    with a clear face: smaller faces beside it may be left out, unless find_all asks for them.
+    picture: uint8 RGB array H x W x 3, C-contiguous; detector: as in CropSettings, but without a second look. The HOG
+    detector's search goes from coarse to fine and ends at the first scale with a clear face: smaller faces beside it
+    may be left out, unless find_all asks for them.
     """
+    if detector == "cnn":
+        return true_faces(picture, load_cnn().find(picture), models)
     faces = search_faces(picture, models).faces
     return with_further_faces(picture, faces, models) if find_all else faces
 
@@ -300,7 +311,7 @@ def write_chips(picture: np.ndarray, faces: list[FoundFace], face_dir: str, fram
 
 
 def extract_faces(path: str, frame_dir: str, face_dir: str, settings: CropSettings) -> tuple[int, int, list[str]]:
-    """Write the chips of one frame to face_dir; return (made, present, problems) as batch.Batch asks.
+    """Write the chips of one frame to face_dir; return (made, present, problems) as job.Batch asks.
 
     Call it inside target_folder.open_target. Raises UserError for a picture that cannot be read, OSError for a full
     disk.
@@ -308,6 +319,6 @@ def extract_faces(path: str, frame_dir: str, face_dir: str, settings: CropSettin
     stem = stem_of(path, frame_dir)
     check_name(face_dir, face_name(stem))
     picture = read_picture(path)
-    faces = find_faces(picture, load_models(settings.predictor), settings.find_all)
+    faces = find_faces(picture, load_models(settings.predictor), settings.find_all, settings.detector)
     names = write_chips(picture, faces, face_dir, stem, settings)
     return len(names), 0, [] if names else [NO_FACE]

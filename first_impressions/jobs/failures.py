@@ -1,6 +1,7 @@
 """failures.csv of a target folder: each input that could not be worked on, and why."""
 import csv
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from first_impressions.jobs.target_folder import FAILURES, SCRATCH
@@ -12,10 +13,10 @@ def _input_cell(path):
     return text if text[:1].isalnum() or text[:1] in "./_" else os.path.join(".", text)
 
 
-def _read_failures(path):
-    """Yield the lines (input, reason) of a failures.csv; none if there is no such file."""
+def read_failures(target: str | os.PathLike) -> Iterator[list[str]]:
+    """Yield the lines [input, reason] of a target folder's failures.csv; none if there is no such file."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with open(Path(target, FAILURES), encoding="utf-8", errors="surrogateescape", newline="") as file:
             for row in csv.reader(file):
                 if len(row) == 2 and row != ["input", "reason"]:
                     yield row
@@ -36,7 +37,7 @@ class Failures:
         self.writer = csv.writer(self.file)
         self.writer.writerow(["input", "reason"])
         # Inputs of the last run's lines that this run has not looked at yet.
-        self.waiting = {cell for cell, _ in _read_failures(self.path)}
+        self.waiting = {cell for cell, _ in read_failures(self.path.parent)}
 
     def add(self, path: str | os.PathLike, *reasons: str) -> None:
         """Note that a file was looked at, and write a line for each reason why something of it could not be made."""
@@ -47,7 +48,7 @@ class Failures:
     def close(self, complete: bool) -> None:
         """Put the lines in place; after a run that was stopped keep the last run's lines on files not looked at."""
         if not complete:
-            self.writer.writerows(line for line in _read_failures(self.path) if line[0] in self.waiting)
+            self.writer.writerows(line for line in read_failures(self.path.parent) if line[0] in self.waiting)
         self.file.close()
         # The time of the start: what was changed later than this was not seen by this run.
         os.utime(self.unfinished, ns=(self.start, self.start))
@@ -65,8 +66,11 @@ class KnownFailures:
         path = Path(target, FAILURES)
         self.start = path.stat().st_mtime_ns if path.is_file() else 0
         # Workers of a cluster know files by their absolute paths.
-        self.lines = {(os.path.abspath(cell), reason) for cell, reason in _read_failures(path)}
+        self.reasons = {}
+        for cell, reason in read_failures(target):
+            self.reasons.setdefault(os.path.abspath(cell), []).append(reason)
 
-    def holds(self, path: str | os.PathLike, reason: str) -> bool:
-        """Return True if the last run gave this reason for a file that has not changed since."""
-        return (os.path.abspath(path), reason) in self.lines and os.stat(path).st_ctime_ns < self.start
+    def of(self, path: str | os.PathLike) -> list[str]:
+        """Return the reasons that the last run gave for a file; none if the file has changed since."""
+        reasons = self.reasons.get(os.path.abspath(path), [])
+        return reasons if reasons and os.stat(path).st_ctime_ns < self.start else []

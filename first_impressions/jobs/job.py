@@ -31,9 +31,9 @@ class Batch:
 
     function: picklable function of a module; function(path) returns (made, present, problems): two numbers of files in
     the target folder, and a list of reasons, each a line in failures.csv. items: as in worker_pool.map_files; total:
-    their number. inputs, outputs: the words for one file of the source and of the target. expected: the end of a reason
-    that is no error; expected_in: the word for what it is said of; passed_over: how many files in the source have
-    another ending, by ending.
+    their number. inputs, outputs: the words for one file of the source and of the target. expected: texts that mark
+    reasons which are not errors; expected_in: the word for what they are said of; passed_over: how many files in the
+    source have another ending, by ending.
     """
     function: Callable[[str], tuple[int, int, list[str]]]
     items: Iterable[tuple[str, Known]]
@@ -41,23 +41,24 @@ class Batch:
     target: str
     inputs: str
     outputs: str
-    expected: str | None = None
+    expected: tuple[str, ...] = ()
     expected_in: str = "frame"
     passed_over: Counter = field(default_factory=Counter)
 
-    def is_expected(self, reason: str) -> bool:
-        return self.expected is not None and reason.endswith(self.expected)
+    def count_expected(self, reasons: Iterable[str]) -> Counter:
+        """Return how many of the reasons each text in `expected` marks."""
+        return Counter(text for reason in reasons for text in self.expected if text in reason)
 
 
 @dataclass
 class Summary:
     """What a run did: made and present count files in the target folder, failed counts lines in failures.csv (of these,
-    `expected` bear a reason that is no error), status is the exit status."""
+    `expected` bear a reason that is not an error, by its text), status is the exit status."""
     inputs: int = 0
     made: int = 0
     present: int = 0
     failed: int = 0
-    expected: int = 0
+    expected: Counter = field(default_factory=Counter)
     unexpected: int = 0
     status: int = 0
     seconds: float = 0.0
@@ -95,7 +96,7 @@ def run_batch(batch: Batch, workers: int | None = None, ray_address: str | None 
                 summary.made += made
                 summary.present += present
                 summary.failed += len(problems)
-                summary.expected += sum(map(batch.is_expected, problems))
+                summary.expected += batch.count_expected(problems)
                 summary.unexpected += any(reason.startswith(UNEXPECTED) for reason in problems)
                 failures.add(path, *problems)
                 bar.update()
@@ -140,18 +141,21 @@ def print_summary(batch: Batch, summary: Summary, following: str) -> None:
     print(f"{counted(summary.inputs, inputs)} in {summary.seconds:.1f} s{speed}: "
           f"{counted(summary.made, batch.outputs)} made, {summary.present} there already"
           f"{say_passed_over(batch.passed_over)}.")
-    problems = [f"{batch.expected}: {counted(summary.expected, batch.expected_in)}"] if summary.expected else []
-    if summary.failed > summary.expected:
-        problems.append(f"other problems: {summary.failed - summary.expected}" if problems
+    problems = [f"{text}: {counted(summary.expected[text], batch.expected_in)}" for text in batch.expected
+                if summary.expected[text]]
+    others = summary.failed - summary.expected.total()
+    if others:
+        problems.append(f"other problems: {others}" if problems
                         else f"problems: {counted(summary.failed, inputs)}")
     if problems:
-        print(f"{', '.join(problems).capitalize()}; listed in {printable(listed)}")
+        line = ", ".join(problems)
+        print(f"{line[0].upper()}{line[1:]}; listed in {printable(listed)}")
     is_suspect = warn_of_unexpected(summary.unexpected, summary.inputs, inputs)
     if summary.status:
         print(f"Stopped. {batch.outputs.capitalize()}s that were finished stay in {printable(target)}; next: the same "
               "command, which goes on")
         return
-    if not summary.made + summary.present and summary.failed > summary.expected:
+    if not summary.made + summary.present and others:
         raise UserError(f"{target}: {counted(summary.inputs, inputs)}, and nothing could be made of any; {listed} says "
                         "why")
     print(f"{batch.outputs.capitalize()}s: {printable(target)}   next: {following}")

@@ -159,22 +159,31 @@ def check_folders(source: str | os.PathLike, target: str | os.PathLike) -> None:
                             "another target folder")
 
 
+def read_settings(target: str | os.PathLike, otherwise: dict | None = None) -> dict | None:
+    """Return the settings in the target's preprocessing.json; otherwise: what is returned if there is none. Raises
+    UserError if it cannot be read."""
+    path = Path(target, PREPROCESSING_FILE)
+    try:
+        settings = read_json(path)
+    except FileNotFoundError:
+        return otherwise
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); remove it if the folder's files were made with the same "
+                        "settings, or name another folder") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: contains no settings; remove it or name another folder")
+    return settings
+
+
 def check_settings(target: str | os.PathLike, settings: dict) -> bool:
     """Compare settings (a dictionary of plain values) with those in the target's preprocessing.json, if it exists.
 
     Return True if they agree, False if there are none yet. Raises UserError naming the differences, because files
     made in two ways must not be mixed in one folder.
     """
-    path = Path(target, PREPROCESSING_FILE)
-    try:
-        before = read_json(path)
-    except FileNotFoundError:
+    before = read_settings(target)
+    if before is None:
         return False
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); remove it if the folder's files were made with the same "
-                        "settings, or name another folder") from None
-    if not isinstance(before, dict):
-        raise UserError(f"{path}: contains no settings; remove it or name another folder")
     differences = [f"{key} {before.get(key, 'not noted')} there, {settings.get(key, 'none')} now"
                    for key in dict.fromkeys([*before, *settings]) if before.get(key) != settings.get(key)]
     if differences:

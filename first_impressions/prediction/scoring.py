@@ -37,12 +37,13 @@ BATCH_SIZE = 32     # chips that are scored at once
 
 class FaceScores(NamedTuple):
     """The faces of a file: frame int64 N, seconds float64 N, person int64 N from 1, box int32 N x 4 (left, top, right,
-    bottom in pixels of the frame), the detector's score float32 N, scores float32 N x 5."""
+    bottom in pixels of the frame), the detector's score float32 N and name str N, scores float32 N x 5."""
     frame: np.ndarray
     seconds: np.ndarray
     person: np.ndarray
     box: np.ndarray
     confidence: np.ndarray
+    detector: np.ndarray
     scores: np.ndarray
 
 
@@ -74,10 +75,11 @@ class FileScores:
         """Yield a row of FRAME_COLUMNS for each face; seconds are None where the clip does not tell."""
         if self.faces is None:
             return
-        for frame, seconds, person, box, confidence, scores in zip(*(values.tolist() for values in self.faces)):
+        columns = (values.tolist() for values in self.faces)
+        for frame, seconds, person, box, confidence, detector, scores in zip(*columns):
             yield {"clip": printable(self.clip), "frame": frame, "seconds": None if math.isnan(seconds) else seconds,
                    "person": person, **dict(zip(("left", "top", "right", "bottom"), box)), "confidence": confidence,
-                   **dict(zip(TRAITS, scores))}
+                   "detector": detector, **dict(zip(TRAITS, scores))}
 
 
 @torch.inference_mode()
@@ -124,7 +126,7 @@ class Scorer:
     def score_faces(self, path: str, found: FileFaces, settings: FrameSettings) -> FileScores:
         """Return the scores of the faces of a file, of which there is at least one. settings: those of its frames."""
         faces = FaceScores(*(np.array([getattr(face, name) for face in found.faces])
-                             for name in ("frame", "seconds", "person", "box", "confidence")),
+                             for name in ("frame", "seconds", "person", "box", "confidence", "detector")),
                            np.empty((len(found.faces), len(TRAITS)), dtype=np.float32))
         chips, number = np.array([face.chip for face in found.faces]), number_of_pieces(found.length, settings)
         without_interval = found.length > WHOLE_UP_TO
@@ -159,7 +161,8 @@ class Scorer:
         """Return a row of the table of people: the scores, from the faces at some places."""
         return {"clip": printable(path), "person": int(faces.person[places[0]]), "piece": None,
                 **dict(zip(TRAITS, map(float, scores))), "frames": found.frames, "faces": len(places),
-                "confidence": float(faces.confidence[places].mean()),
+                "others": found.others, "confidence": float(faces.confidence[places].mean()),
+                "detector": str(faces.detector[places[0]]),
                 **dict(zip(SPREADS, faces.scores[places].std(0).tolist())), **self.meaning(scores, len(places)),
                 "note": printable("; ".join(found.notes)), "problem": ""}
 
@@ -228,13 +231,14 @@ def score_files(scorer: Scorer, files: Iterable[tuple[str, tuple | None]], setti
     """Yield the FileScores of each file, in their order. files: (path, None), or (path, (None, problem)) for one that
     is not to be read. Take it in contextlib.closing, so that the worker processes end with the loop."""
     least = settings.min_confidence
-    no_face = NO_FACE if least is None else f"{NO_FACE} whose score of the detector is at least {least:g}"
     with private_folder("face-chips-") as chip_dir:
         function = functools.partial(faces_of_file, settings=settings, chip_dir=str(chip_dir))
         with contextlib.closing(map_files(function, files, workers)) as answers:
             for path, found, problem in answers:
                 if problem or not found.faces:
-                    yield FileScores(path, problem or "; ".join([no_face, *found.notes]))
+                    too_low = "" if least is None else f" whose score of the detector is at least {least:g}"
+                    yield FileScores(path, problem or "; ".join([found.no_face.replace(NO_FACE, NO_FACE + too_low),
+                                                                 *found.notes]))
                 else:
                     yield scorer.score_faces(path, found, settings.frames)
                 if found:

@@ -22,8 +22,10 @@ def _columns(prefix):
 SPREADS, LOWS, HIGHS, HALF_WIDTHS, PERCENTILES = map(_columns, ("spread", "low", "high", "half_width", "percentile"))
 PIECE_COLUMNS = ("piece", "start", "end")
 COLUMNS = ("clip", "person", *PIECE_COLUMNS, *TRAITS, *LOWS, *HIGHS, "note", "problem")
-ALL_COLUMNS = (*COLUMNS[:-2], "frames", "faces", "confidence", *SPREADS, *HALF_WIDTHS, *PERCENTILES, *COLUMNS[-2:])
-FRAME_COLUMNS = ("clip", "frame", "seconds", "person", "left", "top", "right", "bottom", "confidence", *TRAITS)
+ALL_COLUMNS = (*COLUMNS[:-2], "frames", "faces", "others", "confidence", "detector", *SPREADS, *HALF_WIDTHS,
+               *PERCENTILES, *COLUMNS[-2:])
+FRAME_COLUMNS = ("clip", "frame", "seconds", "person", "left", "top", "right", "bottom", "confidence", "detector",
+                 *TRAITS)
 
 
 def columns_of(rows: list[dict], everything: bool = False) -> list[str]:
