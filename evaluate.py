@@ -38,7 +38,7 @@ from first_impressions.common.constants import TRAITS
 from first_impressions.common.device import Machine, add_machine_options
 from first_impressions.common.experiment import experiment_folder, has_training
 from first_impressions.data.labels import SPEAKER_REGEX, read_groups, read_scores
-from first_impressions.data.splits import Split, add_speaker_option, describe, load_split
+from first_impressions.data.splits import Split, add_speaker_option, check_same_faces, describe, load_split
 from first_impressions.evaluation.measure import (
     add_comparison,
     add_figures,
@@ -76,15 +76,12 @@ def score_split(experiment: str, args: argparse.Namespace,
     predictions: index clip, columns TRAITS, faces and perhaps spread_<trait>. Scores of single faces: index clip,
     columns TRAITS; of a frozen network one face per clip, of a trained one all faces.
 
-    Raises UserError if the faces were cropped in another way than those that the network was trained on.
+    Raises UserError if the faces were made in another way than those that the network was trained on.
     """
     machine = Machine.from_options(args)
     network, checkpoint = load_experiment(experiment, args.runs_dir, machine)
-    for key in ("size", "padding"):
-        if split.preprocessing[key] != checkpoint.preprocessing[key]:
-            raise UserError(f"the faces of {split.name} were made with --{key} {split.preprocessing[key]}, the network "
-                            f"was trained on {checkpoint.preprocessing[key]}; make the faces again with "
-                            f"--{key} {checkpoint.preprocessing[key]}")
+    check_same_faces(split.preprocessing, checkpoint.preprocessing, f"the faces of {split.name}",
+                     "those that the network was trained on")
     source = make_source(network, FaceDataset(split), machine)
     scores = score_rows(network, source, title=f"scores of {split.name}")
     predictions = scores_of_clips(source.clips, scores)

@@ -1,6 +1,5 @@
 """The options, the settings noted in preprocessing.json and the last line of the two scripts that make faces."""
 import argparse
-import hashlib
 import os
 import shlex
 from pathlib import Path
@@ -9,7 +8,7 @@ import dlib
 
 from first_impressions.common.command_line import positive_int, printable
 from first_impressions.common.constants import FACE_SIZE, SPLITS
-from first_impressions.extraction.detectors import PADDING, find_predictor, load_predictor
+from first_impressions.extraction.detectors import PADDING, find_predictor, load_predictor, predictor_note
 from first_impressions.extraction.faces import DETECTOR_HELP, DETECTORS, CropSettings
 from first_impressions.jobs.target_folder import read_settings
 
@@ -53,11 +52,9 @@ def crop_settings(args: argparse.Namespace) -> CropSettings:
 
 def noted_settings(crop: CropSettings) -> dict:
     """Return what preprocessing.json says of the chips. It does not name the HOG detector, which older folders have."""
-    predictor = Path(crop.predictor)
     return {"size": crop.size, "padding": crop.padding, "faces": "all" if crop.find_all else "largest",
-            "quality": crop.quality,
-            "predictor": f"{predictor.name} sha256:{hashlib.sha256(predictor.read_bytes()).hexdigest()[:16]}",
-            "dlib": dlib.__version__, **({} if crop.detector == "hog" else {"detector": crop.detector})}
+            "quality": crop.quality, "predictor": predictor_note(crop.predictor), "dlib": dlib.__version__,
+            **({} if crop.detector == "hog" else {"detector": crop.detector})}
 
 
 def next_command(face_dir: str) -> str:

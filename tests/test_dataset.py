@@ -1,5 +1,6 @@
 """Labels of every kind, good and bad, and the face folders."""
 import io
+import json
 import os
 import pickle
 import random
@@ -10,6 +11,8 @@ import pandas
 import pytest
 import torch
 
+import evaluate
+import predict
 from conftest import REPOSITORY, write_chips
 from dataset import FaceDataset
 from first_impressions.common.command_line import UserError
@@ -17,8 +20,11 @@ from first_impressions.common.constants import TRAITS, clip_name
 from first_impressions.common.device import Machine
 from first_impressions.data.chips import chip_loader, epoch_batches
 from first_impressions.data.labels import read_labels, read_scores, speakers_of
-from first_impressions.data.splits import list_faces, load_split, split_by_speaker
+from first_impressions.data.splits import join_splits, list_faces, load_split, split_by_speaker
+from first_impressions.extraction.detectors import find_predictor
+from first_impressions.networks.checkpoint import find_checkpoint, load_checkpoint
 
+FOREIGN = REPOSITORY / "tests" / "foreign"
 MACHINE = Machine(torch.device("cpu"), cache="float32")
 HEADER = "clip," + ",".join(TRAITS) + "\n"
 
@@ -128,6 +134,31 @@ def test_split_checks(tmp_path):
     assert FaceDataset(split).labels.shape == (8, 5)
     with pytest.raises(UserError, match="valid"):
         load_split(data, "valid")
+
+
+def test_faces_made_in_another_way_are_refused(tmp_path, run):
+    write_chips(tmp_path / "data", {"train": 2, "valid": 2, "test": 3})
+    trained_on = load_checkpoint(find_checkpoint(tmp_path / "pretrained")).preprocessing
+
+    def note(split, **settings):
+        noted = json.dumps({key: value for key, value in {**trained_on, **settings}.items() if value is not None})
+        (tmp_path / "data" / split / "faces" / "preprocessing.json").write_text(noted)
+
+    for settings, complaint in (
+            ({"faces": "all"}, "--faces all"), ({"padding": 0.25}, "--padding 0.25"), ({"size": 112}, "--size 112"),
+            ({"predictor": "other.dat sha256:0"}, "PREDICTOR other.dat sha256:0"), ({"detector": "cnn"}, "--detector")):
+        note("test", **settings)
+        status, _, errors = run(evaluate, "pretrained", "--data-dir", "data")
+        assert status == 2 and f"the faces of test were made with {complaint}" in errors, settings
+        note("train"), note("valid", **settings)
+        with pytest.raises(UserError, match=f"the faces of train .* those of valid with {[*settings.values()][0]}"):
+            join_splits(load_split(tmp_path / "data", "train"), load_split(tmp_path / "data", "valid"))
+    # The detectors hog (not noted, as in older folders) and auto agree, and what is not noted is not compared.
+    note("test", detector="auto", predictor=None)
+    status, _, errors = run(evaluate, "pretrained", "--data-dir", "data")
+    assert status == 0, errors
+    status, _, errors = run(predict, "pretrained", FOREIGN, "--predictor", find_predictor().replace("_5_", "_68_"))
+    assert status == 2 and "PREDICTOR shape_predictor_68" in errors and "shape_predictor_5" in errors
 
 
 def test_speakers_are_kept_apart(chip_data):

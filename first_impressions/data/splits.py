@@ -136,12 +136,12 @@ def load_split(data_dir: str | os.PathLike, split: str, speaker_regex: str = SPE
 
 
 def join_splits(first: Split, second: Split) -> Split:
-    """Return one Split of two (training and validation clips for the final run). Raises UserError if a clip is in
-    both, or if their faces were cropped differently."""
+    """Return one Split of two (training and validation clips for the final run). Raises UserError where a clip is in
+    both, or where their faces were made differently."""
     both = sorted(set(first.labels.index) & set(second.labels.index))
     if both:
         raise UserError(f"clip {both[0]}: is in {first.name} and in {second.name}; remove it from one of them")
-    check_same_crop(first, second)
+    check_same_faces(first.preprocessing, second.preprocessing, f"the faces of {first.name}", f"those of {second.name}")
     return replace(first, name=f"{first.name}+{second.name}",
                    faces=pandas.concat([first.faces, second.faces], ignore_index=True),
                    labels=pandas.concat([first.labels, second.labels]),
@@ -149,12 +149,20 @@ def join_splits(first: Split, second: Split) -> Split:
                    is_chalearn=first.is_chalearn and second.is_chalearn)
 
 
-def check_same_crop(first: Split, second: Split) -> None:
-    """Raise UserError if the faces of two splits were cropped with another size or padding."""
-    for key in ("size", "padding"):
-        if first.preprocessing[key] != second.preprocessing[key]:
-            raise UserError(f"the faces of {first.name} were made with --{key} {first.preprocessing[key]}, those of "
-                            f"{second.name} with {second.preprocessing[key]}; make them alike")
+def check_same_faces(made: dict, wanted: dict, whose: str, others: str) -> None:
+    """Raise UserError if faces were made in another way than they should be: by size, padding, which faces, landmark
+    model or detector.
+
+    made, wanted: contents of preprocessing.json; what one of them does not note is not compared. The detectors hog and
+    auto agree: auto only adds files in which hog finds no face. whose, others: words for these faces and for the wanted
+    ones, as in "the faces of test" and "those of train".
+    """
+    for key, option in (("size", "--size"), ("padding", "--padding"), ("faces", "--faces"), ("predictor", "PREDICTOR"),
+                        ("detector", "--detector")):
+        values = [settings.get(key, "hog" if key == "detector" else None) for settings in (made, wanted)]
+        compared = ["hog" if value == "auto" else value for value in values]
+        if None not in values and compared[0] != compared[1]:
+            raise UserError(f"{whose} were made with {option} {values[0]}, {others} with {values[1]}; make them alike")
 
 
 def draw_speakers(speakers: pandas.Series, room: float, generator: np.random.Generator) -> list[str]:

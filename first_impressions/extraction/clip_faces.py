@@ -23,6 +23,7 @@ from first_impressions.extraction.faces import (
 from first_impressions.extraction.frames import (
     FrameSettings,
     check_clip_name,
+    choose_frames,
     earlier_frames,
     read_chosen,
     watched_clip,

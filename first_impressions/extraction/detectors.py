@@ -1,5 +1,6 @@
 """dlib's face detector and landmarks, and the boxes they work with: no other module handles dlib's own rectangles."""
 import functools
+import hashlib
 import math
 import os
 from dataclasses import dataclass
@@ -197,6 +198,11 @@ def find_predictor(predictor_path: str | os.PathLike | None = None) -> str:
         reason = "is no file" if os.path.exists(predictor_path) else "no such file"
         raise UserError(f"{predictor_path}: {reason}; name a landmark model of dlib (5 or 68 points)")
     return os.fspath(predictor_path)
+
+
+def predictor_note(path: str | os.PathLike) -> str:
+    """Return what preprocessing.json says of a landmark model: its name and the beginning of its SHA-256."""
+    return f"{Path(path).name} sha256:{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]}"
 
 
 def load_predictor(predictor_path: str | os.PathLike | None = None) -> dlib.shape_predictor:

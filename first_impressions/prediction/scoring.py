@@ -19,8 +19,9 @@ from first_impressions.common.command_line import UserError, printable, usable_c
 from first_impressions.common.constants import CLIP_SUFFIXES, NO_FACE, PICTURE_SUFFIXES, TRAITS
 from first_impressions.common.device import Machine, pick_device
 from first_impressions.common.files import private_folder
+from first_impressions.data.splits import check_same_faces
 from first_impressions.extraction.clip_faces import FaceSettings, FileFaces, KeptPicture, faces_of_file
-from first_impressions.extraction.detectors import find_predictor, load_predictor
+from first_impressions.extraction.detectors import find_predictor, load_predictor, predictor_note
 from first_impressions.extraction.faces import OTHER_PICTURE_SUFFIXES, unreadable_kind
 from first_impressions.extraction.frames import FrameSettings, number_of_pieces, piece_of
 from first_impressions.jobs.target_folder import find_files
@@ -117,11 +118,13 @@ class Scorer:
 
     def face_settings(self, frames: FrameSettings, predictor: str | None = None, **options) -> FaceSettings:
         """Return the settings of the faces that the network was trained on. options: further fields of FaceSettings.
-        Raises UserError for a landmark model that cannot be used."""
-        if predictor is not None:
-            load_predictor(predictor)  # to refuse it before the work
-        return FaceSettings(frames, self.preprocessing["size"], self.preprocessing["padding"],
-                            predictor=find_predictor(predictor), **options)
+        Raises UserError for a landmark model that cannot be used or is not that of the training."""
+        predictor = find_predictor(predictor)
+        load_predictor(predictor)  # to refuse it before the work
+        check_same_faces({"predictor": predictor_note(predictor)}, self.preprocessing, "the faces here",
+                         "those that the network was trained on")
+        return FaceSettings(frames, self.preprocessing["size"], self.preprocessing["padding"], predictor=predictor,
+                            **options)
 
     def score_faces(self, path: str, found: FileFaces, settings: FrameSettings) -> FileScores:
         """Return the scores of the faces of a file, of which there is at least one. settings: those of its frames."""

@@ -13,7 +13,7 @@ from first_impressions.data.labels import SPEAKER_REGEX
 from first_impressions.data.splits import (
     Split,
     add_speaker_option,
-    check_same_crop,
+    check_same_faces,
     describe,
     join_splits,
     load_split,
@@ -61,7 +61,8 @@ def load_training_and_validation(data_dir: str | Path, final_run: bool, val_spli
     if not final_run and val_split == "speaker":
         training, validation = split_by_speaker(training, HELD_OUT, seed)
     if validation is not None:
-        check_same_crop(training, validation)
+        check_same_faces(validation.preprocessing, training.preprocessing, f"the faces of {validation.name}",
+                         f"those of {training.name}")
     if is_main_process() and not quiet:
         for split in (training, validation):
             if split is not None:
