@@ -140,7 +140,7 @@ def measure_faces(clip_dir, frames_of_each=30):
 
             def to_chip_in_one_pass(index, picture, tracker=tracker, stem=stem):
                 faces = tracker.find_faces(index, picture)
-                write_chips(picture, faces, folder, f"{stem}_{index}", crop)
+                write_chips(picture, faces, folder, f"{stem}_{index}", crop, stem)
                 return faces
 
             for index, picture in read_chosen(clip, packets, frames, pixel_format="rgb24"):

@@ -31,6 +31,7 @@ from first_impressions.common.command_line import UserError, counted, make_parse
 from first_impressions.common.constants import NO_FACE, PICTURE_SUFFIXES, face_name
 from first_impressions.extraction.faces import extract_faces, find_pictures, stem_of, unreadable_kind
 from first_impressions.extraction.second_look import FOUND_BY_CNN, extract_faces_again, find_second_look
+from first_impressions.extraction.sources import Sources
 from first_impressions.jobs.failures import KnownFailures
 from first_impressions.jobs.job import Batch, add_batch_options, print_summary, run_batch
 from first_impressions.jobs.target_folder import (
@@ -54,13 +55,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def find_work(args: argparse.Namespace):
-    """Yield (path, known) for each frame, as worker_pool.map_files takes them: known if there is nothing to do."""
-    known = KnownFailures(args.face_dir)
+    """Yield (path, known) for each frame, as worker_pool.map_files takes them: known where there is nothing to do."""
+    known, sources = KnownFailures(args.face_dir), Sources(args.face_dir)
     for path, problem in find_pictures(args.frame_dir, exclude=args.face_dir):
+        stem = stem_of(path, args.frame_dir)
+        problem = problem or sources.problem(path, stem)
         reasons = known.of(path) if problem is None else []
         if problem is not None:
             yield path, (None, problem)
-        elif is_finished(os.path.join(args.face_dir, face_name(stem_of(path, args.frame_dir)))):
+        elif is_finished(os.path.join(args.face_dir, face_name(stem))):
             yield path, ((0, 1, [FOUND_BY_CNN] if reasons else []), None)  # the first look found none
         elif reasons and NO_FACE in reasons[0]:
             yield path, ((0, 0, reasons), None)

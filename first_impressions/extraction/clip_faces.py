@@ -31,6 +31,7 @@ from first_impressions.extraction.frames import (
 from first_impressions.extraction.packets import Packets, list_packets
 from first_impressions.extraction.people import describe_face, number_people
 from first_impressions.extraction.second_look import FOUND_BY_CNN, MOST_FRAMES, look_again
+from first_impressions.extraction.sources import check_source, source_of
 from first_impressions.extraction.tracking import FaceTracker
 from first_impressions.jobs.failures import KnownFailures
 from first_impressions.jobs.target_folder import is_finished
@@ -122,7 +123,7 @@ def extract_clip_faces(path: str, job: ClipJob) -> tuple[int, int, list[str]]:
 
     Call it inside target_folder.open_target. Raises UserError for a clip that cannot be read, OSError for a full disk.
     """
-    clip = clip_stem(path)
+    clip, source = clip_stem(path), source_of(path)
     present, done = set(), set()
     known = dict(map(_frame_and_reason, job.known.of(path)))
     reasons = {}    # by frame, those of the frames that are drawn
@@ -141,12 +142,14 @@ def extract_clip_faces(path: str, job: ClipJob) -> tuple[int, int, list[str]]:
         packets = list_packets(path)
         check_clip_name(path, packets, job.face_dir)
         to_make = missing(job.frames.choose(clip, packets, packets.drawable))
+        if present:
+            check_source(os.path.join(job.face_dir, face_name(stem(min(present)))), source)
         if to_make and not job.dry_run:
             for frame in find_clip_faces(path, packets, job.frames, job.crop, missing, reasons, present):
                 if frame.index in present:
                     continue
                 done.add(frame.index)
-                made += write_chips(frame.picture, frame.faces, job.face_dir, stem(frame.index), job.crop)
+                made += write_chips(frame.picture, frame.faces, job.face_dir, stem(frame.index), job.crop, source)
                 if frame.reason:
                     reasons[frame.index] = frame.reason
                 heartbeat()

@@ -47,6 +47,7 @@ from first_impressions.extraction.detectors import (
     load_models,
     resized,
 )
+from first_impressions.extraction.sources import source_of_frame, with_source
 from first_impressions.jobs.target_folder import check_name, find_files, write_file
 
 PICTURE_FORMATS = [plugin.format for plugin in (
@@ -295,10 +296,10 @@ def stem_of(path: str, frame_dir: str) -> str:
 
 
 def write_chips(picture: np.ndarray, faces: list[FoundFace], face_dir: str, frame_stem: str,
-                settings: CropSettings) -> list[str]:
+                settings: CropSettings, source: str) -> list[str]:
     """Write the chip of the largest face of a frame, or of all, and return their names. Call it inside open_target.
 
-    picture: uint8 RGB array H x W x 3; faces: in it, the largest first.
+    picture: uint8 RGB array H x W x 3; faces: in it, the largest first; source: as in sources.source_of.
     """
     models = load_models(settings.predictor)
     names = []
@@ -306,7 +307,7 @@ def write_chips(picture: np.ndarray, faces: list[FoundFace], face_dir: str, fram
     for number in range(len(faces) if settings.find_all else min(1, len(faces)), 0, -1):
         chip = align_face(picture, faces[number - 1].box, models, settings.size, settings.padding)
         names.append(face_name(frame_stem, number))
-        write_file(face_dir, names[-1], encode_jpeg(chip, settings.quality))
+        write_file(face_dir, names[-1], with_source(encode_jpeg(chip, settings.quality).tobytes(), source))
     return names
 
 
@@ -320,5 +321,5 @@ def extract_faces(path: str, frame_dir: str, face_dir: str, settings: CropSettin
     check_name(face_dir, face_name(stem))
     picture = read_picture(path)
     faces = find_faces(picture, load_models(settings.predictor), settings.find_all, settings.detector)
-    names = write_chips(picture, faces, face_dir, stem, settings)
+    names = write_chips(picture, faces, face_dir, stem, settings, source_of_frame(path, stem))
     return len(names), 0, [] if names else [NO_FACE]

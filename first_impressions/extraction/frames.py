@@ -16,6 +16,7 @@ from first_impressions.common.command_line import UserError, counted
 from first_impressions.common.constants import JPEG_QUALITY, clip_stem, face_name, frame_name
 from first_impressions.extraction.hdr import to_sdr, transfer_of
 from first_impressions.extraction.packets import Packets, demux, displayed_size, list_packets, open_clip
+from first_impressions.extraction.sources import check_source, source_of, with_source
 from first_impressions.jobs.target_folder import check_name, is_finished, write_file
 from first_impressions.jobs.worker_pool import heartbeat
 
@@ -315,7 +316,7 @@ def extract_frames(path: str, frame_dir: str, settings: FrameSettings, dry_run: 
 
     Call it inside target_folder.open_target. Raises UserError for a clip that cannot be read, OSError for a full disk.
     """
-    clip = clip_stem(path)
+    clip, source = clip_stem(path), source_of(path)
     present, done = set(), set()
 
     def missing(chosen):
@@ -326,14 +327,16 @@ def extract_frames(path: str, frame_dir: str, settings: FrameSettings, dry_run: 
     with watched_clip(path, frame_dir) as made:
         packets = list_packets(path)
         check_clip_name(path, packets, frame_dir)
+        to_make = missing(settings.choose(clip, packets, packets.drawable))
+        if present:
+            check_source(os.path.join(frame_dir, frame_name(clip, min(present))), source)
         if dry_run:
-            to_make = missing(settings.choose(clip, packets, packets.drawable))
             return len(to_make), len(present), packets.notes
         for index, picture in read_chosen(path, packets, settings, missing):
             encoded, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, settings.quality])
             if not encoded:
                 raise UserError(f"a frame of {picture.shape[1]} x {picture.shape[0]} pixels cannot be written as JPEG")
-            write_file(frame_dir, frame_name(clip, index), data)
+            write_file(frame_dir, frame_name(clip, index), with_source(data.tobytes(), source))
             made.append(frame_name(clip, index))
             done.add(index)
             heartbeat()

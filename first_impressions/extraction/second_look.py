@@ -16,6 +16,7 @@ from first_impressions.extraction.faces import (
     write_chips,
 )
 from first_impressions.extraction.frames import choose_frames
+from first_impressions.extraction.sources import source_of_frame
 from first_impressions.jobs.failures import read_failures
 from first_impressions.jobs.target_folder import find_files
 
@@ -52,7 +53,8 @@ def extract_faces_again(path: str, frame_dir: str, face_dir: str, settings: Crop
     """Do as faces.extract_faces with one of the frames of a clip in none of which it found a face."""
     picture = read_picture(path)
     faces, reason = look_again(picture, load_models(settings.predictor), settings.detector)
-    names = write_chips(picture, faces, face_dir, stem_of(path, frame_dir), settings)
+    stem = stem_of(path, frame_dir)
+    names = write_chips(picture, faces, face_dir, stem, settings, source_of_frame(path, stem))
     return len(names), 0, [reason]
 
 
