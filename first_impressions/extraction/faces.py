@@ -3,7 +3,7 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -72,9 +72,9 @@ REGION = 1.6
 FACE_WIDTH = 88
 # Beside a face of at least CLEAR_SCORE one with a lower score counts if it is also seen at another scale: in one of
 # these widths with at least this score. A patch of cloth that the detector takes for a face has 0 to 0.2 at one scale
-# and at most 0.19 in these; the true faces of 20 clips with a low score beside a clear one have 0.4 and more.
+# and at most 0.21 in these; the true faces of 20 clips with a low score beside a clear one have 0.5 and more.
 CLEAR_SCORE = 0.5
-OTHER_WIDTHS = (84, 96)
+OTHER_WIDTHS = (84, 96, 80, 88, 92, 100, 108)
 SEEN_AGAIN_SCORE = 0.3
 NEAR_STEP = 1.25    # two boxes that differ by no more than this factor may be of faces of one size: a step, rounded
 
@@ -130,11 +130,11 @@ def find_faces(picture: np.ndarray, models: Models, find_all: bool = False, dete
 
 def with_further_faces(picture: np.ndarray, faces: list[FoundFace], models: Models) -> list[FoundFace]:
     """Return the faces found in a picture, unchanged, and further ones that the finest search has."""
-    faces = list(faces)
+    known, faces = faces, list(faces)
     for further in (*models.detector.find_finest(picture), *models.detector.find_small(picture)):
-        if all(further.box.overlap(known.box) < SAME_FACE for known in faces):
+        if all(further.box.overlap(face.box) < SAME_FACE for face in faces):
             faces.append(further)
-    return true_faces(picture, faces, models)
+    return true_faces(picture, faces, models, known)
 
 
 def search_faces(picture: np.ndarray, models: Models, finest_width: float = 0.0) -> Search:
@@ -166,11 +166,13 @@ def finest_faces(picture: np.ndarray, models: Models, width: float = 0.0) -> lis
     return true_faces(picture, models.detector.find_finest(picture, width), models)
 
 
-def true_faces(picture: np.ndarray, faces: list[FoundFace], models: Models) -> list[FoundFace]:
+def true_faces(picture: np.ndarray, faces: list[FoundFace], models: Models,
+               known: Container[FoundFace] = ()) -> list[FoundFace]:
     """Return the faces without those that have a low score beside a clear one and are not seen at another scale, the
-    largest first: by their boxes, and where these are within a step of the largest by the landmarks."""
+    largest first: by their boxes, and if these are within a step of the largest by the landmarks. known: faces that are
+    kept anyway."""
     if max((face.confidence for face in faces), default=0.0) >= CLEAR_SCORE:
-        faces = [face for face in faces if face.confidence >= CLEAR_SCORE or any(
+        faces = [face for face in faces if face in known or face.confidence >= CLEAR_SCORE or any(
             near.box.overlap(face.box) > SAME_FACE for width in OTHER_WIDTHS
             for near in faces_near(picture, face.box, models, width, SEEN_AGAIN_SCORE))]
     if len(faces) < 2:
