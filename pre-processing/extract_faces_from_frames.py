@@ -55,7 +55,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def find_work(args: argparse.Namespace):
-    """Yield (path, known) for each frame, as worker_pool.map_files takes them: known where there is nothing to do."""
+    """Yield (path, known) for each frame, as worker_pool.map_files takes them: known if there is nothing to do."""
     known, sources = KnownFailures(args.face_dir), Sources(args.face_dir)
     for path, problem in find_pictures(args.frame_dir, exclude=args.face_dir):
         stem = stem_of(path, args.frame_dir)

@@ -136,8 +136,8 @@ def load_split(data_dir: str | os.PathLike, split: str, speaker_regex: str = SPE
 
 
 def join_splits(first: Split, second: Split) -> Split:
-    """Return one Split of two (training and validation clips for the final run). Raises UserError where a clip is in
-    both, or where their faces were made differently."""
+    """Return one Split of two (training and validation clips for the final run). Raises UserError if a clip is in
+    both, or if their faces were made differently."""
     both = sorted(set(first.labels.index) & set(second.labels.index))
     if both:
         raise UserError(f"clip {both[0]}: is in {first.name} and in {second.name}; remove it from one of them")
