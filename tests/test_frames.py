@@ -16,6 +16,7 @@ from first_impressions.common.command_line import UserError
 from first_impressions.extraction import clip_faces
 from first_impressions.extraction.frames import FrameSettings, choose_frames, decode_wanted
 from first_impressions.extraction.packets import list_packets
+from first_impressions.extraction.sources import source_of, with_source
 from make_media import plain_decode, portrait, read_frames, rotate_clip, set_pixel_aspect, write_clip
 
 SCRIPT = "pre-processing/extract_frames_from_videos.py"
@@ -67,7 +68,8 @@ def test_pictures_are_those_of_a_plain_decode(clips, tmp_path, run_script):
         assert len(made) == min(7, len(pictures)), path.name
         for frame in made:
             index = int(frame.stem.rsplit("_", 1)[1])
-            assert frame.read_bytes() == jpeg(pictures[index]), f"{path.name}, frame {index}"
+            expected = with_source(jpeg(pictures[index]), source_of(path))
+            assert frame.read_bytes() == expected, f"{path.name}, frame {index}"
 
 
 def test_times_of_the_pictures(clips):
