@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from first_impressions.common.constants import FACE_MARK, FRAME_MARK, NO_FACE
-from first_impressions.extraction.detectors import FoundFace, Models, load_cnn, load_models, resized
+from first_impressions.extraction.detectors import SMALLEST_BOX, FoundFace, Models, load_cnn, load_models, resized
 from first_impressions.extraction.faces import (
     CLEAR_SCORE,
     CropSettings,
@@ -39,7 +39,7 @@ def look_again(picture: np.ndarray, models: Models, detector: str) -> SecondLook
     """
     scale = TURNED_SIDE / max(picture.shape[:2])
     small = resized(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), scale)
-    for quarters in (1, 2, 3):
+    for quarters in (1, 2, 3) if min(small.shape) >= SMALLEST_BOX else ():
         if models.detector.find(np.ascontiguousarray(np.rot90(small, -quarters)), CLEAR_SCORE):
             return SecondLook([], f"{NO_FACE}; one is found if the picture is turned by {90 * quarters} degrees "
                               "clockwise: turn the file")
