@@ -224,8 +224,9 @@ def test_clips_that_cannot_be_decoded_do_not_vanish(tmp_path, run):
     with open(tmp_path / "scores.csv") as file:
         problems = {row["clip"]: row["problem"] for row in csv.DictReader(file)}
     assert status == 1 and "none of its 20 frames" in problems["videos/none.mp4"]
-    assert problems["videos/some.mp4"].startswith("no face found; only 3 of 20 frames could be decoded")
-    assert problems["videos/whole.mp4"] == "no face found"
+    none_found = "no face found, upright or turned, by either detector"
+    assert problems["videos/some.mp4"].startswith(f"{none_found}; only 3 of 20 frames could be decoded")
+    assert problems["videos/whole.mp4"] == none_found
 
 
 def test_cut_off_clips_are_scored_with_a_note_and_growing_ones_refused(tmp_path, run, monkeypatch):
