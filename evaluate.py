@@ -61,8 +61,8 @@ from first_impressions.networks.checkpoint import (
     Checkpoint,
     Intervals,
     find_checkpoint,
-    load_checkpoint,
     load_experiment,
+    read_experiment,
     versions,
 )
 from first_impressions.training.inputs import make_source, score_rows
@@ -253,8 +253,8 @@ def evaluate_one(args: argparse.Namespace, groups: dict | None, other: pandas.Da
         evaluation = evaluate_file(args, results_folder(args, None))
     else:
         # The rule for speakers that the experiment was trained with: another one would take known people for unknown.
-        rule = args.speaker_regex or load_checkpoint(
-            find_checkpoint(experiment_folder(args.runs_dir, args.experiment))).speaker_regex
+        rule = args.speaker_regex or read_experiment(
+            experiment_folder(args.runs_dir, args.experiment))[1].speaker_regex
         args = argparse.Namespace(**{**vars(args), "speaker_regex": rule or SPEAKER_REGEX})
         split = load_split(args.data_dir, args.split, args.speaker_regex)
         folder = results_folder(args, args.experiment)

@@ -31,7 +31,7 @@ from first_impressions.common.command_line import UserError, make_parser, run_sc
 from first_impressions.common.constants import TRAITS
 from first_impressions.common.experiment import experiment_folder
 from first_impressions.common.files import atomic_write, check_output_file
-from first_impressions.networks.checkpoint import TO_GIVE_AWAY, Checkpoint, find_checkpoint, load_checkpoint
+from first_impressions.networks.checkpoint import TO_GIVE_AWAY, Checkpoint, find_checkpoint, read_experiment
 from first_impressions.networks.network import PersonalityNetwork, build_network
 
 FILE_OF_FORMAT = {"onnx": "model.onnx", "torch": "model.pt2", "checkpoint": TO_GIVE_AWAY}
@@ -131,14 +131,14 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     folder = experiment_folder(args.runs_dir, args.experiment)
-    path = find_checkpoint(folder)
+    find_checkpoint(folder)
     if not args.out:
         folder.mkdir(parents=True, exist_ok=True)   # of the experiment that comes with the suite
     target = Path(args.out) if args.out else folder / FILE_OF_FORMAT[args.format]
     check_output_file("--out", target)
     if target.suffix != Path(FILE_OF_FORMAT[args.format]).suffix:
         raise UserError(f"--out {target}: give a name that ends in {Path(FILE_OF_FORMAT[args.format]).suffix}")
-    checkpoint = load_checkpoint(path)
+    path, checkpoint = read_experiment(folder)
     if args.format == "checkpoint":
         to_give_away(checkpoint, path).save(target)
     else:

@@ -223,24 +223,25 @@ def find_checkpoint(experiment_dir: str | os.PathLike) -> Path:
     raise UserError(f"{experiment_dir}: {problem}; {known}")
 
 
-def load_experiment(experiment: str, runs_dir: str | os.PathLike,
-                    machine: Machine) -> tuple[PersonalityNetwork, Checkpoint]:
-    """Return an experiment's network, in evaluation mode on the machine's device, and its checkpoint.
-
-    Warns if the last checkpoint is damaged and the one before it is taken. Raises UserError if none is whole.
-    """
-    path = find_checkpoint(Path(runs_dir) / experiment)
+def read_experiment(folder: str | os.PathLike) -> tuple[Path, Checkpoint]:
+    """Return the path of an experiment's checkpoint and what it holds. Warns if the last one is damaged and the one
+    before it is taken. Raises UserError if none is whole."""
+    path = find_checkpoint(folder)
     try:
-        checkpoint = load_checkpoint(path)
-        network = checkpoint.build(path)
+        return path, load_checkpoint(path)
     except UserError as error:
-        if path.name != LAST or not path.with_name(PREVIOUS).exists():
+        before = path.with_name(PREVIOUS)
+        if path.name != LAST or not before.exists():
             raise
         print(f"warning: {error}; falling back to the checkpoint before it", file=sys.stderr)
-        path = path.with_name(PREVIOUS)
-        checkpoint = load_checkpoint(path)
-        network = checkpoint.build(path)
-    return machine.place(network), checkpoint
+        return before, load_checkpoint(before)
+
+
+def load_experiment(experiment: str, runs_dir: str | os.PathLike,
+                    machine: Machine) -> tuple[PersonalityNetwork, Checkpoint]:
+    """Return an experiment's network, in evaluation mode on the machine's device, and its checkpoint."""
+    path, checkpoint = read_experiment(Path(runs_dir) / experiment)
+    return machine.place(checkpoint.build(path)), checkpoint
 
 
 # ---------------------------------------------------------------- versions
