@@ -83,7 +83,7 @@ def export_model(checkpoint: Checkpoint, path: Path, target: Path, file_format: 
     with torch.no_grad(), atomic_write(target) as partial:
         program = torch.export.export(module, (chips,), dynamic_shapes=shapes)
         if file_format == "torch":
-            # PyTorch's own writer ends the process where the disk is full.
+            # PyTorch's own writer ends the process if the disk is full.
             buffer = io.BytesIO()
             torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(metadata)})
             partial.write_bytes(buffer.getbuffer())
@@ -96,7 +96,7 @@ def export_model(checkpoint: Checkpoint, path: Path, target: Path, file_format: 
 
 def to_give_away(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     """Return a checkpoint (read from path) in a form that is small and names nobody: large tensors in half precision,
-    no names of clips and speakers, no state of the training, dlib's weights left out where they are as they come.
+    no names of clips and speakers, no state of the training, dlib's weights left out if they are as they come.
 
     Raises UserError for a network that keeps a row of each training clip.
     """

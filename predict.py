@@ -109,13 +109,13 @@ class Results:
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
-    """Write a BGR picture so that the file under its name is always whole. Raises OSError where the disk is full."""
+    """Write a BGR picture so that the file under its name is always whole. Raises OSError if the disk is full."""
     with atomic_write(path) as partial:
         partial.write_bytes(cv2.imencode(path.suffix, picture)[1].tobytes())
 
 
 def _plain_name(path, taken):
-    """Return a file name for a clip's picture: its stem; where another file has that, its name with the ending; where
+    """Return a file name for a clip's picture: its stem; if another file has that, its name with the ending; if
     another folder has one of that name, numbered."""
     stem, whole = (os.fsencode(printable(name))[:LONGEST_STEM].decode(errors="ignore")
                    for name in (Path(path).stem, Path(path).name))

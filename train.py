@@ -123,7 +123,7 @@ def parse_args(argv=None):
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
-    """Return what the command line and --config ask for. Raises UserError where they contradict the model."""
+    """Return what the command line and --config ask for. Raises UserError if they contradict the model."""
     config = args.found
     if config.get("model", args.model) != args.model:
         raise UserError(f"--config {args.config}: was found for {config['model']}, not for {args.model}")
@@ -143,7 +143,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
 
 
 def load_last(folder: Path) -> Checkpoint | None:
-    """Return the checkpoint to go on from: the last one, or where it is damaged the one before; None without any."""
+    """Return the checkpoint to go on from: the last one, or if it is damaged the one before; None without any."""
     paths = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
     for path in paths:
         try:
@@ -162,7 +162,7 @@ def load_last(folder: Path) -> Checkpoint | None:
 
 def make_samples(network: PersonalityNetwork, splits: tuple[Split, Split | None], plan: Plan,
                  machine: Machine) -> tuple[Samples, Samples | None]:
-    """Return training and validation samples; the latter are None where this process does not validate."""
+    """Return training and validation samples; the latter are None if this process does not validate."""
     training, validation = splits
     samples = None
     for turn in (True, False):

@@ -197,7 +197,7 @@ def print_results(args: argparse.Namespace, table: pandas.DataFrame, splits: tup
 # ---------------------------------------------------------------- the search
 
 def restore_old_trials(folder: Path) -> None:
-    """Put an old search's trials back where a new one that was to replace it had no result."""
+    """Put an old search's trials back if a new one that was to replace it had no result."""
     if (folder / OLD_TRIALS_DIR).is_dir():
         shutil.rmtree(folder / TRIALS_DIR, ignore_errors=True)
         os.replace(folder / OLD_TRIALS_DIR, folder / TRIALS_DIR)
@@ -213,7 +213,7 @@ def replace_old_search(folder: Path, record: dict) -> None:
 
 
 def prepare_folder(folder: Path, record: dict, args: argparse.Namespace) -> bool:
-    """Return True where a search is to be resumed; else make room for a new one. An old search stays until there is a
+    """Return True if a search is to be resumed; else make room for a new one. An old search stays until there is a
     result of the new one."""
     if args.resume and (folder / SEARCH_RECORD).exists():
         return tune.Tuner.can_restore(str(folder / TRIALS_DIR))
@@ -341,7 +341,7 @@ def parse_args(argv=None):
     cluster = parser.add_argument_group("resources")
     cluster.add_argument("--cpus-per-trial", type=float, default=1, help="CPU cores of a trial")
     cluster.add_argument("--gpus-per-trial", type=float,
-                         help="GPUs of a trial, also a part of one (default: 1 where there is a GPU)")
+                         help="GPUs of a trial, also a part of one (default: 1 if there is a GPU)")
     parser.add_argument("--seed", type=seed_number, default=0, help="of everything random")
     add_data_options(parser)
     add_machine_options(parser)

@@ -4,7 +4,7 @@
     python benchmarks/gpu.py CHIP_DIR --num-workers 16 --out gpu.csv
     python benchmarks/gpu.py CHIP_DIR --quick
 
-On the first GPU, or on the CPU where there is none. A row for each job, precision (bfloat16 where the device
+On the first GPU, or on the CPU if there is none. A row for each job, precision (bfloat16 where the device
 computes in it), and without and with torch.compile: faces a second of one batch that stays on the device (the limit),
 from the files in CHIP_DIR, the ratio of both, and the peak memory of the device. The batch size is doubled until that
 gains less than 5 %. Times are wall times, so the machine must be quiet. Features are of a face and its mirror image.

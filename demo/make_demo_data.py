@@ -184,7 +184,7 @@ def make_clip(path, clip, speaker, scores, seed):
 def make_demo_data(out_dir, clips_per_split, seed=0, workers=1):
     """Make the data set in out_dir (see above) and return how many clips were made.
 
-    Raises UserError where out_dir holds something else.
+    Raises UserError if out_dir holds something else.
     """
     out_dir = Path(out_dir)
     if out_dir.exists() and not out_dir.is_dir():

@@ -54,13 +54,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def long_run(request):
-    """True where pytest got --long: fuzz tests then try as many files as was promised, else a few of them."""
+    """True if pytest got --long: fuzz tests then try as many files as was promised, else a few of them."""
     return request.config.getoption("--long")
 
 
 @pytest.fixture(scope="session")
 def chalearn_dir():
-    """Folder with the real ChaLearn clips and labels; the test skips where there is none."""
+    """Folder with the real ChaLearn clips and labels; the test skips if there is none."""
     folder = Path(os.environ.get("CHALEARN_DIR") or REPOSITORY.parent / "shared" / "chalearn").resolve()
     if not (folder / "annotation_training.pkl").is_file():
         pytest.skip(f"no ChaLearn data in {folder} (set CHALEARN_DIR)")
@@ -232,7 +232,7 @@ def trained(made_once, chip_data):
 
 @pytest.fixture(scope="module")
 def browser():
-    """Headless Chromium; the test skips where there is none."""
+    """Headless Chromium; the test skips if there is none."""
     if BROWSER is None:
         pytest.skip("no Chromium or Chrome on this machine (Debian: apt-get install chromium)")
     from playwright.sync_api import sync_playwright

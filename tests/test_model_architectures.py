@@ -182,7 +182,7 @@ def test_weights_from_a_file(tmp_path):
     with pytest.raises(UserError, match="layer1.2.bn1.* is missing"):
         build_network(architecture_named("ResNet34_v1.0"), SMALL, str(path))
     torch.save({**state, "surprise": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match="surprise is foreign"):
+    with pytest.raises(UserError, match="unexpected key surprise"):
         build_network(architecture_named("ResNet18_v1.0"), SMALL, str(path))
     with pytest.raises(UserError, match="no such file"):
         build_network(architecture_named("ResNet18_v1.0"), SMALL, "nowhere.pt")

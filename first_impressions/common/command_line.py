@@ -39,12 +39,12 @@ class Terminated(KeyboardInterrupt):
 
 
 def pass_over(*_) -> None:
-    """Handler of a signal that is to do nothing. Not SIG_IGN: of a signal that has come already Python would then print
-    that it was ignored."""
+    """Handler of a signal that is to do nothing. SIG_IGN would make Python report a signal that is
+    already pending."""
 
 
 def raise_terminated(number: int, _) -> None:
-    """Handler of SIGTERM and SIGHUP. Another one of them must not tear the clean-up."""
+    """Handler of SIGTERM and SIGHUP. A second signal must not interrupt the clean-up."""
     for other in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(other, pass_over)
     leave_closed_terminal()
@@ -52,7 +52,7 @@ def raise_terminated(number: int, _) -> None:
 
 
 def leave_closed_terminal() -> None:
-    """Send what is still to be said to nowhere where the terminal is gone: writing to it is an error."""
+    """Redirect stdout and stderr to /dev/null if the terminal is gone: writing to it is an error."""
     for descriptor in (1, 2):
         try:
             termios.tcgetattr(descriptor)
@@ -189,8 +189,8 @@ def true_or_false(text: str) -> bool:
 
 
 def progress_bar(iterable: Iterable | None = None, **options) -> tqdm:
-    """Return a tqdm bar on stderr; silent where stderr is not a terminal, without colour and with plain characters
-    where NO_COLOR is set."""
+    """Return a tqdm bar on stderr; silent if stderr is not a terminal, without colour and with plain characters
+    if NO_COLOR is set."""
     options.setdefault("dynamic_ncols", True)
     options.setdefault("smoothing", 0.1)
     options.setdefault("disable", None)
@@ -215,7 +215,7 @@ def folder_options(args: argparse.Namespace, names: Iterable[str] = ("data_dir",
 
 
 def disk_error(error: BaseException | None) -> OSError | None:
-    """Return the OSError of a full disk or quota that an exception is, or that led to it; None where there is none."""
+    """Return the OSError of a full disk or quota that an exception is, or that led to it; None if there is none."""
     while error is not None and getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
         error = error.__cause__ or error.__context__
     return error
@@ -238,7 +238,7 @@ def run_script(main: Callable, argv: list[str] | None = None) -> None:
         print(f"{name}: error: {printable(error)}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt as error:
-        signal.signal(signal.SIGINT, pass_over)  # a second Ctrl-C must not tear what libraries clean up at exit
+        signal.signal(signal.SIGINT, pass_over)  # a second Ctrl-C must not interrupt the libraries' exit handlers
         status = stop_status(error)
         print(f"\n{name}: stopped by {stop_name(status)}", file=sys.stderr)
     except BrokenPipeError:

@@ -1,4 +1,4 @@
-"""What all scripts agree on: the traits and their order, the names of files and folders, the form of a face chip.
+"""Constants that all scripts share: the traits and their order, names of files and folders, the form of a face chip.
 
 A data folder holds data/{train,valid,test}/{videos,frames,faces} and the labels of each split. Imports neither PyTorch
 nor pandas: workers that find faces need neither.
@@ -23,7 +23,7 @@ JPEG_QUALITY = 95   # of frames and face chips
 NO_FACE = "no face found"
 # Beside the frames and beside the faces: how they were made.
 PREPROCESSING_FILE = "preprocessing.json"
-# How the faces were cropped where no such file says so.
+# How the faces were cropped if no such file says so.
 DEFAULT_PREPROCESSING = {"size": FACE_SIZE, "padding": 0.25}
 # Endings of names that are taken for clips and for pictures, in folders and in tables of labels.
 CLIP_SUFFIXES = frozenset("""

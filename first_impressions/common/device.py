@@ -1,4 +1,4 @@
-"""Where the work is done: the device, the type of mixed precision, and the processes that torchrun started."""
+"""Device, mixed precision and the processes that torchrun started."""
 import argparse
 import functools
 import os
@@ -100,7 +100,7 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """Return the type for mixed precision, or None for float32. precision: auto, bfloat16 or float32.
 
-    auto takes bfloat16 where the device computes in it natively (Ampere and later, CPUs with AVX512-BF16 or AMX).
+    auto takes bfloat16 if the device computes in it natively (Ampere and later, CPUs with AVX512-BF16 or AMX).
     """
     if precision == "float32":
         return None
@@ -166,7 +166,7 @@ def seed_everything(seed: int) -> None:
 # ---------------------------------------------------------------- processes of torchrun
 
 def start_processes() -> None:
-    """Join the other processes where torchrun started this one."""
+    """Join the other processes if torchrun started this one."""
     if "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         # What lies on the CPU goes through gloo, what lies on GPUs through NCCL.
         distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")

@@ -44,7 +44,7 @@ def experiment_folder(runs_dir: str | os.PathLike, experiment: str) -> Path:
 def open_experiment(folder: Path) -> Iterator[None]:
     """Make the folder and hold it for this run alone.
 
-    Raises UserError where it cannot be written or another run works there.
+    Raises UserError if it cannot be written or another run works there.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,13 +59,13 @@ def open_experiment(folder: Path) -> Iterator[None]:
 
 
 def has_training(folder: Path) -> bool:
-    """Return whether a training lies in the folder, or a checkpoint that somebody gave away."""
+    """Return whether the folder holds a training run or a shared checkpoint."""
     return any((folder / name).exists() for name in (TRAINING_RECORD, TO_GIVE_AWAY)) or any(
         folder.glob("checkpoint_*.pt"))
 
 
 def check_experiment(record: Path, exists: bool, used: dict, args: argparse.Namespace) -> None:
-    """Raise UserError where a training or search would replace another one, or go on with other settings.
+    """Raise UserError if a training or search would replace another one, or go on with other settings.
 
     record: the JSON file whose "used" holds the settings of the experiment there, if it exists; used: those of now.
     """

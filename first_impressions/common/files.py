@@ -36,7 +36,7 @@ def folder_lock(folder: str | os.PathLike, seconds: float = 5.0, name: str = ".l
     locked.
 
     Waits a few seconds for another run, since one that was killed a moment ago may still be ending. Raises UserError
-    where another run holds the folder, or where no file can be written there.
+    if another run holds the folder, or if no file can be written there.
     """
     lock = FileLock(Path(folder, name), timeout=seconds)
     try:
@@ -46,7 +46,7 @@ def folder_lock(folder: str | os.PathLike, seconds: float = 5.0, name: str = ".l
     except PermissionError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); name another folder") from None
     except NotImplementedError:
-        pass  # a network folder that knows no locks: the user sees to it that one run works there at a time
+        pass  # a file system without locks: the user must make sure that only one run uses the folder
     try:
         yield
     finally:
@@ -58,7 +58,7 @@ def private_folder(prefix: str) -> Iterator[Path]:
     """Yield a new folder for temporary files that only this user can read; delete it in the end, and also those of the
     same prefix that killed runs have left."""
     for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-        # Not folder_lock, which lets pass where a disk knows no locks.
+        # Not folder_lock, which lets pass if a file system is without locks.
         with contextlib.suppress(OSError, NotImplementedError), FileLock(left / ".lock", timeout=0):
             shutil.rmtree(left, ignore_errors=True)
     new = Path(tempfile.mkdtemp(prefix=f"new-{prefix}")).resolve()
@@ -86,7 +86,7 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def check_output_file(option: str, path: Path) -> None:
-    """Raise UserError where no file can be written under the path that an option names: before the work, not after."""
+    """Raise UserError if no file can be written under the path that an option names: before the work, not after."""
     if not path.parent.is_dir():
         raise UserError(f"{option} {path}: the folder {path.parent} does not exist")
     if path.is_dir():

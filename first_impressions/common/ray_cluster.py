@@ -13,7 +13,7 @@ SUITE_ENVIRONMENT = {"working_dir": str(SUITE),
 def connect_to_ray(address: str, **options) -> None:
     """Connect this process to the Ray cluster at an address (host:port, ray://host:port or auto).
 
-    options: of ray.init. Raises UserError, within seconds, where no cluster answers.
+    options: of ray.init. Raises UserError, within seconds, if no cluster answers.
     """
     import ray  # only here: a run on one machine needs no Ray
 
@@ -25,7 +25,7 @@ def connect_to_ray(address: str, **options) -> None:
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"--ray-address {address}: no Ray cluster answers there ({reason}); start one with `ray start "
-                        "--head`, or leave the option and RAY_ADDRESS away") from None
+                        "--head`, or omit the option and RAY_ADDRESS") from None
 
 
 def start_ray(address: str | None) -> None:

@@ -187,7 +187,7 @@ class FaceSettings:
 
 
 class Face(NamedTuple):
-    """A face: the index of its frame, the frame's time in seconds (0 for a picture, NaN where the clip does not tell),
+    """A face: the index of its frame, the frame's time in seconds (0 for a picture, NaN if the clip does not tell),
     the number of its person from 1, its box in pixels of the frame, the detector's score and name, and where its JPEG
     begins and ends in the file of chips."""
     frame: int
@@ -298,7 +298,7 @@ class _KeptFrames:
         self.offered, self.step = 0, 1
 
     def add(self, index: int, picture: np.ndarray) -> None:
-        """Offer the next frame with a face: every step-th is kept, and where they become too many, every other one."""
+        """Offer the next frame with a face: every step-th is kept, and if they become too many, every other one."""
         if self.offered % self.step == 0:
             scale = min(1, KEPT_HEIGHT / picture.shape[0])
             size = [max(1, round(length * scale)) for length in picture.shape[1::-1]]
@@ -309,7 +309,7 @@ class _KeptFrames:
         self.offered += 1
 
     def middle(self, faces: list[Face]) -> KeptPicture | None:
-        """Return the middle one with the boxes of its people; None where there is none."""
+        """Return the middle one with the boxes of its people; None if there is none."""
         if not self.kept:
             return None
         index, jpeg, scale = self.kept[self.offered // 2 // self.step]

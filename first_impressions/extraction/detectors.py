@@ -195,7 +195,7 @@ class Models:
 
 
 def find_predictor(predictor_path: str | os.PathLike | None = None) -> str:
-    """Return the path of the landmark model. Raises UserError where there is none."""
+    """Return the path of the landmark model. Raises UserError if there is none."""
     if predictor_path is None:
         predictor_path = packaged_model("shape_predictor_5_face_landmarks.dat")
     if not os.path.isfile(predictor_path):

@@ -274,7 +274,7 @@ def _eight_bit(image):
 
 
 def encode_jpeg(picture: np.ndarray, quality: int = JPEG_QUALITY) -> np.ndarray:
-    """Return an RGB picture, uint8 H x W x 3, as the bytes (uint8 array) of a JPEG file. Raises UserError where it is
+    """Return an RGB picture, uint8 H x W x 3, as the bytes (uint8 array) of a JPEG file. Raises UserError if it is
     too large for one."""
     done, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
@@ -305,7 +305,7 @@ def write_chips(picture: np.ndarray, faces: list[FoundFace], face_dir: str, fram
     """
     models = load_models(settings.predictor)
     names = []
-    # The first name comes last: where it exists, all the others do.
+    # The first name comes last: if it exists, all the others do.
     for number in range(len(faces) if settings.find_all else min(1, len(faces)), 0, -1):
         chip = align_face(picture, faces[number - 1].box, models, settings.size, settings.padding)
         names.append(face_name(frame_stem, number))

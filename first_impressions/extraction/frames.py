@@ -293,7 +293,7 @@ def read_chosen(path: str | Path, packets: Packets, settings: FrameSettings,
 @contextlib.contextmanager
 def watched_clip(path: str, target: str) -> Iterator[list[str]]:
     """Yield a list for the names of the files that are made of a clip in the target folder. Raises UserError and
-    removes these files where the clip was changed meanwhile: they were made of a part of it."""
+    removes these files if the clip was changed meanwhile: they were made of a part of it."""
     before = os.stat(path)
     names = []
     yield names
@@ -305,7 +305,7 @@ def watched_clip(path: str, target: str) -> Iterator[list[str]]:
 
 
 def check_clip_name(path: str, packets: Packets, target: str) -> None:
-    """Raise UserError where the names of a clip's frames and faces would be too long for the target's disk."""
+    """Raise UserError if the names of a clip's frames and faces would be too long for the target's disk."""
     longest = Path(frame_name(clip_stem(path), max(packets.drawable, default=0))).stem
     check_name(target, face_name(longest))
 

@@ -1,4 +1,4 @@
-"""What a clip holds, read without decoding: the packets of its video stream, their order, where decoding can start."""
+"""Packets of a clip's video stream, listed without decoding: their order, their times, where decoding can start."""
 import contextlib
 import itertools
 import os
@@ -40,8 +40,8 @@ class Packets:
     """The packets of a clip's video stream in the order of the file.
 
     times: int64, presentation time stamps, which go on if the clip's clock starts anew; sizes: int64, bytes; clean:
-    bool, True where a decoder can start and knows all it needs; indices: int64, display index of the packet's picture,
-    -1 for a packet that is not shown; timed: False where time stamps cannot tell pictures apart and pictures must be
+    bool, True if a decoder can start and knows all it needs; indices: int64, display index of the packet's picture,
+    -1 for a packet that is not shown; timed: False if time stamps cannot tell pictures apart and pictures must be
     counted; drawable: indices of the pictures to draw from; pixel_aspect: width of a pixel as displayed, in parts of
     its height; notes: sentences on what is wrong with the clip although frames can be drawn from it, also those that
     decoding adds; seconds: float64, of each picture shown, by its index, from the first one, empty if nothing tells;
@@ -141,7 +141,7 @@ def displayed_size(width: int, height: int, pixel_aspect: Fraction) -> tuple[int
 
 
 def _pixel_aspect(stream):
-    """Return (pixel_aspect, problem): as the container says or else the codec, 1 where neither does or it cannot be."""
+    """Return (pixel_aspect, problem): as the container says or else the codec, 1 if neither does or it cannot be."""
     aspect = stream.sample_aspect_ratio
     if not aspect or aspect < 0:
         return Fraction(1), None
@@ -354,7 +354,7 @@ def _known_times(listing):
 
 
 def _missing_part(path, listing):
-    """Return a sentence where the clip seems cut off, else None."""
+    """Return a sentence if the clip seems cut off, else None."""
     remedy = "frames were drawn from these; replace the clip if it should be longer"
     total = max(listing.promised, len(listing.times))
     if len(listing.times) < listing.promised or listing.corrupt[-1]:

@@ -16,7 +16,7 @@ BLOCK = 500     # faces that are told apart at once: the time grows with their s
 
 @functools.lru_cache(maxsize=1)
 def load_recognition() -> dlib.face_recognition_model_v1:
-    """Return dlib's face recognition network; loaded once in a process. Raises UserError where it is not installed."""
+    """Return dlib's face recognition network; loaded once in a process. Raises UserError if it is not installed."""
     return dlib.face_recognition_model_v1(str(packaged_model("dlib_face_recognition_resnet_model_v1.dat")))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from first_impressions.extraction.detectors import PYRAMID_STEP, Box, FoundFace, Models
 from first_impressions.extraction.faces import faces_from_width, faces_near, finest_faces, search_faces
 
-# In another scene the largest face may be elsewhere. Two frames show one scene where their thumbnails differ by no more
+# In another scene the largest face may be elsewhere. Two frames show one scene if their thumbnails differ by no more
 # than this, in grey levels on average: of frames of one clip 98 in 100 do, frames of different clips differ by 38 and
 # more.
 SAME_SCENE = 16
@@ -93,7 +93,7 @@ def _thumbnail(picture):
 def _settle(picture: np.ndarray, widths: list[int], models: Models) -> list[FoundFace]:
     """Return the faces of nearly a width in pixels and larger as the finest search has them, the largest first.
 
-    Of several widths the first one is taken at which there are any; the list is empty where there are none.
+    Of several widths the first one is taken at which there are any; the list is empty if there are none.
     """
     for width in widths:
         found = finest_faces(picture, models, NEAR_SIZE * width)

@@ -133,7 +133,7 @@ def print_summary(batch: Batch, summary: Summary, following: str) -> None:
     """Print what a run did and, on the last line, where the results are and what to run next (following);
     set the status to 1 if more than one file in a hundred failed for a reason that nobody thought of.
 
-    Raises UserError where a complete run has nothing to show but problems.
+    Raises UserError if a complete run has nothing to show but problems.
     """
     inputs, target = batch.inputs, batch.target
     listed = Path(target, FAILURES)

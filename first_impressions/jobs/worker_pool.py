@@ -26,7 +26,7 @@ from first_impressions.common.experiment import SUITE
 STALL_SECONDS = 120   # of wall time: on a machine with ten times more work than cores a frame of 8K takes half a minute
 UNEXPECTED = "unexpected "  # what the reason of an error begins with that nobody thought of
 LONGEST_UNEXPECTED = 200    # characters: C++ libraries list all their signatures
-# So many results may wait for an earlier file that is still being worked on: the order of the files is kept.
+# At most this many results may wait for an earlier file that is still being worked on: the order of the files is kept.
 WINDOW = 1000
 # A worker never imports the script that started it, which may import much more (PyTorch) than finding a face needs.
 WORKER_COMMAND = """import sys
@@ -51,7 +51,7 @@ class Answer(NamedTuple):
 # ---------------------------------------------------------------- one file, in a worker
 
 class _Watchdog:
-    """Ends this process where a file makes no progress: state of heartbeat()."""
+    """Ends this process if a file makes no progress: state of heartbeat()."""
     seconds: float | None = None  # None: no file is being worked on
     next_beat = 0.0
     devnull = None
@@ -63,7 +63,7 @@ def heartbeat() -> None:
     Does nothing outside a worker, so library functions may call it as often as they like.
     """
     if _Watchdog.seconds is not None and time.monotonic() >= _Watchdog.next_beat:
-        # The C timer of faulthandler works even where a codec never comes back to Python.
+        # The C timer of faulthandler works even if a codec never comes back to Python.
         faulthandler.dump_traceback_later(_Watchdog.seconds, exit=True, file=_Watchdog.devnull)
         _Watchdog.next_beat = time.monotonic() + min(1.0, _Watchdog.seconds / 4)
 
@@ -272,7 +272,7 @@ def map_files(function: Callable[[str], Any], items: Iterable[tuple[str, Known]]
     function: a picklable function of a module, not of the script that runs (functools.partial is fine); it may raise
     UserError to name a problem. items: iterable of (path, known); known is None, or a ready (result, problem) that
     needs no work. workers: number of processes, default usable_cores(). ray_address: spread the work over this Ray
-    cluster instead. A file whose process dies or stalls yields a problem. Raises OSError where the disk is full. Take
+    cluster instead. A file whose process dies or stalls yields a problem. Raises OSError if the disk is full. Take
     it in contextlib.closing, so that the processes end with the loop.
     """
     pool = (RayPool(function, ray_address, stall_seconds) if ray_address

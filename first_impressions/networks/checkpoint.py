@@ -77,7 +77,7 @@ class Checkpoint:
             os.fsync(file.fileno())
 
     def build(self, path: str | os.PathLike) -> PersonalityNetwork:
-        """Return the network in evaluation mode. Raises UserError, naming path, where the weights do not fit."""
+        """Return the network in evaluation mode. Raises UserError, naming path, if the weights do not fit."""
         try:
             network = build_network(self.architecture, self.config, self.backbone)
         except UserError as error:
@@ -174,7 +174,7 @@ CHECKS = {
 def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """Return the checkpoint in a file. No code in the file is run.
 
-    Raises UserError where it is damaged, of another format, or lacks anything that any script reads.
+    Raises UserError if it is damaged, of another format, or lacks anything that any script reads.
     """
     content = load_file(path, "a checkpoint of train.py")
     if not isinstance(content, dict) or "format" not in content:
@@ -208,7 +208,7 @@ def find_checkpoint(experiment_dir: str | os.PathLike) -> Path:
     """Return the path of the checkpoint to use: the best one, else the last, the one before, one given away; of the
     experiment `pretrained` the one that comes with the suite.
 
-    Raises UserError where there is none.
+    Raises UserError if there is none.
     """
     experiment_dir = Path(experiment_dir)
     for name in (BEST, LAST, PREVIOUS, TO_GIVE_AWAY):

@@ -135,9 +135,9 @@ def _read_tensors(path, shapes):
 def read_face_weights(path: str | os.PathLike | None = None) -> FaceResNet29:
     """Return a FaceResNet29 (float32, evaluation mode) with the weights of dlib's file.
 
-    path: the file; the one of the package face-recognition-models where it is None. Nothing in the file is executed and
+    path: the file; the one of the package face-recognition-models if it is None. Nothing in the file is executed and
     no size in it is trusted: each tensor must have the very shape that the network needs.
-    Raises UserError, in one line that names the file, where it is missing, truncated or another network's.
+    Raises UserError, in one line that names the file, if it is missing, truncated or another network's.
     """
     path = path or packaged_model(FACE_WEIGHTS)
     network = FaceResNet29()

@@ -19,7 +19,7 @@ from first_impressions.common.constants import TRAITS
 # Chosen on folds of ChaLearn's training clips (benchmarks/accuracy.py); the accuracy is flat around all of them.
 FEATURE_WIDTH = 4.0     # kernel width: the covariance is 1/e at this mean squared distance per feature
 PERSON_WIDTH = 0.08     # the same for the descriptor: below 0.16 to 0.2 dlib takes two faces for one person's
-PERSON_PART = 0.5       # variance of the second kernel, where that of the first is 1
+PERSON_PART = 0.5       # variance of the second kernel, if that of the first is 1
 MOST_CLIPS = 10_000     # of the exact form: time grows with the third power of the clips
 LEAST_CLIPS, LEAST_SPEAKERS = 10, 5     # behind every centre
 CLIPS_PER_CENTRE = 20   # on average, at least
@@ -52,7 +52,7 @@ class GaussianProcess(nn.Module):
     def fit_exact(self, rows: torch.Tensor, targets: torch.Tensor, noise: float) -> None:
         """Keep the rows, float32 N x (components + descriptor), with targets float32 N x 5.
 
-        noise: variance of the noise in a label, where that of the first kernel is 1.
+        noise: variance of the noise in a label, if that of the first kernel is 1.
         """
         self.allocate(len(rows))
         self.points.copy_(rows[:, :self.components])

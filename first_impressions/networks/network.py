@@ -36,11 +36,11 @@ class Backbone:
     name: str
     build: Callable[[], nn.Module]      # makes it with random weights; it maps a view to features
     features_per_view: int
-    default_weights: str                # what --weights means where it is not given
+    default_weights: str                # what --weights means if it is not given
     input_size: int                     # pixels
     mean: tuple[float, ...]             # of RGB pictures in [0, 1], subtracted from them
     std: tuple[float, ...]              # which they are then divided by
-    explained_stage: str                # whose maps heat maps are made of
+    explained_stage: str                # the stage whose activations saliency maps use
     views: tuple[float, ...] = (1.0,)   # parts of the chip's side that are seen one after the other
     descriptor_size: int = 0            # the last features, which tell people apart; a Gaussian process needs them
 
@@ -56,7 +56,7 @@ def _torchvision_resnet(name):
 _RESNET_WIDTHS = {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048, "resnet152": 2048}
 BACKBONES = {name: Backbone(name, partial(_torchvision_resnet, name), width, "imagenet", 224, IMAGENET_MEAN,
                             IMAGENET_STD, "layer4") for name, width in _RESNET_WIDTHS.items()}
-# All that the score depends on passes the first stages of dlib's network; of these the first points best (35 x 35).
+# All that the score depends on passes the first stages of dlib's network; the first of these localises best (35 x 35).
 BACKBONES["face_resnet29"] = Backbone("face_resnet29", FaceResNet29, FEATURES_PER_VIEW, "dlib", FACE_INPUT_SIZE,
                                       FACE_MEAN, FACE_STD, "stage1", FACE_VIEWS, DESCRIPTOR_SIZE)
 
@@ -124,7 +124,7 @@ class PersonalityNetwork(nn.Module):
 
     @property
     def frozen(self) -> bool:
-        """True where no part of the backbone is trained, so that its features can be cached."""
+        """True if no part of the backbone is trained, so that its features can be cached."""
         return not self.trained
 
     def train(self, mode: bool = True) -> "PersonalityNetwork":
@@ -248,7 +248,7 @@ def backbone_key(network: PersonalityNetwork) -> str:
 def load_network_state(network: PersonalityNetwork, state: dict, source: str | os.PathLike) -> None:
     """Fill a PersonalityNetwork with a state dict; its Gaussian process takes the size of the state's.
 
-    Raises UserError where the state does not fit.
+    Raises UserError if the state does not fit.
     """
     points = state.get("memory.points")
     if network.memory is not None and torch.is_tensor(points) and points.ndim == 2 and len(points) <= MOST_CLIPS:

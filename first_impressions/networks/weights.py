@@ -30,12 +30,12 @@ def load_file(path: str | os.PathLike, expected: str) -> object:
 
 
 def check_state(module: nn.Module, state: dict, source: str | os.PathLike) -> None:
-    """Raise UserError, naming the first key, where a state dict does not fit the module in names and shapes."""
+    """Raise UserError, naming the first key, if a state dict does not fit the module in names and shapes."""
     expected = module.state_dict()
     missing, foreign = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or foreign:
-        what = f"the key {missing[0]} is missing" if missing else f"the key {foreign[0]} is foreign"
-        raise UserError(f"{source}: does not fit this network: {what} ({len(missing)} missing, {len(foreign)} foreign)")
+        what = f"the key {missing[0]} is missing" if missing else f"unexpected key {foreign[0]}"
+        raise UserError(f"{source}: does not fit this network: {what} ({len(missing)} missing, {len(foreign)} unexpected)")
     for key, value in expected.items():
         if not torch.is_tensor(state[key]) or state[key].shape != value.shape:
             shape = tuple(state[key].shape) if torch.is_tensor(state[key]) else type(state[key]).__name__

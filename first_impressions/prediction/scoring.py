@@ -73,7 +73,7 @@ class FileScores:
                 for row in (one, *(piece for piece in self.pieces if piece["person"] == one["person"]))]
 
     def frame_rows(self) -> Iterator[dict]:
-        """Yield a row of FRAME_COLUMNS for each face; seconds are None where the clip does not tell."""
+        """Yield a row of FRAME_COLUMNS for each face; seconds are None if the clip does not tell."""
         if self.faces is None:
             return
         columns = (values.tolist() for values in self.faces)
@@ -176,7 +176,7 @@ class Scorer:
 
     def meaning(self, scores: np.ndarray, faces: int) -> dict:
         """Return half widths, low and high ends of the intervals, and percentiles among the training labels, of five
-        scores from so many faces; None where the checkpoint does not know."""
+        scores from so many faces; None if the checkpoint does not know."""
         row = dict.fromkeys((*LOWS, *HIGHS, *HALF_WIDTHS, *PERCENTILES))
         if self.intervals:
             widths = self.intervals.half_widths(np.array([faces]))[0]
@@ -201,7 +201,7 @@ def _read_chips(path, places):
 
 def load_scorer(experiment: str, runs_dir: str | os.PathLike, precision: str = "float32",
                 device: str = "auto") -> Scorer:
-    """Return the Scorer of an experiment; device: as pick_device takes it. Raises UserError where there is none."""
+    """Return the Scorer of an experiment; device: as pick_device takes it. Raises UserError if there is none."""
     network, checkpoint = load_experiment(experiment, runs_dir, Machine(pick_device(device), precision))
     intervals = Intervals(**checkpoint.intervals) if checkpoint.intervals else None
     return Scorer(network, intervals, checkpoint.label_quantiles, checkpoint.preprocessing,

@@ -36,7 +36,7 @@ def hold_out(samples: Samples, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def calibrate(architecture: Architecture, samples: Samples, plan: Plan, weights: str,
               machine: Machine) -> Intervals | None:
-    """Return the intervals of a frozen network's scores, or None where there are too few clips.
+    """Return the intervals of a frozen network's scores, or None if there are too few clips.
 
     samples: the training clips, read as ClipRows. Costs as much as the training itself.
     """

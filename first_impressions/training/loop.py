@@ -82,7 +82,7 @@ class TrainingState:
 
     @property
     def averaged(self) -> PersonalityNetwork:
-        """The network that is evaluated and kept: the moving average where there is one."""
+        """The network that is evaluated and kept: the moving average if there is one."""
         return self.ema.module if self.ema else self.network
 
     def add_up_losses(self) -> float:
@@ -111,7 +111,7 @@ class TrainingState:
 
 
 def start_at_the_mean(network: PersonalityNetwork, split: Split) -> None:
-    """Let every head start from the constant prediction: the mean label of the training clips."""
+    """Initialise each head's bias so that it predicts the mean label of the training clips."""
     means = torch.tensor([split.labels[trait].mean() for trait in TRAITS], dtype=torch.float32).clamp(0.01, 0.99)
     with torch.no_grad():
         for head in network.heads:
@@ -153,7 +153,7 @@ def start_training(network: PersonalityNetwork, samples: Samples, plan: Plan, ma
                    saved: dict | None = None) -> TrainingState:
     """Return the state of a new training, or of one to go on with. network: on the machine's device.
 
-    saved: what TrainingState.state_dict returned. Raises UserError where there are too few samples for a step.
+    saved: what TrainingState.state_dict returned. Raises UserError if there are too few samples for a step.
     """
     settings, usable = plan.settings, samples.number_usable
     if usable < 2 * world_size():
@@ -189,7 +189,7 @@ def start_training(network: PersonalityNetwork, samples: Samples, plan: Plan, ma
 # ---------------------------------------------------------------- loop
 
 def check_finite(state: TrainingState, loss: float | None = None) -> None:
-    """Raise UserError where the loss, by default the sum over the epoch so far, is not finite: the weights are lost."""
+    """Raise UserError if the loss, by default the sum over the epoch so far, is not finite: the weights are lost."""
     loss = state.add_up_losses() if loss is None else loss
     if not math.isfinite(loss):
         raise UserError(f"the loss became {loss} in epoch {state.epoch + 1}: the weights have grown beyond all bounds; "
@@ -295,7 +295,7 @@ def fit(state: TrainingState, plan: Plan, samples: Samples, validation: Samples 
 
     A record has epoch, loss_train, seconds, samples_per_second, the learning rates, and with validation (needed in the
     main process only) what validate returns. after_step(state) is called between any two
-    steps of an epoch; what it raises ends the training. Raises UserError where the loss is not finite.
+    steps of an epoch; what it raises ends the training. Raises UserError if the loss is not finite.
     """
     parallel: nn.Module = state.network
     if world_size() > 1:

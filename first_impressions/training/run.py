@@ -155,7 +155,7 @@ class Run:
         return any_process(self.stop.number is not None)
 
     def after_step(self, state: TrainingState) -> None:
-        """Save where it is time; raises Stopped, with all saved, where a stop was asked for."""
+        """Save if it is time; raises Stopped, with all saved, if a stop was asked for."""
         if self.stop_asked(state):
             self.save(state)
             raise Stopped
@@ -163,7 +163,7 @@ class Run:
             self.save(state)
 
     def after_epoch(self, state: TrainingState) -> None:
-        """Save where it is time, then log the epoch; raises Stopped, with all saved, where a stop was asked for."""
+        """Save if it is time, then log the epoch; raises Stopped, with all saved, if a stop was asked for."""
         is_last = state.epoch == self.plan.num_epochs
         stop = self.stop_asked(state) and not is_last
         if stop or is_last or time.monotonic() - self.saved_at > SECONDS_BETWEEN_CHECKPOINTS:

@@ -67,7 +67,7 @@ def load_training_and_validation(data_dir: str | Path, final_run: bool, val_spli
         for split in (training, validation):
             if split is not None:
                 print(describe(split), flush=True)
-    # What nobody sees must not count: not in the mean label, nor among the known speakers.
+    # Clips without a face must not count: not in the mean label, nor among the known speakers.
     training, validation = (split and split.with_faces() for split in (training, validation))
     if is_main_process() and not quiet:
         if validation is not None:
@@ -96,7 +96,7 @@ def number_of_samples(split: Split, in_clips: bool) -> int:
 
 
 def check_batch_size(batch_size: int, split: Split, in_clips: bool) -> None:
-    """Raise UserError where a step of this size cannot be taken: batch normalisation needs two samples a process.
+    """Raise UserError if a step of this size cannot be taken: batch normalisation needs two samples a process.
 
     in_clips: the batch counts clips, as for frozen networks, not faces.
     """
