@@ -35,7 +35,8 @@ def check_state(module: nn.Module, state: dict, source: str | os.PathLike) -> No
     missing, foreign = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or foreign:
         what = f"the key {missing[0]} is missing" if missing else f"unexpected key {foreign[0]}"
-        raise UserError(f"{source}: does not fit this network: {what} ({len(missing)} missing, {len(foreign)} unexpected)")
+        raise UserError(f"{source}: does not fit this network: {what} ({len(missing)} missing, "
+                        f"{len(foreign)} unexpected)")
     for key, value in expected.items():
         if not torch.is_tensor(state[key]) or state[key].shape != value.shape:
             shape = tuple(state[key].shape) if torch.is_tensor(state[key]) else type(state[key]).__name__
