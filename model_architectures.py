@@ -11,6 +11,7 @@ From Python, a new network and a trained one:
 import first_impressions.common.startup  # noqa: F401  (before torch)
 
 # isort: split
+import difflib
 import os
 
 from first_impressions.common.command_line import UserError, make_parser, run_script
@@ -40,7 +41,9 @@ ARCHITECTURES = {architecture.name: architecture for architecture in (
 def architecture_named(name: str) -> Architecture:
     """Return the Architecture of that name. Raises UserError that lists the known names."""
     if name not in ARCHITECTURES:
-        raise UserError(f"unknown model {name!r}; known are {', '.join(ARCHITECTURES)}")
+        near = difflib.get_close_matches(name, ARCHITECTURES, 1)
+        raise UserError(f"unknown model {name!r}; " + (f"did you mean {near[0]}? " if near else "")
+                        + f"known are {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[name]
 
 

@@ -63,7 +63,7 @@ from first_impressions.prediction.scoring import (
     load_scorer,
     score_files,
 )
-from first_impressions.prediction.tables import FRAME_COLUMNS, columns_of, print_table, write_table
+from first_impressions.prediction.tables import FRAME_COLUMNS, check_replaceable, columns_of, print_table, write_table
 
 LONGEST_STEM = 200  # bytes of a picture's name before its ending; a file's name has at most 255
 
@@ -185,6 +185,7 @@ def check_arguments(args):
             raise UserError(f"{option} {table}: name a file that ends in .csv or .json")
         if table:
             check_output_file(option, table)
+            check_replaceable(option, table)
     if args.out and args.per_frame and args.out.resolve() == args.per_frame.resolve():
         raise UserError(f"--out and --per-frame {args.out}: are one file; name two")
     check_paths(args.paths)

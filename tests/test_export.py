@@ -1,14 +1,21 @@
 """Exported models, ONNX and torch.export, give the scores of the network they were made from."""
+import csv
 import json
+import re
+import shutil
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 
 import export
+import predict
+from conftest import REPOSITORY
 from first_impressions.common.constants import TRAITS
+from first_impressions.common.files import packaged_model
 from first_impressions.networks.checkpoint import Checkpoint
 from first_impressions.networks.network import build_network
 from first_impressions.networks.settings import Settings
@@ -83,3 +90,33 @@ def test_exported_model_gives_the_networks_scores(experiment, run_script, run, f
 def test_an_unknown_experiment_is_one_line(run):
     status, _, errors = run(export, "missing")
     assert status == 2 and len(errors.splitlines()) == 1 and "no such experiment" in errors
+
+
+def crop_by_numbers(picture, points, size, padding):
+    """The crop as docs/evaluation_and_prediction.md describes it in numbers."""
+    target = np.array([(0.8596, 0.2135), (0.6461, 0.2290), (0.1206, 0.2137), (0.3341, 0.2291), (0.4901, 0.6278)])
+    target = (target + padding) / (1 + 2 * padding) * size
+    # Umeyama, IEEE Transactions on Pattern Analysis and Machine Intelligence 13, 1991: the least-squares similarity.
+    centred = points - points.mean(0), target - target.mean(0)
+    u, strengths, v = np.linalg.svd(centred[1].T @ centred[0])
+    turn = strengths.sum() / (centred[0] ** 2).sum() * (u @ v)
+    matrix = np.hstack([turn, (target.mean(0) - turn @ points.mean(0))[:, None]])
+    return cv2.warpAffine(picture, matrix, (size, size), flags=cv2.INTER_LINEAR)
+
+
+def test_a_picture_is_scored_outside_the_suite(run, tmp_path):
+    """The lines of the docs as they stand there, against predict.py; and the crop in numbers, against dlib's."""
+    assert run(export, "pretrained", "--out", "model.onnx")[0] == 0
+    shutil.copy(REPOSITORY / "tests" / "foreign" / "from_chrome.jfif", tmp_path / "picture.jpg")
+    shutil.copy(packaged_model("shape_predictor_5_face_landmarks.dat"), tmp_path)
+    text = (REPOSITORY / "docs" / "evaluation_and_prediction.md").read_text()
+    code, found = re.search(r"```python\n(import cv2, dlib, onnxruntime.*?)```", text, re.DOTALL)[1], {}
+    exec(code, found)
+    assert run(predict, "pretrained", "picture.jpg", "--out", "scores.csv")[0] == 0
+    with open(tmp_path / "scores.csv") as file:
+        row, = csv.DictReader(file)
+    # The docs search at full size, predict.py may find the box at another scale: the landmarks differ a little.
+    assert found["scores"][0].tolist() == pytest.approx([float(row[trait]) for trait in TRAITS], abs=0.02)
+    points = np.array([(point.x, point.y) for point in found["points"].parts()], float)
+    difference = np.abs(crop_by_numbers(found["picture"], points, 224, 0.5) - found["chip"].astype(float))
+    assert difference.mean() < 5

@@ -127,7 +127,7 @@ def test_a_pipe_is_not_waited_for(run, trained, tmp_path):
     (["demo", "nowhere.mp4"], "nowhere.mp4"),
     (["nobody", "."], "trained are demo"),
     (["demo", ".", "--out", "table.csv", "--per-frame", "./table.csv"], "are one file"),
-    (["demo", ".", "--out", "nowhere/table.csv"], "nowhere does not exist"),
+    (["demo", ".", "--out", f"{__file__}/table.csv"], "cannot be made"),
     (["demo", ".", "--min-confidence", "nan"], "not a number"),
     (["demo", ".", "--every", "soon"], "not a number of seconds"),
     (["demo", ".", "--every", "1e-320"], "not a number of seconds"),
@@ -136,6 +136,18 @@ def test_a_pipe_is_not_waited_for(run, trained, tmp_path):
 def test_wrong_arguments(run, trained, arguments, complaint):
     status, output, errors = run(predict, *arguments, "--runs-dir", trained / "runs")
     assert status == 2 and complaint in errors and len(errors.splitlines()) == 1 and not output
+
+
+def test_tables_of_others_are_not_replaced(run, tmp_path):
+    shutil.copy(REPOSITORY / "tests" / "foreign" / "web.webp", tmp_path)
+    labels = f"clip,{','.join(TRAITS)}\na,.5,.5,.5,.5,.5\n"
+    for name, content in (("labels.csv", labels), ("labels.json", '[{"clip": "a", "openness": 0.5}]')):
+        (tmp_path / name).write_text(content)
+        status, _, errors = run(predict, "pretrained", "web.webp", "--out", name)
+        assert status == 2 and "is not a table of predict.py" in errors and (tmp_path / name).read_text() == content
+    for name in ("new/scores.csv", "new/scores.json"):
+        for _ in range(2):
+            assert run(predict, "pretrained", "web.webp", "--out", name, "--per-frame", f"{name}.csv")[0] == 0
 
 
 @pytest.mark.parametrize("codec, container, options", [

@@ -86,9 +86,12 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def check_output_file(option: str, path: Path) -> None:
-    """Raise UserError if no file can be written under the path that an option names: before the work, not after."""
-    if not path.parent.is_dir():
-        raise UserError(f"{option} {path}: the folder {path.parent} does not exist")
+    """Make the folder of a file that an option names. Raises UserError if the file cannot be written: before the work,
+    not after."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{option} {path}: the folder {path.parent} cannot be made ({error.strerror})") from None
     if path.is_dir():
         raise UserError(f"{option} {path}: is a folder; name a file in it")
     if not os.access(path.parent, os.W_OK):

@@ -2,13 +2,14 @@
 import csv
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
 
-from first_impressions.common.command_line import printable
+from first_impressions.common.command_line import UserError, printable
 from first_impressions.common.constants import TRAITS
 from first_impressions.common.files import atomic_write
 
@@ -32,6 +33,14 @@ def columns_of(rows: list[dict], everything: bool = False) -> list[str]:
     """Return the columns of a table of people: the short ones or all, those of pieces only if there are any."""
     in_pieces = any(row.get("piece") is not None for row in rows)
     return [name for name in (ALL_COLUMNS if everything else COLUMNS) if in_pieces or name not in PIECE_COLUMNS]
+
+
+def check_replaceable(option: str, path: Path) -> None:
+    """Raise UserError if a file exists that is not a table of this suite: a slip must not replace somebody's labels."""
+    if path.is_file() and path.stat().st_size:
+        start = "".join(path.read_text(encoding="utf-8", errors="replace")[:200].split()).replace('"', "").lstrip("[{")
+        if not start.startswith(("clip,person", "clip,frame")) and not re.match("clip:[^,]*,(person|frame):", start):
+            raise UserError(f"{option} {path}: exists and is not a table of predict.py; name another file")
 
 
 def write_csv(file: TextIO, columns: Iterable[str], rows: Iterable[dict]) -> None:
