@@ -118,7 +118,8 @@ def test_predict_says_which_detector_found_the_face(clips, tmp_path, run):
     two = np.hstack([scene(portrait(300)), scene(portrait(300))])
     cv2.imwrite(str(tmp_path / "two.png"), two)
     paths = [clips / "hidden.mp4", clips / "side.mp4", "side.png", "hidden.png", "two.png"]
-    status, _, errors = run(predict, "pretrained", *paths, "--out", "scores.json", "--per-frame", "frames.json")
+    status, _, errors = run(predict, "pretrained", *paths, "--all-columns", "--out", "scores.json", "--per-frame",
+                            "frames.json")
     rows = {os.path.basename(row["clip"]): row for row in json.loads((tmp_path / "scores.json").read_text())}
     assert status == 0 and rows["side.png"]["problem"] == rows["side.mp4"]["problem"] == TURN and TURN in errors
     assert [rows[name]["detector"] for name in ("hidden.mp4", "hidden.png", "two.png")] == ["cnn", "cnn", "hog"]

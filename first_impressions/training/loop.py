@@ -225,7 +225,7 @@ def _change_inputs(samples, settings, rows, inputs, generator):
     clips B x 2 x W float32 B x W, of some the one face; mixed-up chips are float32 in [0, 255]."""
     drawn, device = torch.from_numpy(generator.random(len(rows))), inputs.device
     if samples.source.of_clips:
-        inputs = inputs[torch.arange(len(rows)), (drawn < settings.one_face).long()]
+        inputs = inputs[torch.arange(len(rows), device=device), send((drawn < settings.one_face).long(), device)]
     elif settings.hflip:
         inputs = torch.where(send(drawn < 0.5, device).view(-1, 1, 1, 1), inputs.flip(-1), inputs)
     targets = send(samples.targets[torch.from_numpy(rows)], device)
