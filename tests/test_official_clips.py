@@ -46,6 +46,6 @@ def test_what_differs_is_named(run, tmp_path, monkeypatch):
         path.unlink()
     status, output, _ = run(dataset, "data", "--verify")
     assert status == 0 and "train: 1 of 1 official clips\n" in output and "All of them" in output
-    assert run(dataset, "data", "--verify", "--out", "no/list.csv")[0] == 2
+    assert run(dataset, "data", "--verify", "--out", f"{__file__}/list.csv")[0] == 2
     assert "contains no folder train/videos" in run(dataset, "data/train", "--verify")[2]
     assert run(dataset, "dat", "--verify")[2] == "dat: no such folder\n"
