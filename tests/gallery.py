@@ -133,7 +133,8 @@ def write_hdr(path, transfer, pictures):
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx265", rate=25, width=width, height=height, pix_fmt="yuv420p10le")
         context = stream.codec_context
-        context.options = {"x265-params": "log-level=none:pools=none:frame-threads=1:bframes=0", "crf": "4", "preset": "ultrafast"}
+        context.options = {"x265-params": "log-level=none:pools=none:frame-threads=1:bframes=0", "crf": "4",
+                           "preset": "ultrafast"}
         context.color_primaries, context.color_trc, context.colorspace, context.color_range = (
             9, {"pq": 16, "hlg": 18}[transfer], 9, 1)
         for picture in pictures:
