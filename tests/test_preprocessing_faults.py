@@ -21,6 +21,7 @@ from conftest import REPOSITORY, linux_only, listen_to_ctrl_c, run_script_in
 from first_impressions.extraction.second_look import FOUND_BY_CNN
 from first_impressions.jobs.failures import Failures
 from fuzz_media import fuzz
+from gallery import sound
 from make_media import portrait, rotate_clip, write_clip
 
 FRAMES = "pre-processing/extract_frames_from_videos.py"
@@ -245,7 +246,7 @@ def test_rubbish_clips(tmp_path, run_script, run):
     (videos / "script.mp4").write_text("ffconcat version 1.0\nfile whole.mp4\n")
     (videos / "tenth.mp4").write_bytes(whole.read_bytes()[:whole.stat().st_size // 10])
     (videos / "nine_tenths.mp4").write_bytes(whole.read_bytes()[:whole.stat().st_size * 9 // 10])
-    write_sound(videos / "sound.mp4")
+    sound(videos / "sound.mp4")
     write_clip(videos / "one.mp4", frames=1)
     avi = write_clip(videos / "wrong_count.avi", codec="mpeg4", frames=30)
     data = bytearray(avi.read_bytes())
@@ -284,16 +285,6 @@ def test_rubbish_clips(tmp_path, run_script, run):
     assert "0 frames made" in run(module_of(FRAMES), "videos", "frames", 10)[1]
     with open(tmp_path / "frames" / "failures.csv", encoding="utf-8", newline="") as file:
         assert not [row for row in csv.reader(file) if row[0][:1] in "=+-@"]
-
-
-def write_sound(path):
-    import av
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=44100)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 44100
-        for packet in [*stream.encode(frame), *stream.encode(None)]:
-            container.mux(packet)
 
 
 def test_clip_that_grows_while_it_is_read(tmp_path, run):
