@@ -12,7 +12,7 @@
 FINAL_RUN true trains on training + validation clips for exactly NUM_EPOCHS and never looks at the test clips
 (evaluate.py does, once). false trains on the training clips, validates after every epoch and keeps the best epoch.
 
-Writes runs/EXPERIMENT/: args.json, training.csv (one row an epoch), checkpoint_last.pt, checkpoint_best.pt (FINAL_RUN
+Writes runs/EXPERIMENT/: args.json, training.csv (one row per epoch), checkpoint_last.pt, checkpoint_best.pt (FINAL_RUN
 false), checkpoint_previous.pt, MODEL_CARD.md and TensorBoard's event files.
 """
 import first_impressions.common.startup  # noqa: F401  (before torch)
@@ -97,11 +97,11 @@ def parse_args(argv=None):
     parser.add_argument("final_run", metavar="FINAL_RUN", type=true_or_false, help="true: training + validation clips; "
                         "false: training clips, validated after every epoch")
     parser.add_argument("batch_size", metavar="BATCH_SIZE", type=positive_int,
-                        help="clips a step (and process) of a frozen network, faces of a trained one")
+                        help="clips per step (and process) of a frozen network, faces of a trained one")
     parser.add_argument("--config", metavar="FILE",
                         help="settings found by the search: runs/EXPERIMENT/best_config.json")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the same command")
-    parser.add_argument("--overwrite", action="store_true", help="replace a training of the same name")
+    parser.add_argument("--overwrite", action="store_true", help="replace a training run of the same name")
     parser.add_argument("--dry-run", action="store_true",
                         help="check everything and say what would be done; write nothing")
     parser.add_argument("--seed", type=seed_number, default=0, help="of everything random")
@@ -149,14 +149,14 @@ def load_last(folder: Path) -> Checkpoint | None:
         try:
             checkpoint = load_checkpoint(path)
             if checkpoint.training is None:
-                raise UserError(f"{path}: holds no state of a training")
+                raise UserError(f"{path}: contains no state of a training run")
             return checkpoint
         except UserError as error:
             print(f"warning: {error}; falling back to the checkpoint before it", file=sys.stderr)
     if paths:
         print("warning: no checkpoint is whole; training starts from the beginning", file=sys.stderr)
     elif is_main_process():
-        print(f"note: {folder} holds no checkpoint yet; training starts from the beginning", file=sys.stderr)
+        print(f"note: {folder} contains no checkpoint yet; training starts from the beginning", file=sys.stderr)
     return None
 
 
@@ -179,7 +179,7 @@ def make_samples(network: PersonalityNetwork, splits: tuple[Split, Split | None]
 
 def print_dry_run(args: argparse.Namespace, plan: Plan, network: PersonalityNetwork, weights: str, samples: int,
                   folder: Path) -> None:
-    """Print what a training would do; samples: clips or faces."""
+    """Print what a training run would do; samples: clips or faces."""
     learning = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     steps = len(epoch_batches(samples, plan.batch_size, plan.seed, 0))
     unit = "clips" if reads_clips(network.trained, bool(plan.settings.augment)) else "faces"
@@ -200,7 +200,7 @@ def train(run: Run, network: PersonalityNetwork, splits: tuple[Split, Split | No
                 intervals = calibrate(run.architecture, samples, plan, run.record.used.weights, machine)
                 run.intervals = dataclasses.asdict(intervals) if intervals else None
                 if intervals is None:
-                    print("note: too few training clips to measure the intervals of scores", flush=True)
+                    print("note: too few training clips to estimate the intervals of scores", flush=True)
             state = start_training(network, samples, plan, machine, saved)
             for _ in fit(state, plan, samples, validation, run.after_step):
                 run.after_epoch(state)

@@ -11,7 +11,7 @@
 What is searched stands in the variable `config` below, or in a file of the same form that an update does not touch:
 {"lr": {"loguniform": [2e-4, 3e-3]}, "l1": {"choice": [256, 512]}, "batch_size": 128}. Trials that fall behind the
 others are stopped early. The best trial is the one with the highest mean accuracy per clip on the validation
-clips over all of its epochs. Writes runs/EXPERIMENT/: best_config.json (for train.py --config), trials.csv (one row a
+clips over all of its epochs. Writes runs/EXPERIMENT/: best_config.json (for train.py --config), trials.csv (one row per
 trial), search_args.json, and search/<trial>/ with each trial's TensorBoard logs and checkpoints.
 """
 # ruff: noqa: E402  (config comes before the other imports, since users edit it)
@@ -22,7 +22,7 @@ import numpy as np  # noqa: F401  (for a config of your own: tune.sample_from(la
 from ray import tune
 
 # The search space: a setting (train.py --help explains them) or batch_size, and what each trial draws it from, or a
-# constant. A network that has no use for a key (l3 is of ResNet101_v1.0 alone) does without it; a key that is not here
+# constant. A network that does not use a key (l3 is of ResNet101_v1.0 alone) ignores it; a key that is not here
 # keeps its default.
 config = {
     "l1": tune.choice([256, 512, 1024]),            # one of these
@@ -166,7 +166,7 @@ def best_config(search: Search, table: pandas.DataFrame, space: dict, weights: s
 
 
 def print_results(args: argparse.Namespace, table: pandas.DataFrame, splits: tuple[Split, Split], trials: int) -> int:
-    """Print the best of so many trials and what to run next; return the exit status. Raises UserError without any
+    """Print the best of this many trials and what to run next; return the exit status. Raises UserError without any
     result."""
     unfinished = int((table["status"] == "unfinished").sum()) + max(0, trials - len(table))
     failed, early = (int((table["status"] == status).sum()) for status in ("failed", "stopped early"))
@@ -218,7 +218,7 @@ def prepare_folder(folder: Path, record: dict, args: argparse.Namespace) -> bool
     if args.resume and (folder / SEARCH_RECORD).exists():
         return tune.Tuner.can_restore(str(folder / TRIALS_DIR))
     if args.resume:
-        print(f"note: {folder} holds no search yet; a new one is started", file=sys.stderr)
+        print(f"note: {folder} contains no search yet; a new one is started", file=sys.stderr)
     if (folder / SEARCH_RECORD).exists() and (folder / TRIALS_DIR).is_dir():
         os.replace(folder / TRIALS_DIR, folder / OLD_TRIALS_DIR)
     else:

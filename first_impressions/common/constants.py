@@ -52,7 +52,7 @@ def face_name(frame_stem: str, number: int = 1) -> str:
 
 
 def clip_of_face(name: str) -> str | None:
-    """Return the clip that a face chip's file name says it is of, or None for a name that is no face chip's.
+    """Return the clip that a face chip's file name says it is of, or None for a name that is not a face chip's.
 
     The clip is what stands before the last `__frame_`, whatever the length of the name.
     """

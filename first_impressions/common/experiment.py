@@ -1,7 +1,7 @@
 """The folder of an experiment, runs/EXPERIMENT: its name, its settings, and how a new training replaces an old one.
 
-A training that is to replace another one (--overwrite) writes into runs/EXPERIMENT/.new. When its first checkpoint is
-there, all that the old training, its evaluations and its exports left goes at once, and the new files take their place.
+A training run that is to replace another one (--overwrite) writes into runs/EXPERIMENT/.new. When its first checkpoint
+is there, all that the old one, its evaluations and its exports left is deleted, and the new files take their place.
 """
 import argparse
 import contextlib
@@ -16,7 +16,7 @@ from first_impressions.common.files import folder_lock, read_json
 SUITE = Path(__file__).resolve().parents[2]
 PRETRAINED = "pretrained"   # the experiment that comes with the suite, in SUITE / PRETRAINED
 TRAINING_RECORD, SEARCH_RECORD = "args.json", "search_args.json"
-TRAINING_TABLE = "training.csv"     # one row an epoch
+TRAINING_TABLE = "training.csv"     # one row per epoch
 MODEL_CARD = "MODEL_CARD.md"
 TO_GIVE_AWAY = "model.pt"           # a checkpoint as export.py --format checkpoint writes it
 # What train.py, evaluate.py and export.py write into the folder.
@@ -29,14 +29,14 @@ LONGEST_NAME = 200  # bytes; a name in a folder has at most 255, and files of th
 
 
 def experiment_folder(runs_dir: str | os.PathLike, experiment: str) -> Path:
-    """Return the path of an experiment. Raises UserError for a name that is no plain folder's name in runs_dir."""
+    """Return the path of an experiment. Raises UserError for a name that is not a plain folder's name in runs_dir."""
     if not experiment or experiment.startswith((".", "-")) or any(mark in experiment for mark in "/\\\0"):
         raise UserError(f"EXPERIMENT {experiment!r}: give a plain name; its folder is made in {runs_dir}")
     if len(os.fsencode(experiment)) > LONGEST_NAME:
         raise UserError(f"EXPERIMENT {experiment[:20]}...: is longer than {LONGEST_NAME} bytes; give a shorter name")
     for folder in (Path(runs_dir), Path(runs_dir) / experiment):
         if os.path.lexists(folder) and not folder.is_dir():
-            raise UserError(f"{folder}: is no folder; name another one")
+            raise UserError(f"{folder}: is not a folder; name another one")
     return Path(runs_dir) / experiment
 
 
@@ -55,7 +55,7 @@ def open_experiment(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            shutil.rmtree(folder / NEW, ignore_errors=True)  # a training that ended without a checkpoint
+            shutil.rmtree(folder / NEW, ignore_errors=True)  # a training run that ended without a checkpoint
 
 
 def has_training(folder: Path) -> bool:
@@ -65,7 +65,7 @@ def has_training(folder: Path) -> bool:
 
 
 def check_experiment(record: Path, exists: bool, used: dict, args: argparse.Namespace) -> None:
-    """Raise UserError if a training or search would replace another one, or go on with other settings.
+    """Raise UserError if a training run or search would replace another one, or go on with other settings.
 
     record: the JSON file whose "used" holds the settings of the experiment there, if it exists; used: those of now.
     """
@@ -92,7 +92,7 @@ def check_experiment(record: Path, exists: bool, used: dict, args: argparse.Name
 
 
 def start_replacement(folder: Path) -> Path:
-    """Return the empty folder that a training writes to until its first checkpoint is there."""
+    """Return the empty folder that a training run writes to until its first checkpoint is there."""
     shutil.rmtree(folder / NEW, ignore_errors=True)
     (folder / NEW).mkdir()
     return folder / NEW
@@ -105,7 +105,7 @@ def finish_replacement(folder: Path) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Finish a replacement that a kill interrupted; remove what a killed training left that had no checkpoint yet."""
+    """Finish a replacement that a kill interrupted; remove what a run killed before its first checkpoint left."""
     shutil.rmtree(folder / NEW, ignore_errors=True)
     if (folder / REPLACING).is_dir():
         for pattern in TRAINING_FILES:

@@ -1,4 +1,4 @@
-"""The checkpoint of a training: its format, written, checked and found in one place."""
+"""The checkpoint of a training run: its format, written, checked and found in one place."""
 import math
 import os
 import platform
@@ -33,7 +33,7 @@ BEST, LAST, PREVIOUS = "checkpoint_best.pt", "checkpoint_last.pt", "checkpoint_p
 
 @dataclass(frozen=True)
 class Intervals:
-    """Half the width of the interval of each trait: of a clip of so many faces, and of one face alone."""
+    """Half the width of the interval of each trait: of a clip with this many faces, and of one face alone."""
     clip: dict[str, float]
     one_face: dict[str, float]
     faces: float
@@ -149,25 +149,25 @@ def _is_training(value):
 # What is said of a key whose value does not pass its check.
 CHECKS = {
     "architecture": (_is_architecture, "is not one of a network of this suite"),
-    "config": (_has_keys_of_text, "is no dictionary of settings"),
+    "config": (_has_keys_of_text, "is not a dictionary of settings"),
     "preprocessing": (lambda value: isinstance(value, dict) and _is_number(value.get("size"), 1, 4096)
                       and isinstance(value.get("size"), int) and _is_number(value.get("padding"), 0, 5),
                       "has no size in pixels and padding of the faces"),
-    "network": (_has_keys_of_text, "is no state dict"),
+    "network": (_has_keys_of_text, "is not a state dict"),
     "constant": (_has_number_of_each_trait, "has no number in [0, 1] for each trait"),
     "backbone": (lambda value: value is None or isinstance(value, str) and value == "dlib", "is neither None nor dlib"),
     "label_quantiles": (lambda value: value is None or _are_quantiles(value),
-                        "are no 101 ascending numbers in [0, 1] for each trait"),
-    "clips": (_is_list_of_names, "is no list of names"),
-    "speakers": (_is_list_of_names, "is no list of names"),
-    "trained_on": (lambda value: isinstance(value, str), "is no name of a split"),
-    "epoch": (lambda value: _is_number(value, 0, 10**9) and isinstance(value, int), "is no number of epochs"),
-    "metrics": (_has_keys_of_text, "is no record of figures"),
-    "intervals": (lambda value: value is None or _are_intervals(value), "are no intervals of the scores"),
+                        "are not 101 ascending numbers in [0, 1] for each trait"),
+    "clips": (_is_list_of_names, "is not a list of names"),
+    "speakers": (_is_list_of_names, "is not a list of names"),
+    "trained_on": (lambda value: isinstance(value, str), "is not the name of a split"),
+    "epoch": (lambda value: _is_number(value, 0, 10**9) and isinstance(value, int), "is not a number of epochs"),
+    "metrics": (_has_keys_of_text, "is not a record of figures"),
+    "intervals": (lambda value: value is None or _are_intervals(value), "are not intervals of the scores"),
     "neuroticism_is_stability": (lambda value: isinstance(value, bool), "is neither True nor False"),
     "speaker_regex": (lambda value: value is None or isinstance(value, str), "is not a rule"),
     "weights": (lambda value: value is None or isinstance(value, str), "is not a name or path"),
-    "training": (lambda value: value is None or _is_training(value), "is no state of a training"),
+    "training": (lambda value: value is None or _is_training(value), "is not the state of a training run"),
 }
 
 
@@ -178,7 +178,7 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """
     content = load_file(path, "a checkpoint of train.py")
     if not isinstance(content, dict) or "format" not in content:
-        raise UserError(f"{path}: is no checkpoint of this suite; train a new one with train.py")
+        raise UserError(f"{path}: is not a checkpoint of this suite; train a new one with train.py")
     if type(content["format"]) is not int or content["format"] != FORMAT:
         raise UserError(f"{path}: was written in format {content['format']!r}, this version reads {FORMAT}; "
                         "train again")
@@ -219,7 +219,7 @@ def find_checkpoint(experiment_dir: str | os.PathLike) -> Path:
     others = sorted(path.parent.name for path in experiment_dir.parent.glob("*/checkpoint_*.pt"))
     known = f"trained are {', '.join(dict.fromkeys(others))}" if others else "train one with train.py"
     known += f", or take {PRETRAINED}, which comes with the suite"
-    problem = "holds no checkpoint" if experiment_dir.is_dir() else "no such experiment"
+    problem = "contains no checkpoint" if experiment_dir.is_dir() else "no such experiment"
     raise UserError(f"{experiment_dir}: {problem}; {known}")
 
 

@@ -23,7 +23,7 @@ LONGEST_GAP = 1024  # bytes of settings between two tensors of dlib's file
 # chip shows hair and neck; its middle three quarters are the crop (padding 0.25) that the network was made for.
 FACE_VIEWS = (1.0, 0.75)
 DESCRIPTOR_SIZE = 128
-# The maps of each stage are averaged to a grid of so many rows and columns. The early stages see skin, hair and light,
+# The maps of each stage are average-pooled to a grid x grid map. The early stages see skin, hair and light,
 # and where they are. The late stages, made to tell people apart, have dropped that.
 FACE_GRIDS = (4, 4, 2, 2, 2)
 FEATURES_PER_VIEW = sum(filters * grid ** 2 for (filters, _, _), grid in zip(FACE_STAGES, FACE_GRIDS)) + DESCRIPTOR_SIZE

@@ -40,7 +40,7 @@ class GaussianProcess(nn.Module):
         self.allocate(0)
 
     def allocate(self, points: int) -> None:
-        """Make room for so many points; those kept before are dropped."""
+        """Make room for this many points; those kept before are dropped."""
         device = self.points.device if hasattr(self, "points") else None
         for name, shape, dtype in (("points", (points, self.components), torch.float32),
                                    ("descriptors", (points, self.descriptor_size), torch.float32),
@@ -67,7 +67,7 @@ class GaussianProcess(nn.Module):
 
     def fit_centres(self, rows: torch.Tensor, targets: torch.Tensor, speakers: np.ndarray, number: int, noise: float,
                     seed: int = 0) -> None:
-        """Keep at most so many centres of the rows, float32 N x (components + ...), with targets float32 N x 5.
+        """Keep at most this many centres of the rows, float32 N x (components + ...), with targets float32 N x 5.
 
         speakers: the speaker of each row. Each centre is the mean of at least LEAST_CLIPS rows of LEAST_SPEAKERS
         speakers; there may be none.
@@ -107,7 +107,7 @@ class GaussianProcess(nn.Module):
 
 def squared_distances(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Return the squared Euclidean distances, M x N, of the rows of M x D and N x D."""
-    # Not torch.cdist, which has no form in ONNX.
+    # Not torch.cdist, which ONNX does not support.
     products = first @ second.T
     return ((first ** 2).sum(1)[:, None] + (second ** 2).sum(1)[None] - 2 * products).clamp_min(0)
 

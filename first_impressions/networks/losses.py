@@ -1,4 +1,4 @@
-"""The losses of a training, by the names that --loss knows."""
+"""The losses of a training run, by the names that --loss knows."""
 import torch
 from torch.nn import functional
 

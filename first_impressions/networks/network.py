@@ -95,7 +95,7 @@ class PersonalityNetwork(nn.Module):
 
     Takes uint8 RGB chips B x 3 x H x W, or rows B x W that represent() made of features, and gives float32 scores B x 5
     in [0, 1] in the order of TRAITS. Scaling and normalisation happen inside, on the device of the weights. The
-    features of a frozen backbone are projected on so many principal components. compute_dtype is the type of mixed
+    features of a frozen backbone are projected on this many principal components. compute_dtype is the type of mixed
     precision of backbone and heads (None: that of the weights).
     """
 
@@ -221,7 +221,7 @@ def build_network(architecture: Architecture, settings: Settings, weights: str |
     kind, memory = architecture.kind, Memory()
     if architecture.has_memory and settings.memory != "none":
         if settings.memory not in MEMORY_WEIGHTS or settings.memory_weight is None:
-            raise UserError(f"memory {settings.memory} with weight {settings.memory_weight} is no form of the "
+            raise UserError(f"memory {settings.memory} with weight {settings.memory_weight} is not a form of the "
                             f"regression; there are {', '.join(MEMORY_WEIGHTS)}")
         memory = Memory(settings.memory, settings.memory_weight)
     width = kind.features_per_view * len(kind.views)

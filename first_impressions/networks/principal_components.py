@@ -2,7 +2,7 @@
 import torch
 from torch import nn
 
-MOST_ROWS = 10_000  # clips that the components are computed from; of more clips so many are drawn, so memory stays
+MOST_ROWS = 10_000  # clips that the components are computed from; larger sets are subsampled, which bounds memory
 
 
 class PrincipalComponents(nn.Module):

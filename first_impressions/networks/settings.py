@@ -1,4 +1,4 @@
-"""The settings of a training: one field each with its default, bounds, help text, and the networks that it is for.
+"""The settings of a training run: one field each with its default, bounds, help text, and the networks that it is for.
 
 The options of train.py, the search space of the search, the networks and the checks of all three come from here.
 """
@@ -103,7 +103,7 @@ RUN_OPTIONS = ("weights", "val_split", "speaker_regex", "seed")  # which best_co
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training is to do."""
+    """The plan of a training run."""
     settings: Settings
     num_epochs: int
     batch_size: int     # clips or faces (reads_clips) of a step and process
@@ -171,9 +171,9 @@ def read_config(path: str | os.PathLike, option: str = "--config") -> dict:
     except OSError as error:
         raise UserError(f"{option} {path}: {error.strerror}") from None
     except ValueError as error:
-        raise UserError(f"{option} {path}: is no JSON ({error})") from None
+        raise UserError(f"{option} {path}: is not JSON ({error})") from None
     if not isinstance(config, dict):
-        raise UserError(f"{option} {path}: is no dictionary of settings")
+        raise UserError(f"{option} {path}: is not a dictionary of settings")
     unknown = sorted(config.keys() - set(SETTING_NAMES) - {"batch_size", "model", *RUN_OPTIONS})
     if unknown:
         raise UserError(f"{option} {path}: does not know {', '.join(unknown)}; known are {', '.join(SETTING_NAMES)}")

@@ -72,7 +72,7 @@ def load_backbone_weights(backbone: nn.Module, name: str, default_weights: str, 
     else:
         state = load_file(weights, "a state dict saved by torch.save")
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
-        raise UserError(f"{weights}: is no state dict (a dictionary of names and tensors)")
+        raise UserError(f"{weights}: is not a state dict (a dictionary of names and tensors)")
     # The classifier of torchvision's own files is not part of the backbone.
     state = {key: value for key, value in state.items() if not key.startswith("fc.")}
     check_state(backbone, state, weights)

@@ -1,4 +1,4 @@
-"""The intervals of a frozen network's scores, measured by split conformal prediction (Lei et al., Journal of the
+"""The intervals of a frozen network's scores, by split conformal prediction (Lei et al., Journal of the
 American Statistical Association 113, 2018).
 
 Some training clips are held out: all clips of some speakers, and as many others at random, so that known and unknown

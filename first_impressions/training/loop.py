@@ -1,4 +1,4 @@
-"""The loop of a training: its schedule, state and step. train.py and the search both run it.
+"""The loop of a training run: its schedule, state and step. train.py and the search both run it.
 
     state = start_training(network, samples, plan, machine)
     for record in fit(state, plan, samples, validation):
@@ -67,7 +67,7 @@ def parameter_groups(network: PersonalityNetwork, settings: Settings) -> list[di
 
 @dataclass
 class TrainingState:
-    """Exactly what a checkpoint holds of a training, so that a resumed one goes on as if it had not been stopped."""
+    """The state of a training run as checkpoints store it, so that a resumed one goes on as if never stopped."""
     network: PersonalityNetwork
     optimizer: torch.optim.Optimizer
     scheduler: LambdaLR
@@ -119,7 +119,7 @@ def start_at_the_mean(network: PersonalityNetwork, split: Split) -> None:
 
 
 def fit_frozen_parts(network: PersonalityNetwork, samples: Samples, settings: Settings, seed: int) -> None:
-    """Fit what is solved without epochs to the clips' rows: the projection, and the Gaussian process if there is one.
+    """Fit the closed-form parts to the clip features: the projection, and the Gaussian process if there is one.
 
     samples: read as ClipRows. Their source keeps what was fitted, and the next
     network with the same settings takes it over: the trials of a search have few different ones.

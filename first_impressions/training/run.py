@@ -61,7 +61,7 @@ class StopRequest:
 
 @dataclass(frozen=True)
 class Used:
-    """What a training was started with, and --resume must repeat."""
+    """The arguments of a training run, which --resume must repeat."""
     model: str
     num_epochs: int
     final_run: bool
@@ -91,7 +91,7 @@ class Record:
 
 @dataclass
 class Run:
-    """A training's folder and what is written there."""
+    """The folder of a training run and what is written there."""
     folder: Path
     target: Path                # folder, or the one beside the old training's files until the first checkpoint is there
     architecture: Architecture
@@ -129,7 +129,7 @@ class Run:
             weights=self.record.used.weights)
 
     def save(self, state: TrainingState) -> None:
-        """Write the checkpoints; the first ones of a training that replaces another one put it in its place."""
+        """Write the checkpoints; the first ones of a training run that replaces another one put it in its place."""
         check_finite(state)
         self.saved_at = time.monotonic()
         if not is_main_process():

@@ -26,7 +26,7 @@ HELD_OUT = 0.2  # of the clips, for --val-split speaker
 
 @dataclass
 class Samples:
-    """What a training learns from or is validated on: a split, and how it is read, as clips or as single faces."""
+    """The data to train or validate on: a split, and how it is read, as clips or as single faces."""
     split: Split
     source: FaceChips | ClipRows
 

@@ -31,7 +31,7 @@ def describe_entry(value: object) -> str:
 
 
 def varies(value: object) -> bool:
-    """Return whether an entry of the search space is no constant."""
+    """Return whether an entry of the search space is not a constant."""
     return hasattr(value, "sample") or isinstance(value, dict)
 
 
