@@ -93,7 +93,7 @@ def find_clip_faces(path: str, packets: Packets, frames: FrameSettings, crop: Cr
 
 
 def _portions(pictures: Iterator[tuple[int, np.ndarray]]) -> Iterator[list[tuple[int, np.ndarray]]]:
-    """Yield lists of what is read, so many at a time that decoder, detector and landmarks need not take turns at every
+    """Yield lists of what is read, in portions, so that decoder, detector and landmarks do not take turns at every
     frame: each has megabytes of its own, which the others drive out of the processor's cache."""
     portion, size = [], 0
     for index, picture in pictures:

@@ -78,8 +78,8 @@ class FoundFace(NamedTuple):
 
     box: in pixels of the picture; detector: "hog" or "cnn"; confidence: the score of the HOG detector at the scale
     where the face was found, how far it lies above the detector's threshold (King 2015, Max-Margin Object Detection,
-    https://arxiv.org/abs/1502.00046). It has no unit and is no probability. Usual are 0.3 to 2.4, the median is 1.2 (9
-    in 10 of 200 frames of 20 clips); below 0 are faces that two scales found at one place. The scores of the CNN
+    https://arxiv.org/abs/1502.00046). It has no unit and is not a probability. Usual are 0.3 to 2.4, the median is 1.2
+    (9 in 10 of 200 frames of 20 clips); below 0 are faces that two scales found at one place. The scores of the CNN
     detector are CNN_SCORE to 1.1.
     """
     box: Box
@@ -174,7 +174,7 @@ class CnnDetector:
     def find(self, picture: np.ndarray, least_score: float = CNN_SCORE) -> list[FoundFace]:
         heartbeat()
         factor = min(CNN_ENLARGEMENT, math.sqrt(CNN_PIXELS / (picture.shape[0] * picture.shape[1])))
-        if min(picture.shape[:2]) * factor < CNN_SMALLEST:  # less would be no input for the network
+        if min(picture.shape[:2]) * factor < CNN_SMALLEST:  # smaller ones are not valid input for the network
             return []
         found = self._detector(resized(picture, factor), 0)
         return _largest_first(FoundFace(_box(face.rect).scaled(1 / factor), face.confidence, "cnn")
@@ -199,7 +199,7 @@ def find_predictor(predictor_path: str | os.PathLike | None = None) -> str:
     if predictor_path is None:
         predictor_path = packaged_model("shape_predictor_5_face_landmarks.dat")
     if not os.path.isfile(predictor_path):
-        reason = "is no file" if os.path.exists(predictor_path) else "no such file"
+        reason = "is not a file" if os.path.exists(predictor_path) else "no such file"
         raise UserError(f"{predictor_path}: {reason}; name a landmark model of dlib (5 or 68 points)")
     return os.fspath(predictor_path)
 
@@ -211,7 +211,7 @@ def predictor_note(path: str | os.PathLike) -> str:
 
 def load_predictor(predictor_path: str | os.PathLike | None = None) -> dlib.shape_predictor:
     """Return a landmark predictor (5 or 68 points; default the 5-point one). Raises UserError for a missing file or one
-    that is no landmark model."""
+    that is not a landmark model."""
     return _load_predictor(find_predictor(predictor_path))
 
 

@@ -53,7 +53,7 @@ from first_impressions.jobs.target_folder import check_name, find_files, write_f
 PICTURE_FORMATS = [plugin.format for plugin in (
     JpegImagePlugin.JpegImageFile, PngImagePlugin.PngImageFile, BmpImagePlugin.BmpImageFile,
     WebPImagePlugin.WebPImageFile, TiffImagePlugin.TiffImageFile, AvifImagePlugin.AvifImageFile)]
-# Endings of pictures that neither OpenCV nor Pillow reads here. They cost a line; passed over, nobody would miss them.
+# Endings of pictures that neither OpenCV nor Pillow reads. Reported, since skipping them would hide missing pictures.
 OTHER_PICTURE_SUFFIXES = frozenset([".dng", ".heics", ".heifs", ".jp2", ".jxl"])
 EIGHT_BIT_MODES = frozenset(["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB"])  # of Pillow
 HEIC_BRANDS = frozenset([b"avif", b"avis", b"heic", b"heim", b"heis", b"heix", b"hevc", b"hevx", b"mif1", b"msf1"])

@@ -189,7 +189,7 @@ def _decode_everything(path, packets, errors):
 
 
 def decode_wanted(path: str | Path, packets: Packets, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Yield (index, frame) for the wanted frames, decoding as little as gives the very same pictures as a plain decode.
+    """Yield (index, frame) for the wanted frames, decoding only what is needed for pictures identical to a full decode.
 
     Decoding starts at the last clean key frame before a wanted frame, leaves out pictures that no other picture needs,
     and stops at the last wanted frame before the next clean key frame. Ends early, without an error, as soon as

@@ -111,7 +111,7 @@ def open_clip(path: str | Path, explode: bool = False,
             if stream is None or stream.disposition & cover or stream.codec_context is None:
                 if any(other.type == "video" and not other.disposition & cover for other in container.streams):
                     raise UserError("is in a video codec that cannot be decoded here; convert it to MP4 (H.264)")
-                raise UserError("holds no moving picture (sound only?); replace or remove it")
+                raise UserError("contains no moving picture (sound only?); replace or remove it")
             width, height = displayed_size(stream.width, stream.height, _pixel_aspect(stream)[0])
             if width * height > MAX_PIXELS:
                 raise UserError(f"pictures of {width} x {height} are over the limit of {MAX_PIXELS // 10**6} million "
@@ -227,7 +227,7 @@ def list_packets(path: str | Path) -> Packets:
     """
     listing = _read_listing(path)
     if not any(listing.shown):
-        raise UserError("holds no frame; replace or remove it")
+        raise UserError("contains no frame; replace or remove it")
     _continue_clock(listing)
     renewed = listing.renewals and (f"its clock starts anew {counted(len(listing.renewals), 'time')}; its parts were "
                                     "taken one after the other")

@@ -1,4 +1,4 @@
-"""Who is who in a clip: the same person over all frames, by dlib's face recognition."""
+"""People of a clip, re-identified across frames by dlib's face recognition."""
 import functools
 
 import dlib

@@ -60,7 +60,7 @@ class FaceTracker:
             if len(found) == 1:
                 self.sightings[index] = Sighting(found[0].box, True, thumbnail)
                 return found
-        # Where several people were seen once, one may only be hidden.
+        # If several people were seen once, one may only be hidden.
         is_alone = before is None or before.is_alone
         faces = [] if is_alone else _settle(picture, [before.face.width], self.models)
         if not faces:

@@ -8,7 +8,7 @@ from first_impressions.jobs.target_folder import FAILURES, SCRATCH
 
 
 def _input_cell(path):
-    # A spreadsheet takes =x, +x, -x and @x for formulas; ./=x names the same file and is none.
+    # A spreadsheet takes =x, +x, -x and @x for formulas; ./=x names the same file and is not one.
     text = os.fspath(path)
     return text if text[:1].isalnum() or text[:1] in "./_" else os.path.join(".", text)
 

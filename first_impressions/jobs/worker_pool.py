@@ -137,7 +137,7 @@ class _Worker(NamedTuple):
 
 class ProcessPool:
     """Worker processes, one file each at a time. They are managed here because concurrent.futures loses the whole pool
-    with one dead worker, and pebble's time limits know no heartbeat."""
+    with one dead worker, and pebble's time limits have no heartbeat."""
 
     def __init__(self, function: Callable, workers: int, stall_seconds: float):
         self.task = pickle.dumps((function, stall_seconds))
