@@ -4,7 +4,7 @@
     python evaluate.py EXPERIMENT --split valid                    the validation clips
     python evaluate.py final_seed0 final_seed1 final_seed2         and the mean ± standard deviation over them
     python evaluate.py 'final_seed*'                               the same
-    python evaluate.py EXPERIMENT --compare OTHER_EXPERIMENT       is the difference more than chance?
+    python evaluate.py EXPERIMENT --compare OTHER_EXPERIMENT       is the difference statistically significant?
     python evaluate.py EXPERIMENT --group-by groups.csv            the same figures for each group (columns clip,group)
     python evaluate.py --predictions mine.csv --labels data/test/annotation_test.pkl     external predictions
 
@@ -192,7 +192,7 @@ def parse_args(argv=None):
     foreign.add_argument("--labels", metavar="FILE", help="the labels of these clips (.pkl or .csv)")
     foreign.add_argument("--train-labels", metavar="FILE",
                          help="the training labels: their speakers are the known ones, also for an EXPERIMENT that "
-                         "keeps no names; their mean is the constant (without it that of --labels)")
+                         "stores no names; their mean is the constant (without it that of --labels)")
     add_machine_options(parser, precision="float32")
     parser.set_defaults(speaker_regex=None)     # that of the experiment
     args = parser.parse_args(argv)

@@ -75,7 +75,7 @@ def link(source: str, target: Path, final: Path) -> None:
         try:
             os.symlink(os.path.relpath(source, os.path.realpath(final.parent)), target)
         except PermissionError:
-            raise UserError(f"{final}: its disk knows no links (FAT, exFAT), and nothing is copied; move the "
+            raise UserError(f"{final}: its disk does not support links (FAT, exFAT), and nothing is copied; move the "
                             "data folder to another disk") from None
 
 

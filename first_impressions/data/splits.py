@@ -27,7 +27,7 @@ from first_impressions.data.labels import SPEAKER_REGEX, label_file, read_labels
 class Split:
     """The faces and labels of one split or of several together.
 
-    faces: DataFrame with the columns path (str), clip (str), one row a face chip, sorted by path.
+    faces: DataFrame with the columns path (str), clip (str), one row per face chip, sorted by path.
     labels: DataFrame, index clip, columns TRAITS, of all labelled clips, with a face or without.
     speakers: Series, index clip: the speaker's name.
     preprocessing: how the chips were cropped ({"size": px, "padding": fraction, ...}).
@@ -195,7 +195,7 @@ def split_by_speaker(split: Split, fraction: float, seed: int) -> tuple[Split, S
 
 
 def describe(split: Split) -> str:
-    """Return one line on a split: clips with a face, their faces, faces a clip, clips without a face."""
+    """Return one line on a split: clips with a face, their faces, faces per clip, clips without a face."""
     if split.faces.empty:
         return (f"{split.name}: {counted(len(split.labels), 'labelled clip')} of "
                 f"{counted(split.speakers.nunique(), 'speaker')}, no faces yet")

@@ -22,7 +22,7 @@ SEPARATORS = (",", ";", "\t", "|")
 # What else a column may be called, after the letters are lowered and a leading `value` is taken away. The challenge's
 # submissions have VideoName, ValueOpenness and ValueNeurotisicm.
 OTHER_NAMES = {"videoname": "clip", "video": "clip", "neurotisicm": "neuroticism"}
-BLANKS = " \t\r\n\u00a0\ufeff"  # around cells; other control characters are no blanks but damage
+BLANKS = " \t\r\n\u00a0\ufeff"  # around cells; other control characters are damage
 NUMBER = re.compile(r"[+-]?([0-9]+[.,]?[0-9]*|[.,][0-9]+)([eE][+-]?[0-9]+)?")
 
 

@@ -46,7 +46,7 @@ def log_hyperparameters(writer: SummaryWriter, values: dict, record: dict) -> No
     """Write a run's values, those that differ between runs, and last or best figures into the table of
     hyperparameters."""
     # TensorBoard takes the columns of the first run it reads for all runs, so each names all of them, also those that
-    # it has no figure for; evaluate.py adds the accuracy on the test clips to the runs that it measures.
+    # it has no figure for; evaluate.py adds the accuracy on the test clips to the runs that it evaluates.
     for summary in hparams(values, dict.fromkeys((f"hparam/{name}" for name in HPARAM_FIGURES), 0.0)):
         writer.file_writer.add_summary(summary)
     for name in HPARAM_FIGURES:

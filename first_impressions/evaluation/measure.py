@@ -66,8 +66,8 @@ def _note_without_names(evaluation, args, checkpoint):
     it learned from the challenge and these clips are its, too."""
     evaluation.seen, official = None, official_split_of(evaluation.labels.index)
     if not checkpoint.neuroticism_is_stability or not official.any():
-        evaluation.notes.append(f"{args.experiment} keeps no names of its training clips; with --train-labels FILE the "
-                                "speakers among them are told from others")
+        evaluation.notes.append(f"{args.experiment} stores no names of its training clips; with --train-labels FILE "
+                                "the speakers among them are told from others")
         return
     splits = [name for name in SPLITS if name in checkpoint.trained_on]
     table = official_clips()
@@ -121,7 +121,7 @@ def add_figures(evaluation: Evaluation) -> None:
     missing = evaluation.labels.index.difference(evaluation.predictions.index)
     evaluation.labels = evaluation.labels.drop(missing)
     if evaluation.labels.empty:
-        raise UserError("no clip has a prediction; nothing to measure" if split is None else
+        raise UserError("no clip has a prediction; nothing to evaluate" if split is None else
                         f"{split.name}: none of its faces can be read (they are named above); make them again")
     table = evaluation.measure()
     metrics.update(clips=len(evaluation.labels), clips_without_prediction=list(missing), traits=table.T.to_dict(),

@@ -139,7 +139,7 @@ def clustered_test(values: Iterable[float], speakers: Iterable[str],
 
     The standard error is robust to clips of one speaker being alike (CR1 of Cameron and Miller, A Practitioner's Guide
     to Cluster-Robust Inference, Journal of Human Resources 50, 2015; speakers of the smaller side - 1 degrees of
-    freedom). p is NaN for fewer than LEAST_SPEAKERS speakers on a side: so few tell nothing from chance.
+    freedom). p is NaN for fewer than LEAST_SPEAKERS speakers on a side: too few to tell anything from chance.
     """
     values, speakers = np.asarray(values, dtype=float), np.asarray(speakers)
     sides = [np.ones(len(values), bool)] if members is None else [np.asarray(members), ~np.asarray(members)]

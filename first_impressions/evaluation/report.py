@@ -83,7 +83,7 @@ def _write_page(folder, metrics, **content):
         metrics=metrics, traits=TRAITS, published=published_table().to_dict("index") if metrics["is_chalearn"] else {},
         plotly=jinja2.utils.markupsafe.Markup(get_plotlyjs()), **content)
     path = folder / "report.html"
-    # A clip's name may hold bytes that are no UTF-8; they are shown as question marks.
+    # A clip's name may contain bytes that are not UTF-8; they are shown as question marks.
     with atomic_write(path) as partial:
         partial.write_text(page, encoding="utf-8", errors="replace")
     return path

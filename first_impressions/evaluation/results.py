@@ -92,7 +92,7 @@ def _write_json(folder, metrics):
 
 
 def _without_nan(value):
-    """Return the value with NaN as None, since JSON knows no NaN."""
+    """Return the value with NaN as None, since JSON has no NaN."""
     if isinstance(value, dict):
         return {str(key): _without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
