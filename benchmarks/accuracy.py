@@ -1,4 +1,4 @@
-"""How accurate the recipe is, and what each part of it gives, on portraits of ChaLearn's training clips.
+"""Accuracy of the recipe, and what each part of it gives, on portraits of ChaLearn's training clips.
 
     python benchmarks/accuracy.py PORTRAITS_ZIP... ANNOTATION_PKL WORK_DIR                     final figures
     python benchmarks/accuracy.py PORTRAITS_ZIP... ANNOTATION_PKL WORK_DIR --ablation          what each part gives
@@ -38,7 +38,7 @@ from portraits import (
 from first_impressions.common.command_line import counted, make_parser, positive_int, run_script
 
 # The recipe is what train.py does without any option.
-FINAL = {"the recipe": {}, "no row of a person kept (centres)": {"memory": "centres"},
+FINAL = {"the recipe": {}, "no data of individuals (centres)": {"memory": "centres"},
          "pretrained/ (centres, 256 components)": {"memory": "centres", "components": 256},
          "heads alone": {"memory": "none"}}
 VARIANTS = {
@@ -63,8 +63,8 @@ VARIANTS = {
 def gains(portraits: Portraits, folds: list[tuple[list[str], list[str], list[str]]], changes: dict,
           learn_from: Portraits | None = None) -> dict:
     """Return one row of a table: mean gain and its standard deviation over the trainings, the first one's interval over
-    speakers, and the CPU seconds a training. folds: (training, random, unseen) clips of each training; learn_from:
-    portraits to train on, by default those that are measured on."""
+    speakers, and the CPU seconds per training run. folds: (training, random, unseen) clips of each run;
+    learn_from: portraits to train on, by default those that are evaluated on."""
     values, row, seconds = {}, {}, 0.0
     for seed, (training, at_random, unseen) in enumerate(folds):
         started = time.process_time()
@@ -107,7 +107,7 @@ def parse_args(argv=None):
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--ablation", action="store_true", help="what each part of the recipe gives, on folds")
     kind.add_argument("--learning-curve", action="store_true",
-                      help="gain over the number of training clips and of pictures a clip, on folds")
+                      help="gain over the number of training clips and of pictures per clip, on folds")
     kind.add_argument("--coverage", action="store_true",
                       help="how many of the labels lie in the 80 %% intervals, on the clips set aside")
     parser.add_argument("--seeds", type=positive_int, default=3, help="trainings of each row")
@@ -125,7 +125,7 @@ def main(argv=None):
     if args.ablation or args.learning_curve:
         kind = "ablation" if args.ablation else "learning_curve"
         folds = [set_aside(whole[0], split.speakers.loc[whole[0]].tolist(), seed) for seed in range(1, args.seeds + 1)]
-    print(f"{len(folds[0][0])} clips to train on; measured on {len(folds[0][1])} random ones and "
+    print(f"{len(folds[0][0])} clips to train on; evaluated on {len(folds[0][1])} random ones and "
           f"{len(folds[0][2])} of unseen speakers")
     if args.coverage:
         kind = "coverage"

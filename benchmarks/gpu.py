@@ -1,11 +1,11 @@
-"""Measure how many faces a second the networks take, and whether the device waits for their files.
+"""Measure how many faces per second the networks take, and whether the device waits for their files.
 
     python benchmarks/gpu.py data/train/faces
     python benchmarks/gpu.py CHIP_DIR --num-workers 16 --out gpu.csv
     python benchmarks/gpu.py CHIP_DIR --quick
 
-On the first GPU, or on the CPU if there is none. A row for each job, precision (bfloat16 where the device
-computes in it), and without and with torch.compile: faces a second of one batch that stays on the device (the limit),
+On the first GPU, or on the CPU if there is none. A row for each job, precision (bfloat16 if the device
+computes in it), and without and with torch.compile: faces per second of one batch that stays on the device (the limit),
 from the files in CHIP_DIR, the ratio of both, and the peak memory of the device. The batch size is doubled until that
 gains less than 5 %. Times are wall times, so the machine must be quiet. Features are of a face and its mirror image.
 Weights are random numbers, but for dlib's network.
@@ -49,7 +49,7 @@ from model_architectures import architecture_named
 
 BATCH_SIZES = (32, 64, 128, 256, 512, 1024, 2048)
 LEAST_GAIN = 1.05       # a larger batch is worth it from here on
-STEPS = 20              # of a training on one batch, in each of two epochs
+STEPS = 20              # of a training run on one batch, in each of two epochs
 PROFILED_STEPS = 5
 LEAST_BATCHES = 2       # of faces from files
 QUICK_FACES, QUICK_BATCH, QUICK_STEPS = 2, 2, 1
@@ -87,8 +87,8 @@ JOBS = (Job("FaceResNet29_v1.0, features", named("FaceResNet29_v1.0", "dlib")),
 
 
 def split_of(chip_dir: Path, most: int | None) -> Split:
-    """Return the chips of a folder as a Split with made-up labels, at most so many. Raises UserError for fewer than the
-    two that a step of training needs."""
+    """Return the chips of a folder as a Split with made-up labels, at most this many. Raises UserError for fewer than
+    the two that a step of training needs."""
     if not chip_dir.is_dir():
         raise UserError(f"{chip_dir}: no such folder; name one with face chips")
     faces = list_faces(chip_dir).iloc[:most]
@@ -130,7 +130,7 @@ def wait_for(device: torch.device) -> None:
 
 
 def first_chips(split: Split, number: int, device: torch.device) -> torch.Tensor:
-    """Return uint8 number x 3 x H x W on the device: chips of a split, again and again where it has fewer."""
+    """Return uint8 number x 3 x H x W on the device: chips of a split, again and again if it has fewer."""
     rows = np.resize(np.arange(len(split.faces)), number).tolist()
     chips = torch.stack([FaceDataset(split)[row][0] for row in rows])
     return chips.to(device)
@@ -138,7 +138,7 @@ def first_chips(split: Split, number: int, device: torch.device) -> torch.Tensor
 
 def training_speed(network: PersonalityNetwork, samples: Samples, batch_size: int, machine: Machine,
                    warm_up: bool) -> float:
-    """Return the faces a second of an epoch. warm_up: of a second one, after one that does not count."""
+    """Return the faces per second of an epoch. warm_up: of a second one, after one that does not count."""
     plan = Plan(Settings(), 2 if warm_up else 1, batch_size)
     state = start_training(network, samples, plan, machine)
     return list(fit(state, plan, samples, show_progress=False))[-1]["samples_per_second"]
@@ -146,7 +146,7 @@ def training_speed(network: PersonalityNetwork, samples: Samples, batch_size: in
 
 @torch.inference_mode()
 def feature_speed(network: PersonalityNetwork, chips: torch.Tensor, steps: int) -> float:
-    """Return the faces a second whose features are computed, of one batch again and again."""
+    """Return the faces per second whose features are computed, of one batch again and again."""
     for _ in range(2 if steps > 1 else 1):  # to warm up
         features_of_chips(network, chips)
     wait_for(chips.device)
@@ -159,7 +159,7 @@ def feature_speed(network: PersonalityNetwork, chips: torch.Tensor, steps: int) 
 
 def limit_of(job: Job, network: PersonalityNetwork, split: Split, batch_size: int, machine: Machine,
              steps: int) -> float:
-    """Return the faces a second of one batch that stays on the device."""
+    """Return the faces per second of one batch that stays on the device."""
     chips = first_chips(split, batch_size, machine.device)
     if not job.is_training:
         return feature_speed(network, chips, steps)
@@ -168,14 +168,14 @@ def limit_of(job: Job, network: PersonalityNetwork, split: Split, batch_size: in
 
 
 def repeated(split: Split, number: int) -> Split:
-    """Return a split of so many faces: the split's own, again and again where it has fewer."""
+    """Return a split of this many faces: the split's own, again and again if it has fewer."""
     return replace(split, faces=split.faces.iloc[np.resize(np.arange(len(split.faces)), number)].reset_index(drop=True))
 
 
 def speed_from_files(job: Job, network: PersonalityNetwork, split: Split, batch_size: int, machine: Machine,
                      warm_up: bool) -> float:
-    """Return the faces a second from their files, as training and evaluation read them: whole batches of the size whose
-    limit was measured, so that torch.compile has its code for them."""
+    """Return the faces per second from their files, as training and evaluation read them: whole batches of the size
+    whose limit was measured, so that torch.compile has its code for them."""
     split = repeated(split, max(len(split.faces) // batch_size, LEAST_BATCHES) * batch_size)
     if job.is_training:
         samples = Samples(split, FaceChips(FaceDataset(split), machine))
@@ -188,7 +188,7 @@ def speed_from_files(job: Job, network: PersonalityNetwork, split: Split, batch_
 
 def best_batch(job: Job, network: PersonalityNetwork, split: Split, machine: Machine,
                is_quick: bool) -> tuple[int, float]:
-    """Return (batch size from which on doubling gains less than 5 % or memory ends, faces a second at it)."""
+    """Return (batch size from which on doubling gains less than 5 % or memory ends, faces per second at it)."""
     if is_quick:
         return QUICK_BATCH, limit_of(job, network, split, QUICK_BATCH, machine, QUICK_STEPS)
     best = (BATCH_SIZES[0], limit_of(job, network, split, BATCH_SIZES[0], machine, STEPS))
@@ -236,7 +236,7 @@ def reading_speed(split: Split, machine: Machine) -> float:
 
 def waits_in_steps(network: PersonalityNetwork, split: Split, machine: Machine, plan: Plan,
                    steps: int) -> dict[str, float]:
-    """Return {event of WAITS: how often in a step} of so many steps in the middle of an epoch of training.fit, read
+    """Return {event of WAITS: how often in a step} of this many steps in the middle of an epoch of training.fit, read
     from files. The end of an epoch, which has to wait for its losses, is not among them."""
     split = repeated(split, (steps + 4) * plan.batch_size)
     samples = Samples(split, FaceChips(FaceDataset(split), machine))
@@ -285,7 +285,7 @@ def name_of(device: torch.device) -> str:
 
 
 def print_table(rows: list[dict]) -> None:
-    """Print the rows; faces a second."""
+    """Print the rows; faces per second."""
     print(f"{'job':<32} {'precision':<9} {'compiled':<8} {'batch':>5} {'limit':>9} {'files':>9} {'ratio':>6} {'MB':>7}")
     for row in rows:
         memory = "" if row["memory_mb"] is None else f"{row['memory_mb']:.0f}"

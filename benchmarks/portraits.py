@@ -1,4 +1,4 @@
-"""Portraits of ChaLearn's training clips, as the benchmarks learn and measure on them: faces, rows, parts set aside."""
+"""Portraits of ChaLearn's training clips for the benchmarks: their faces, features, parts set aside."""
 import shutil
 import subprocess
 import sys

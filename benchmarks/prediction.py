@@ -35,7 +35,7 @@ RUNS = {"10 frames": [], "--every 2 --per-frame --plot --annotate": [
 
 
 def repeat_clip(clip: Path, seconds: int, target: Path) -> float:
-    """Write the clip's pictures again and again, not encoded anew, until it lasts so long; return its length."""
+    """Write the clip's pictures again and again, not encoded anew, until it lasts this long; return its length."""
     with av.open(str(clip)) as source, av.open(str(target), "w") as made:
         stream = source.streams.video[0]
         copy = made.add_stream_from_template(stream)

@@ -71,7 +71,7 @@ def _row(name, baseline, baseline_seconds, seconds, goal):
 
 def measure_frames(clip_dir, numbers_of_frames=(30, 1), goals=(0.85, 0.45)):
     """Clip to JPEG files, summed over all clips in a folder, against a full decode of them on one thread: by the ffmpeg
-    command where it is installed (sound and all, as a user would), and by PyAV without any conversion."""
+    command if it is installed (sound and all, as a user would), and by PyAV without any conversion."""
     clips = _clips(clip_dir)
     plain = 0.0
     for clip in clips:

@@ -3,8 +3,9 @@
     python benchmarks/pretrained.py PORTRAITS_ZIP... ANNOTATION_PKL WORK_DIR
     python benchmarks/pretrained.py PORTRAITS_ZIP... ANNOTATION_PKL WORK_DIR --clips CLIPS_DIR     whole clips, too
 
-The model is what train.py makes of all portraits, in the form that keeps no row of a person, and export.py makes small.
-The figures are of a second one, trained without the clips that are set aside for measuring (as by accuracy.py).
+The model is what train.py makes of all portraits, in the form that stores no data of individuals, made small by
+export.py.
+The figures are of a second one, trained without the clips that are set aside for evaluation (as by accuracy.py).
 CLIPS_DIR is a data folder with whole clips, some of them of the portraits' clips: their scores are compared.
 """
 import subprocess
@@ -70,11 +71,11 @@ def make_model(work_dir: Path) -> None:
 # ---------------------------------------------------------------- figures
 
 def accuracy_table(portraits: Portraits, folds: tuple[list[str], list[str], list[str]]) -> tuple[str, object]:
-    """Return (Markdown of the gains on the clips set aside, the network measured, trained without them)."""
+    """Return (Markdown of the gains on the clips set aside, the network evaluated, trained without them)."""
     training, at_random, unseen = folds
     network = train_once(portraits, training, SETTINGS, 0)
     constant = portraits.split.labels.loc[training].mean()
-    lines = [f"Of a model trained in the same way on {len(training)} of the clips, measured once on clips set aside.",
+    lines = [f"Of a model trained in the same way on {len(training)} of the clips, evaluated once on clips set aside.",
              "Gain is the accuracy (1 - mean absolute error) above that of the mean label of the training clips.", "",
              "| | clips | accuracy | constant | gain, 95 % interval over speakers |", "| --- | --- | --- | --- | --- |"]
     for title, clips in (("at random, most of their speakers known", at_random), ("unknown speakers", unseen)):
@@ -99,7 +100,7 @@ def errors_by_age(network, portraits: Portraits, folds: tuple[list[str], list[st
 
 
 def membership(network, portraits: Portraits, training: list[str], others: list[str]) -> float:
-    """Return how well the error tells training clips from others: the area under the curve, 0.5 where it tells nothing.
+    """Return how well the error tells training clips from others: the area under the curve, 0.5 if it tells nothing.
 
     The attack by the loss of Yeom et al., Privacy Risk in Machine Learning (CSF 2018).
     """
@@ -154,10 +155,10 @@ def main(argv=None):
     table, network = accuracy_table(portraits, folds)
     exact = train_once(portraits, folds[0], {}, 0)
     areas = [membership(some, portraits, folds[0], [*folds[1], *folds[2]]) for some in (network, exact)]
-    figures = {"Clips set aside": table, "Does it give its training clips away?": (
+    figures = {"Clips set aside": table, "Membership inference": (
         "How well the error of a clip's scores tells clips that it was trained on from clips set aside (membership "
         f"inference by the loss), area under the curve, 0.5: not at all. This form: {areas[0]:.3f}. The form that "
-        f"keeps a row of every clip (`--memory exact`), for comparison: {areas[1]:.3f}.")}
+        f"stores data of every clip (`--memory exact`), for comparison: {areas[1]:.3f}.")}
     if args.ages:
         figures["Errors by age"] = errors_by_age(network, portraits, folds, args.ages)
     if args.clips:

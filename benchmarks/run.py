@@ -67,7 +67,7 @@ def machine_with(cache: str = "float16") -> Machine:
 
 
 def plan_for(model: str, clips: int, epochs: int, changes: dict) -> Plan:
-    """Return the plan of a training on so many clips with the default settings, changed."""
+    """Return the plan of a training run on this many clips with the default settings, changed."""
     settings = settle_memory(resolve_settings(changes), clips, architecture_named(model).has_memory)
     return Plan(settings, epochs, BATCH_SIZE)
 
@@ -145,7 +145,7 @@ def measure_decoding(split: Split) -> tuple:
 
 
 def measure_forward(split: Split, model: str) -> tuple:
-    """Return the row on the forward pass: channels-last and bfloat16 where the CPU has it, against plain float32."""
+    """Return the row on the forward pass: channels-last and bfloat16 if the CPU has it, against plain float32."""
     network = make_network(model, plan_for(model, 64, 1, {}))
     chips = torch.stack([chip for chip, _ in map(FaceDataset(split).__getitem__, range(64))])
     # Features of random weights are huge; standardised as after training, the scores are like real ones.
@@ -204,7 +204,7 @@ def print_cost(split: Split, seconds_a_clip: float, seconds_a_frame: float) -> N
     for name, seconds in (*parts.items(), ("sum", sum(parts.values()))):
         print(f"  {name:<60} {seconds / 3600:.3f}")
     print(f"Features of {CLIPS:,} clips on the disk: {CLIPS * BYTES_A_CLIP / 1e6:.0f} MB, "
-          f"{BYTES_A_CLIP:,} bytes a clip")
+          f"{BYTES_A_CLIP:,} bytes per clip")
 
 
 # ---------------------------------------------------------------- command line

@@ -1,4 +1,4 @@
-"""Measure how time and memory of a training of FaceResNet29_v1.0 grow with the number of clips, on made-up features.
+"""Measure how time and memory of training FaceResNet29_v1.0 grow with the number of clips, on made-up features.
 
     python benchmarks/scale.py                          10,000 and 100,000 clips
     python benchmarks/scale.py --million                1,000,000 clips too
@@ -96,7 +96,7 @@ def _own_memory():
 
 
 def measure_size(clips: int, path: Path) -> list[dict]:
-    """Train on the rows of so many clips and score them; return a row for each step. Runs in a process of its own."""
+    """Train on the rows of this many clips and score them; return a row for each step. Runs in a process of its own."""
     torch.set_num_threads(1)
     seed_everything(0)
     steps, machine = Steps(clips), Machine(torch.device("cpu"))
@@ -131,8 +131,8 @@ def measure_listing(folder: Path) -> list[dict]:
     list_faces(face_dir)
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    print(f"listing: {1e6 * steps.rows[0]['CPU s'] / number:.1f} microseconds a face; the table holds "
-          f"{faces.memory_usage(deep=True).sum() / number:.0f} bytes a face, at most {most / number:.0f} while listing")
+    print(f"listing: {1e6 * steps.rows[0]['CPU s'] / number:.1f} microseconds per face; the table holds "
+          f"{faces.memory_usage(deep=True).sum() / number:.0f} bytes per face, at most {most / number:.0f} meanwhile")
     return steps.rows
 
 
@@ -166,7 +166,7 @@ def main(argv=None):
             path = Path(folder, "features.sqlite")
             in_new_process(write_file, size, path)
             rows += in_new_process(measure_size, size, path)
-            print(f"{size:,} clips: {path.stat().st_size / size:,.0f} bytes a clip on the disk", flush=True)
+            print(f"{size:,} clips: {path.stat().st_size / size:,.0f} bytes per clip on the disk", flush=True)
             path.unlink()
     table = pandas.DataFrame(rows)
     table.to_csv(args.out, index=False)
