@@ -14,16 +14,16 @@ INSTALLED = .venv/installed-requirements.txt
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo     the whole way from clips to a measured model, on made-up clips, in demo/"
+	@echo "make demo     the whole way from clips to an evaluated model, on made-up clips, in demo/"
 	@echo "make app      a page on this computer to drop clips on, scored by the model that comes with the suite"
 	@echo "make test     the test suite, after make lint"
 	@echo "make lint     style and likely mistakes, by ruff (pyproject.toml)"
-	@echo "make install  only what these need first: the environment .venv; CPU=1: with a PyTorch that knows no CUDA"
+	@echo "make install  only what these need first: the environment .venv; CPU=1: with a PyTorch without CUDA"
 	@echo "make clean    delete what the demo and the tests made; .venv stays (rm -rf .venv for that)"
 
 # The list of what is installed is written last. Without it .venv is half-made (or its update was interrupted) and is
 # made anew; with another list than today's the packages are brought up to date in place. pip prefers 2.15.0+cpu, as
-# PyTorch's own index has it, to 2.15.0. A .venv with it keeps it. CPU=1 is not the default where no driver is found:
+# PyTorch's own index has it, to 2.15.0. A .venv with it keeps it. CPU=1 is not the default if no driver is found:
 # a cluster's first machine often has no GPU, while those that share its .venv have.
 install:
 	@if cat requirements.txt requirements-app.txt requirements-dev.txt | cmp -s - $(INSTALLED) && .venv/bin/python -c ""; then exit 0; fi; \
