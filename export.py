@@ -5,8 +5,8 @@
     python export.py final --format checkpoint    runs/final/model.pt, for this suite: in a folder runs/NAME it is an
                                                   experiment like any other
 
-The last one is small, holds no name of a clip or speaker, and is refused for a network that keeps rows of people. Its
-numbers have half precision, and the weights of dlib's network are left out, since the suite has them.
+The last one is small, contains no name of a clip or speaker, and is refused for a network that stores data of
+individuals. Its numbers have half precision, and the weights of dlib's network are left out, since the suite has them.
 
 The model of the other two takes uint8 RGB chips N x 3 x 224 x 224, any N, and gives the float32 scores N x 5 that
 predict.py gives each face; scaling, normalisation and the mirror images happen inside. Its metadata (ONNX:
@@ -41,8 +41,8 @@ MOST_SINGLE = 20_000    # numbers of a tensor that keeps single precision: littl
 class ExportedNetwork(nn.Module):
     """What is exported of a PersonalityNetwork: uint8 chips N x 3 x size x size in, float32 scores N x 5 out.
 
-    ONNX knows no resizing that equals PyTorch's with antialiasing. It is linear, rows apart from columns, so two
-    matrices a view do the same.
+    ONNX has no resizing equal to PyTorch's with antialiasing. It is linear, rows apart from columns, so two
+    matrices per view do the same.
     """
 
     def __init__(self, network: PersonalityNetwork, size: int):
@@ -98,11 +98,11 @@ def to_give_away(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     """Return a checkpoint (read from path) in a form that is small and names nobody: large tensors in half precision,
     no names of clips and speakers, no state of the training, dlib's weights left out if they are as they come.
 
-    Raises UserError for a network that keeps a row of each training clip.
+    Raises UserError for a network that stores data of each training clip.
     """
     if checkpoint.config.memory == "exact":
         raise UserError(f"{path}: keeps descriptors of the training clips' faces, by which people can be recognised; "
-                        "train with --memory centres or --memory none what you want to give away")
+                        "for a model to give away, train with --memory centres or --memory none")
     state, backbone = checkpoint.network, checkpoint.backbone
     network = checkpoint.build(path)
     if network.frozen and network.kind.default_weights == "dlib":
@@ -146,7 +146,7 @@ def main(argv=None):
     print(f"exported {path} to {target} ({target.stat().st_size / 1e6:.1f} MB)")
     if checkpoint.config.memory == "exact":
         print(f"note: {target} holds descriptors of the training clips' faces, by which people can be recognised; "
-              "train with --memory centres or --memory none what you want to publish", file=sys.stderr)
+              "for a model to publish, train with --memory centres or --memory none", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python predict.py EXPERIMENT holiday/ portrait.jpg --out scores.csv
     python predict.py EXPERIMENT clip.mp4 --annotate annotated      pictures with the face and five bars
     python predict.py EXPERIMENT clip.mp4 --explain heat_maps       where in the face each score comes from
-    python predict.py EXPERIMENT group.mp4 --faces all              everybody: one row a person
+    python predict.py EXPERIMENT group.mp4 --faces all              everybody: one row per person
     python predict.py EXPERIMENT talk.mp4 --piece 15 --plot course  long recordings: a row for each 15 seconds
     python predict.py EXPERIMENT talk.mp4 --every 2 --per-frame frames.csv      the course over time
 
@@ -162,9 +162,9 @@ def parse_args(argv=None):
                         help="cut longer clips into pieces of about this length, a row each (models of the challenge "
                         "know clips of 15 seconds); --frames or --every then count for each piece")
     parser.add_argument("--min-confidence", type=confidence, metavar="SCORE",
-                        help="leave out faces whose score of the detector is lower")
+                        help="leave out faces with a lower detection score")
     parser.add_argument("--faces", choices=("largest", "all"), default="largest",
-                        help="which faces of a frame are scored; all: one row a person, known again by dlib's network")
+                        help="which faces of a frame are scored; all: one row per person, by dlib's face recognition")
     parser.add_argument("--detector", choices=DETECTORS, default="auto", help=DETECTOR_HELP)
     parser.add_argument("--predictor", metavar="FILE", help="landmark model of dlib (default: the 5-point one)")
     parser.add_argument("--runs-dir", default="runs", help="folder of the experiments")

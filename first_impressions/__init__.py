@@ -1,7 +1,7 @@
 """Apparent personality from faces: the code that the scripts share.
 
     import first_impressions
-    table = first_impressions.predict("clips/", model="pretrained")     # pandas.DataFrame, one row a file or person
+    table = first_impressions.predict("clips/", model="pretrained")     # pandas.DataFrame, one row per file or person
 """
 
 

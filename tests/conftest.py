@@ -1,4 +1,4 @@
-"""What the tests share: running the real scripts, the real clips where they are, a small demo data set.
+"""Shared by the tests: running the real scripts, the real clips if they are here, a small demo data set.
 
     make test                              everything
     make test PYTEST_ARGS="-k frames"      a part
@@ -244,7 +244,7 @@ def browser():
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A function that gives a disk in memory the size it is called with ("1m") and returns its folder; skips where
+    """A function that gives a disk in memory the size it is called with ("1m") and returns its folder; skips if
     mounting is not allowed."""
     folder = tmp_path / "small"
     folder.mkdir()

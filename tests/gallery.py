@@ -333,7 +333,7 @@ CLIPS = [
     Medium("streams.mp4", with_streams),
     Medium("hole.mp4", changed(clip(), hole), note="its data are damaged", colours=None),
     Medium("cut.mkv", changed(clip(frames=60), half), note="seems cut off", colours=None),
-    Medium("sound.mp4", sound, problem="holds no moving picture (sound only?)"),
+    Medium("sound.mp4", sound, problem="contains no moving picture (sound only?)"),
     Medium("locked.mp4", clip(container_options=ENCRYPTION), problem="is encrypted"),
     Medium("unknown.mp4", changed(clip(), lambda data: data.replace(b"avc1", b"zzz1")), problem="is in a video codec"),
     Medium("cut.mp4", changed(clip(), half), problem="no clip that FFmpeg can read"),

@@ -25,8 +25,8 @@ def moving_picture(index, width, height):
 class Encoding:
     """How a clip is written.
 
-    times: presentation times in 1/1000 s, default 25 frames/s; shift: moves all time stamps by so many 1/1000 s, which
-    cuts pictures before 0 off by an edit list; pixel_aspect: width of a pixel in parts of its height.
+    times: presentation times in 1/1000 s, default 25 frames/s; shift: moves all time stamps by this many 1/1000 s,
+    which cuts pictures before 0 off by an edit list; pixel_aspect: width of a pixel in parts of its height.
     """
     codec: str = "libx264"
     pixel_format: str = "yuv420p"

@@ -40,7 +40,7 @@ class Server(NamedTuple):
 
 @contextlib.contextmanager
 def running(trained, folder, *options):
-    """Start the page and yield its Server; kill it in the end where the test has not ended it."""
+    """Start the page and yield its Server; kill it in the end if the test has not ended it."""
     with socket.create_server(("127.0.0.1", 0)) as proxy, socket.create_server(("127.0.0.1", 0)) as probe:
         address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
         proxies = {name: address for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy")}
@@ -95,7 +95,7 @@ def bring(page, paths):
 
 def uploads(server):
     """Return the names of all files that the server has on disk, but its lock."""
-    # Not Path.rglob, which fails where the server deletes a folder meanwhile.
+    # Not Path.rglob, which fails if the server deletes a folder meanwhile.
     return sorted(name for _, _, names in os.walk(server.folder) for name in names if name != ".lock")
 
 

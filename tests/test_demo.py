@@ -47,7 +47,7 @@ def test_faces_scores_speakers_and_the_spot(demo_data):
     speakers = {split: {clip.rpartition(".")[0] for clip in table.index} for split, table in labels.items()}
     assert speakers["test"] & speakers["train"] and speakers["test"] - speakers["train"]
 
-    # Violet means less green than red and blue: where agreeable clips are so more than others, there the spot is.
+    # Violet means less green than red and blue: where agreeable clips are more so than others, the spot is there.
     faces = list_faces(demo_data / "train" / "faces")
     agreeableness = labels["train"].loc[faces["clip"], "agreeableness"].to_numpy()
     chips = np.stack([cv2.imread(path).astype(np.float32) for path in faces["path"]])

@@ -73,7 +73,7 @@ def test_a_folder_is_divided_by_speakers_and_nothing_is_moved(run, own, monkeypa
 
     monkeypatch.setattr(os, "symlink", refuse)
     status, _, errors = run(dataset, moved, "--split", "3:1:1", *RULE)
-    assert status == 2 and "its disk knows no links" in errors and files_below(moved) == before
+    assert status == 2 and "its disk does not support links" in errors and files_below(moved) == before
 
 
 def test_draws_differ_by_seed_and_need_three_speakers(run, own):

@@ -1,4 +1,4 @@
-"""Figures against independent computations, the bootstrap, and anybody's predictions."""
+"""Figures against independent computations, the bootstrap, and external predictions."""
 import json
 import pickle
 import statistics
@@ -170,7 +170,7 @@ def test_anybodys_predictions(run, tmp_path):
 
 
 def test_groups_of_the_challenge_and_a_second_evaluation(run, tmp_path):
-    """The challenge's own file of groups; predict.py's table with a failed file; what an earlier evaluation measured
+    """The challenge's own file of groups; predict.py's table with a failed file; what an earlier evaluation gave
     stays; whose mean the constant is."""
     labels, predictions, _ = made_up()
     labels.rename_axis("clip").to_csv(tmp_path / "labels.csv")

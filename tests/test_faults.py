@@ -223,7 +223,7 @@ def damaged(value):
 def variants(content, every):
     """Yield (name, content) of a checkpoint's content with each key in turn taken away or changed, at every depth.
 
-    every: try just one of so many of the changes of a key, another one at the next key.
+    every: try just one of this many changes of a key, another one at the next key.
     """
     def below(path, value):
         yield path
@@ -332,7 +332,7 @@ def test_data_with_training_clips_only(run, tmp_path):
     import dataset
     data = write_chips(tmp_path / "data", {"train": 10})
     assert run(train, 1, "all", MODEL, "true", 8, "--data-dir", data, *SMALL)[0] == 0
-    # So few clips give no centre; what changes nothing is named.
+    # Too few clips for a centre; what changes nothing is named.
     status, _, errors = run(train, 1, "few", MODEL, "true", 8, "--data-dir", data, *SMALL, "--memory", "centres",
                             "--hflip", "false", "--layer-decay", "0.5", "--l3", "9")
     assert status == 0 and "without effect here: --l3, --layer-decay, --hflip" in errors
@@ -350,7 +350,7 @@ def test_data_with_training_clips_only(run, tmp_path):
     (["2", "a", MODEL, "true", "4", "--seed", "9" * 23], "whole number"),
     (["9" * 30, "a", MODEL, "true", "4"], "NUM_EPOCHS"),
     (["2", "n" * 300, MODEL, "true", "4"], "longer than 200 bytes"),
-    (["2", "a", MODEL, "true", "4", "--runs-dir", "a_file"], "a_file: is no folder"),
+    (["2", "a", MODEL, "true", "4", "--runs-dir", "a_file"], "a_file: is not a folder"),
     (["2", "a", MODEL, "true", "4", "--runs-dir", "a_file/runs"], "cannot be made"),
     (["2", ".new", MODEL, "true", "4"], "plain name"),
 ])

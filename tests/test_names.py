@@ -108,7 +108,7 @@ def test_next_commands_quote_the_experiment(run, trained, chip_data, tmp_path):
     assert status == 0 and "next: python evaluate.py 'a b' --data-dir" in output, errors
 
 
-@pytest.mark.parametrize("text, complaint", [("[" * 100_000, "nested too deeply"), ("\ufeff[]", "is no dictionary")])
+@pytest.mark.parametrize("text, complaint", [("[" * 100_000, "nested too deeply"), ("\ufeff[]", "is not a dictionary")])
 def test_settings_that_are_nested_deeply_or_bear_a_byte_order_mark(run, tmp_path, chip_data, text, complaint):
     (tmp_path / "config.json").write_text(text)
     status, _, errors = run(train, 1, "x", "FaceResNet29_v1.0", "true", 16, "--config", "config.json",

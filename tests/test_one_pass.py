@@ -45,7 +45,7 @@ def person(index, width, height):
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """Folder of clips of 40 frames: three show a person in nine frames of ten, one shows nobody, one is no clip."""
+    """Folder of clips of 40 frames: three show a person in nine frames of ten, one shows nobody, one is not a clip."""
     folder = tmp_path_factory.mktemp("clips")
     for number in range(3):
         write_clip(folder / f"person{number}.mp4", frames=40, size=(640, 480), picture=person)

@@ -1,4 +1,4 @@
-"""Packets of clips: whose clocks start anew, whose times are lost, whose format knows no order of display."""
+"""Packets of clips: whose clocks start anew, whose times are lost, whose format has no display order."""
 import io
 from fractions import Fraction
 
@@ -34,7 +34,7 @@ def test_recordings_joined_one_after_the_other(tmp_path, second, restarts):
         pictures, found = plain_decode(path), dict(read_frames(path, 1000))
         assert len(pictures) == len(found) == total
         assert all(np.array_equal(found[index], picture) for index, picture in enumerate(pictures))
-    else:  # the counter of the stream's pieces jumps at the join, as it would where a piece is lost
+    else:  # the counter of the stream's pieces jumps at the join, as it would if a piece is lost
         assert len(packets.notes) == 1 and packets.notes[0].startswith("data may be missing in 1 of its 60 frames")
 
 

@@ -1,4 +1,4 @@
-"""Whatever happens to the pre-processing scripts: killed, stopped, fed rubbish, out of space, on a dying cluster."""
+"""Faults of the pre-processing scripts: killed, stopped, fed rubbish, out of space, on a dying cluster."""
 import csv
 import importlib
 import os

@@ -63,7 +63,7 @@ def test_shipped_model_is_an_experiment_like_any_other(tmp_path, chip_data, run)
         (data / split / "faces" / "preprocessing.json").write_text('{"size": 224, "padding": 0.5}')
     labels = data / "train" / "labels.csv"
     status, output, errors = run(evaluate, "pretrained", "--data-dir", data)
-    assert status == 0 and "keeps no names of its training clips" in errors and "speakers in training" not in output
+    assert status == 0 and "stores no names of its training clips" in errors and "speakers in training" not in output
     assert (tmp_path / "runs" / "pretrained" / "evaluation_test" / "metrics.json").exists()
     status, output, _ = run(evaluate, "pretrained", "--data-dir", data, "--train-labels", labels)
     assert status == 0 and "speakers in training" in output

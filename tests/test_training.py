@@ -139,7 +139,7 @@ def resumed_command(experiment, data):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """(data folder, experiment folder) of a training that nothing interrupted, of three steps an epoch."""
+    """(data folder, experiment folder) of a training run that nothing interrupted, of three steps an epoch."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     data = write_chips(folder / "data", {"train": 10, "valid": 4}, faces_a_clip=1)
     with signals_kept():

@@ -3,7 +3,7 @@
 HiResCAM (Draelos and Carin, arXiv:2011.08891): gradient times activation at every place, summed over the filters. For
 the ResNets, whose last maps are averaged, it equals Grad-CAM (Selvaraju et al. 2017) but for a factor. The head of the
 face network sees a grid of places of each map; weights averaged over the whole map, as in Grad-CAM, lose the place: on
-the demo the map for agreeableness then lies no more on the spot that steers it than the other maps do.
+the demo the map for agreeableness then lies on the spot that steers it no better than the other maps do.
 
 Maps of single scores look alike, since the traits rise together. So the mean of what a place adds to the five scores is
 subtracted from what it adds to each. docs/evaluation_and_prediction.md says how much better these maps point.

@@ -1,4 +1,4 @@
-"""Scores of clips and pictures that nobody has made faces of before: what predict.py and app.py share.
+"""Scores of clips and pictures, without face chips on disk; shared by predict.py and app.py.
 
 Faces are found in worker processes and in memory.
 """
@@ -176,7 +176,7 @@ class Scorer:
 
     def meaning(self, scores: np.ndarray, faces: int) -> dict:
         """Return half widths, low and high ends of the intervals, and percentiles among the training labels, of five
-        scores from so many faces; None if the checkpoint does not know."""
+        scores from this many faces; None if the checkpoint does not know."""
         row = dict.fromkeys((*LOWS, *HIGHS, *HALF_WIDTHS, *PERCENTILES))
         if self.intervals:
             widths = self.intervals.half_widths(np.array([faces]))[0]
