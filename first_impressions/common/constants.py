@@ -8,7 +8,7 @@ import unicodedata
 
 # The order of all scores, labels and columns.
 TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
-# A column of every table of scores, and its values: what a high neuroticism means. True: the labels are the challenge's.
+# A column of all tables of scores, and its values: what a high neuroticism means. True: with the challenge's labels.
 MEANS_COLUMN = "neuroticism_means"
 NEUROTICISM_MEANS = {False: "neuroticism", True: "emotional stability"}
 
