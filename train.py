@@ -60,7 +60,7 @@ from first_impressions.data.chips import epoch_batches
 from first_impressions.data.splits import Split, describe
 from first_impressions.evaluation.logs import log_hyperparameters
 from first_impressions.evaluation.model_card import write_model_card
-from first_impressions.networks.checkpoint import LAST, PREVIOUS, Checkpoint, load_checkpoint, versions
+from first_impressions.networks.checkpoint import LAST, PREVIOUS, Checkpoint, read_first_whole, versions
 from first_impressions.networks.network import PersonalityNetwork, build_network
 from first_impressions.networks.settings import (
     SETTING_NAMES,
@@ -145,19 +145,18 @@ def make_plan(args: argparse.Namespace) -> Plan:
 def load_last(folder: Path) -> Checkpoint | None:
     """Return the checkpoint to go on from: the last one, or if it is damaged the one before; None without any."""
     paths = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
-    for path in paths:
-        try:
-            checkpoint = load_checkpoint(path)
-            if checkpoint.training is None:
-                raise UserError(f"{path}: contains no state of a training run")
-            return checkpoint
-        except UserError as error:
-            print(f"warning: {error}; falling back to the checkpoint before it", file=sys.stderr)
-    if paths:
-        print("warning: no checkpoint is whole; training starts from the beginning", file=sys.stderr)
-    elif is_main_process():
-        print(f"note: {folder} contains no checkpoint yet; training starts from the beginning", file=sys.stderr)
-    return None
+    if not paths:
+        if is_main_process():
+            print(f"note: {folder} contains no checkpoint yet; training starts from the beginning", file=sys.stderr)
+        return None
+    try:
+        path, checkpoint = read_first_whole(paths)
+        if checkpoint.training is None:
+            raise UserError(f"{path}: contains no state of a training run")
+        return checkpoint
+    except UserError as error:
+        print(f"warning: {error}; training starts from the beginning", file=sys.stderr)
+        return None
 
 
 def make_samples(network: PersonalityNetwork, splits: tuple[Split, Split | None], plan: Plan,

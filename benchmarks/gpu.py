@@ -1,24 +1,20 @@
-"""Measure how many faces per second the networks take, and whether the device waits for their files.
+"""Measure how many faces a second the networks take, and whether the device waits for their files.
 
     python benchmarks/gpu.py data/train/faces
-    python benchmarks/gpu.py CHIP_DIR --num-workers 16 --out gpu.csv
+    python benchmarks/gpu.py CHIP_DIR --batch-size 512 --num-workers 16 --out gpu.csv
     python benchmarks/gpu.py CHIP_DIR --quick
 
-On the first GPU, or on the CPU if there is none. A row for each job, precision (bfloat16 if the device
-computes in it), and without and with torch.compile: faces per second of one batch that stays on the device (the limit),
-from the files in CHIP_DIR, the ratio of both, and the peak memory of the device. The batch size is doubled until that
-gains less than 5 %. Times are wall times, so the machine must be quiet. Features are of a face and its mirror image.
-Weights are random numbers, but for dlib's network.
-
-Then torch.profiler looks at some steps of the training for what makes the processor wait for the device. --quick: few
-faces, one batch size, no torch.compile; to see that all works, not to measure.
+On the first GPU, or on the CPU if there is none. A row for each job and precision (bfloat16 if the device computes in
+it): faces a second of one batch that stays on the device (the limit), from the files in CHIP_DIR, the ratio of both,
+and the peak memory of the device. Times are wall times, so the machine must be quiet. Features are of a face and its
+mirror image. Weights are random numbers, but for dlib's network. Then torch.profiler looks at some steps of the
+training for what makes the processor wait for the device. --quick: one batch of two faces; to see that all works, not
+to measure.
 """
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -36,7 +32,6 @@ from first_impressions.common.command_line import UserError, make_parser, run_sc
 from first_impressions.common.constants import DEFAULT_PREPROCESSING, TRAITS
 from first_impressions.common.device import Machine, autocast_dtype, pick_device, seed_everything
 from first_impressions.common.files import atomic_write, check_output_file
-from first_impressions.data.chips import chip_loader
 from first_impressions.data.labels import speakers_of
 from first_impressions.data.splits import Split, list_faces
 from first_impressions.networks.network import BACKBONES, PersonalityNetwork, build_network, make_head
@@ -47,233 +42,113 @@ from first_impressions.training.loop import fit, start_training
 from first_impressions.training.samples import Samples
 from model_architectures import architecture_named
 
-BATCH_SIZES = (32, 64, 128, 256, 512, 1024, 2048)
-LEAST_GAIN = 1.05       # a larger batch is worth it from here on
-STEPS = 20              # of a training run on one batch, in each of two epochs
-PROFILED_STEPS = 5
-LEAST_BATCHES = 2       # of faces from files
-QUICK_FACES, QUICK_BATCH, QUICK_STEPS = 2, 2, 1
+STEPS = 20      # of an epoch, or batches of features
 # Of torch.profiler: what makes the processor wait for the device, or brings numbers back from it. The profiler itself
 # ends with cudaDeviceSynchronize, so that one does not count.
 WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "Memcpy DtoH", "aten::_local_scalar_dense")
-STAGES = ("layer1", "layer2", "layer3", "layer4")
+JOBS = ("FaceResNet29_v1.0, features", "ResNet18_v1.0, features", "ResNet50, layers 1 to 4 trained")
 
 
-@dataclass(frozen=True)
-class Job:
-    """What is measured: the features of a frozen backbone, or the training of one."""
-    name: str
-    make_network: Callable[[], PersonalityNetwork]
-    is_training: bool = False
-
-
-def trained_resnet50() -> PersonalityNetwork:
-    """Return a ResNet-50 all of whose layers are trained, with the default head, of random weights. No named network is
-    that; ResNet18_v3.0 is its smaller sister."""
+def network_of(job: str) -> PersonalityNetwork:
+    """Return the network of a job: a named one, or a ResNet-50 all of whose layers are trained, which none is."""
+    if job in JOBS[:2]:
+        architecture = architecture_named(job.split(",")[0])
+        return build_network(architecture, Settings(memory="none"), "dlib" if job == JOBS[0] else "none")
     settings = Settings()
-    network = PersonalityNetwork(BACKBONES["resnet50"], STAGES)
+    network = PersonalityNetwork(BACKBONES["resnet50"], ("layer1", "layer2", "layer3", "layer4"))
     network.heads.append(make_head(network.head_width, [settings.l1, settings.l2], [settings.dropout] * 2))
     return network.to(memory_format=torch.channels_last)
 
 
-def named(name: str, weights: str) -> Callable[[], PersonalityNetwork]:
-    """Return a function that builds a named network, without regression."""
-    return lambda: build_network(architecture_named(name), Settings(memory="none"), weights)
-
-
-JOBS = (Job("FaceResNet29_v1.0, features", named("FaceResNet29_v1.0", "dlib")),
-        Job("ResNet18_v1.0, features", named("ResNet18_v1.0", "none")),
-        Job("ResNet50, layers 1 to 4 trained", trained_resnet50, is_training=True))
-
-
-def split_of(chip_dir: Path, most: int | None) -> Split:
-    """Return the chips of a folder as a Split with made-up labels, at most this many. Raises UserError for fewer than
-    the two that a step of training needs."""
+def split_of(chip_dir: Path, number: int) -> Split:
+    """Return this many chips of a folder, again and again if it has fewer, as a Split with made-up labels. Raises
+    UserError for fewer than the two that a step of training needs."""
     if not chip_dir.is_dir():
         raise UserError(f"{chip_dir}: no such folder; name one with face chips")
-    faces = list_faces(chip_dir).iloc[:most]
+    faces = list_faces(chip_dir)
     if len(faces) < 2:
         raise UserError(f"{chip_dir}: holds fewer than two face chips; extract_faces_from_videos.py makes them")
+    faces = faces.iloc[np.resize(np.arange(len(faces)), number)].reset_index(drop=True)
     clips = sorted(set(faces["clip"]))
     scores = np.random.default_rng(0).uniform(0.2, 0.8, (len(clips), len(TRAITS)))
     return Split("chips", faces, pandas.DataFrame(scores, index=clips, columns=list(TRAITS)),
                  pandas.Series(speakers_of(clips), index=clips), DEFAULT_PREPROCESSING)
 
 
-class RepeatedBatch:
-    """A source like features.FaceChips, but one batch of chips, on the device, is all that it ever gives."""
+class RepeatedBatch(FaceChips):
+    """A source of which every batch is the first one, which stays on the device."""
 
-    of_clips = False
-
-    def __init__(self, chips: torch.Tensor, split: Split, steps: int):
-        """chips: uint8 B x 3 x H x W; steps: of an epoch."""
-        self.chips = chips
-        self.clips = np.resize(split.faces["clip"].to_numpy(), steps * len(chips))
-        self.usable = np.arange(len(self.clips))
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def batches(self, network: PersonalityNetwork, batches: list[list[int]],
-                epoch: int = 0) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    def batches(self, network, batches, epoch=0):
         """Yield (rows, chips) for each batch of row numbers."""
+        chips = torch.stack([self.dataset[row][0] for row in range(len(batches[0]))]).to(self.machine.device)
         for batch in batches:
-            yield np.asarray(batch), self.chips
+            yield np.asarray(batch), chips
 
 
-# ---------------------------------------------------------------- one measurement
-
-def wait_for(device: torch.device) -> None:
-    """Return when the device has done all its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def first_chips(split: Split, number: int, device: torch.device) -> torch.Tensor:
-    """Return uint8 number x 3 x H x W on the device: chips of a split, again and again if it has fewer."""
-    rows = np.resize(np.arange(len(split.faces)), number).tolist()
-    chips = torch.stack([FaceDataset(split)[row][0] for row in rows])
-    return chips.to(device)
-
-
-def training_speed(network: PersonalityNetwork, samples: Samples, batch_size: int, machine: Machine,
-                   warm_up: bool) -> float:
-    """Return the faces per second of an epoch. warm_up: of a second one, after one that does not count."""
-    plan = Plan(Settings(), 2 if warm_up else 1, batch_size)
-    state = start_training(network, samples, plan, machine)
-    return list(fit(state, plan, samples, show_progress=False))[-1]["samples_per_second"]
+def training_speed(network: PersonalityNetwork, source: FaceChips, plan: Plan, after_step=None) -> float:
+    """Return the faces a second of the last epoch of a training."""
+    samples = Samples(source.dataset.split, source)
+    state = start_training(network, samples, plan, source.machine)
+    return list(fit(state, plan, samples, after_step=after_step, show_progress=False))[-1]["samples_per_second"]
 
 
 @torch.inference_mode()
-def feature_speed(network: PersonalityNetwork, chips: torch.Tensor, steps: int) -> float:
-    """Return the faces per second whose features are computed, of one batch again and again."""
-    for _ in range(2 if steps > 1 else 1):  # to warm up
-        features_of_chips(network, chips)
-    wait_for(chips.device)
-    begin = time.perf_counter()
-    for _ in range(steps):
-        features_of_chips(network, chips)
-    wait_for(chips.device)
-    return steps * len(chips) / (time.perf_counter() - begin)
+def feature_speeds(network: PersonalityNetwork, source: FaceChips, batch_size: int) -> tuple[float, float]:
+    """Return the faces a second whose features are computed, of a repeated batch and from files."""
+    device, speeds = source.machine.device, []
+    batches = [list(range(batch_size))] * (len(source) // batch_size)
+    _, chips = next(RepeatedBatch(source.dataset, source.machine).batches(network, batches))
+    features_of_chips(network, chips)   # to warm up
+    for compute in (lambda: [features_of_chips(network, chips) for _ in batches],
+                    lambda: features_of_dataset(source.dataset, partial(features_of_chips, network), "benchmark",
+                                                source.machine, batch_size)):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        begin = time.perf_counter()
+        compute()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        speeds.append(len(source) / (time.perf_counter() - begin))
+    return speeds[0], speeds[1]
 
 
-def limit_of(job: Job, network: PersonalityNetwork, split: Split, batch_size: int, machine: Machine,
-             steps: int) -> float:
-    """Return the faces per second of one batch that stays on the device."""
-    chips = first_chips(split, batch_size, machine.device)
-    if not job.is_training:
-        return feature_speed(network, chips, steps)
-    samples = Samples(split, RepeatedBatch(chips, split, steps))
-    return training_speed(network, samples, batch_size, machine, warm_up=steps > 1)
-
-
-def repeated(split: Split, number: int) -> Split:
-    """Return a split of this many faces: the split's own, again and again if it has fewer."""
-    return replace(split, faces=split.faces.iloc[np.resize(np.arange(len(split.faces)), number)].reset_index(drop=True))
-
-
-def speed_from_files(job: Job, network: PersonalityNetwork, split: Split, batch_size: int, machine: Machine,
-                     warm_up: bool) -> float:
-    """Return the faces per second from their files, as training and evaluation read them: whole batches of the size
-    whose limit was measured, so that torch.compile has its code for them."""
-    split = repeated(split, max(len(split.faces) // batch_size, LEAST_BATCHES) * batch_size)
-    if job.is_training:
-        samples = Samples(split, FaceChips(FaceDataset(split), machine))
-        return training_speed(network, samples, batch_size, machine, warm_up)
-    begin = time.perf_counter()
-    features_of_dataset(FaceDataset(split), partial(features_of_chips, network), job.name, machine, batch_size)
-    wait_for(machine.device)
-    return len(split.faces) / (time.perf_counter() - begin)
-
-
-def best_batch(job: Job, network: PersonalityNetwork, split: Split, machine: Machine,
-               is_quick: bool) -> tuple[int, float]:
-    """Return (batch size from which on doubling gains less than 5 % or memory ends, faces per second at it)."""
-    if is_quick:
-        return QUICK_BATCH, limit_of(job, network, split, QUICK_BATCH, machine, QUICK_STEPS)
-    best = (BATCH_SIZES[0], limit_of(job, network, split, BATCH_SIZES[0], machine, STEPS))
-    for size in BATCH_SIZES[1:]:
-        try:
-            speed = limit_of(job, network, split, size, machine, STEPS)
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            return best
-        if speed < LEAST_GAIN * best[1]:
-            return best
-        best = (size, speed)
-    return best
-
-
-def measure(job: Job, split: Split, machine: Machine, is_compiled: bool, is_quick: bool) -> dict:
-    """Return the row of the table on one job with one precision."""
+def measure(job: str, source: FaceChips, batch_size: int) -> dict:
+    """Return the row of the table on one job with the precision of the source's machine."""
     seed_everything(0)
-    network = machine.place(job.make_network())
-    if is_compiled:
-        network.backbone.compile()
-    batch_size, limit = best_batch(job, network, split, machine, is_quick)
-    memory = None
+    machine = source.machine
+    network = machine.place(network_of(job))
     if machine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(machine.device)
-        limit_of(job, network, split, batch_size, machine, QUICK_STEPS)
-        memory = torch.cuda.max_memory_allocated(machine.device) / 2**20
-    from_files = speed_from_files(job, network, split, batch_size, machine, warm_up=not is_quick)
-    return {"job": job.name, "precision": machine.precision, "compiled": "yes" if is_compiled else "no",
-            "batch_size": batch_size, "limit": limit, "from_files": from_files, "ratio": from_files / limit,
-            "memory_mb": memory}
+    if network.frozen:
+        limit, from_files = feature_speeds(network, source, batch_size)
+    else:
+        plan = Plan(Settings(), 2, batch_size)  # the first epoch warms up
+        limit, from_files = (training_speed(network, some, plan)
+                             for some in (RepeatedBatch(source.dataset, machine), source))
+    memory = torch.cuda.max_memory_allocated(machine.device) / 2**20 if machine.device.type == "cuda" else None
+    return {"job": job, "precision": machine.precision, "batch_size": batch_size, "limit": limit,
+            "from_files": from_files, "ratio": from_files / limit, "memory_mb": memory}
 
 
-def reading_speed(split: Split, machine: Machine) -> float:
-    """Return the chips a second that are read from their files, with nothing done to them."""
-    rows = np.array_split(np.arange(len(split.faces)), max(1, len(split.faces) // 64))
-    dataset = FaceChips(FaceDataset(split), machine).dataset
-    begin = time.perf_counter()
-    for _ in chip_loader(dataset, [batch.tolist() for batch in rows], machine.num_workers, machine.device):
-        pass
-    return len(split.faces) / (time.perf_counter() - begin)
-
-
-# ---------------------------------------------------------------- waits
-
-def waits_in_steps(network: PersonalityNetwork, split: Split, machine: Machine, plan: Plan,
-                   steps: int) -> dict[str, float]:
-    """Return {event of WAITS: how often in a step} of this many steps in the middle of an epoch of training.fit, read
-    from files. The end of an epoch, which has to wait for its losses, is not among them."""
-    split = repeated(split, (steps + 4) * plan.batch_size)
-    samples = Samples(split, FaceChips(FaceDataset(split), machine))
+def print_waits(network: PersonalityNetwork, source: FaceChips, batch_size: int, mixup: float) -> None:
+    """Print what torch.profiler saw of waits between the first step of an epoch and the last, which waits for the
+    losses."""
     activities = [torch.profiler.ProfilerActivity.CPU]
-    activities += [torch.profiler.ProfilerActivity.CUDA] if machine.device.type == "cuda" else []
-    profiler = torch.profiler.profile(activities=activities)
+    activities += [torch.profiler.ProfilerActivity.CUDA] if source.machine.device.type == "cuda" else []
+    profiler, last = torch.profiler.profile(activities=activities), len(source) // batch_size - 1
 
     def after_step(state):
-        if state.step == 2:
+        if state.step == 1:
             profiler.start()
-        elif state.step == 2 + steps:
+        if state.step == last:
             profiler.stop()
 
-    for _ in fit(start_training(network, samples, plan, machine), plan, samples, after_step=after_step,
-                 show_progress=False):
-        pass
-    counts = dict.fromkeys(WAITS, 0)
-    for event in profiler.events():
-        for wait in WAITS:
-            counts[wait] += event.name.startswith(wait)
-    return {wait: count / steps for wait, count in counts.items()}
+    training_speed(network, source, Plan(Settings(mixup=mixup), 1, batch_size), after_step)
+    events = [event.name for event in profiler.events()]
+    counts = {wait: sum(name.startswith(wait) for name in events) / max(1, last - 1) for wait in WAITS}
+    found = ", ".join(f"{name} {count:.1f}" for name, count in counts.items() if count)
+    print(f"waits in a step of training, mixup {mixup}: {found or 'none'}")
 
-
-def print_waits(split: Split, machine: Machine, batch_size: int, is_quick: bool) -> None:
-    """Print what torch.profiler saw of waits in steps of the training, without and with mixup. --quick: in one step of
-    a small network."""
-    make_network, steps = (named("FaceResNet29_v3.0", "none"), QUICK_STEPS) if is_quick else (
-        trained_resnet50, PROFILED_STEPS)
-    for mixup in (0.0, 0.2):
-        seed_everything(0)
-        plan = Plan(Settings(mixup=mixup), 1, batch_size)
-        waits = waits_in_steps(machine.place(make_network()), split, machine, plan, steps)
-        found = ", ".join(f"{name} {count:.1f}" for name, count in waits.items() if count)
-        print(f"waits in a step of training, mixup {mixup}: {found or 'none'}")
-
-
-# ---------------------------------------------------------------- command line
 
 def name_of(device: torch.device) -> str:
     """Return the device's name as its maker has it."""
@@ -284,48 +159,33 @@ def name_of(device: torch.device) -> str:
     return f"{models[0] if models else platform.processor() or device.type}, {torch.get_num_threads()} threads"
 
 
-def print_table(rows: list[dict]) -> None:
-    """Print the rows; faces per second."""
-    print(f"{'job':<32} {'precision':<9} {'compiled':<8} {'batch':>5} {'limit':>9} {'files':>9} {'ratio':>6} {'MB':>7}")
-    for row in rows:
-        memory = "" if row["memory_mb"] is None else f"{row['memory_mb']:.0f}"
-        print(f"{row['job']:<32} {row['precision']:<9} {row['compiled']:<8} {row['batch_size']:>5} "
-              f"{row['limit']:>9.1f} {row['from_files']:>9.1f} {row['ratio']:>6.2f} {memory:>7}")
-
-
 def parse_args(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("chip_dir", metavar="CHIP_DIR", type=Path, help="folder with face chips")
+    parser.add_argument("--batch-size", type=whole_number, default=256, help="faces (default: 256)")
     parser.add_argument("--num-workers", type=whole_number, default=usable_cores(),
                         help="processes that read chips (default: the processor's cores)")
     parser.add_argument("--out", type=Path, default=Path("gpu.csv"), help="the table as CSV")
-    parser.add_argument("--quick", action="store_true", help="few faces, one batch size, no torch.compile")
+    parser.add_argument("--quick", action="store_true", help="few faces")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
     check_output_file("--out", args.out)
-    split = split_of(args.chip_dir, QUICK_FACES if args.quick else None)
+    batch_size, steps = (2, 3) if args.quick else (args.batch_size, STEPS)
+    dataset = FaceDataset(split_of(args.chip_dir, batch_size * steps))
     device = pick_device()
-    machine = Machine(device, cache="off", num_workers=args.num_workers)
-    print(f"device: {name_of(device)}; {len(split.faces)} faces, {args.num_workers} processes read them; "
-          f"torch {torch.__version__}")
-    print(f"reading alone: {reading_speed(split, machine):.0f} chips a second", flush=True)
-    precisions = ["float32", "bfloat16"]
-    if autocast_dtype("auto", device) is None:
-        precisions.remove("bfloat16")
-        print("bfloat16 is left out: this device does not compute in it")
-    rows = []
-    for job in JOBS:
-        for precision in precisions:
-            for is_compiled in (False,) if args.quick else (False, True):
-                rows.append(measure(job, split, replace(machine, precision=precision), is_compiled, args.quick))
-                print(f"done: {job.name}, {precision}{', compiled' if is_compiled else ''}", file=sys.stderr)
-    print_table(rows)
-    print_waits(split, machine, QUICK_BATCH if args.quick else rows[-1]["batch_size"], args.quick)
-    with atomic_write(args.out) as partial:
-        pandas.DataFrame(rows).assign(device=name_of(device)).to_csv(partial, index=False)
+    print(f"device: {name_of(device)}; batches of {batch_size} faces, {args.num_workers} processes read them; "
+          f"torch {torch.__version__}", flush=True)
+    precisions = ["float32"] if autocast_dtype("auto", device) is None else ["float32", "bfloat16"]
+    sources = [FaceChips(dataset, Machine(device, precision, "off", args.num_workers)) for precision in precisions]
+    rows = [measure(job, source, batch_size) for job in JOBS for source in sources]
+    print(pandas.DataFrame(rows).to_string(index=False, float_format="{:.3g}".format))
+    for mixup in (0.0, 0.2):
+        print_waits(sources[-1].machine.place(network_of(JOBS[2])), sources[-1], batch_size, mixup)
+    with atomic_write(args.out) as partial_table:
+        pandas.DataFrame(rows).assign(device=name_of(device)).to_csv(partial_table, index=False)
     print(f"table: {args.out}")
     return 0
 

@@ -223,18 +223,24 @@ def find_checkpoint(experiment_dir: str | os.PathLike) -> Path:
     raise UserError(f"{experiment_dir}: {problem}; {known}")
 
 
+def read_first_whole(paths: list[Path]) -> tuple[Path, Checkpoint]:
+    """Return the first of some checkpoints that is whole: its path and what it holds. Warns of each damaged one before
+    it. Raises the UserError of the last if none is whole."""
+    for path in paths:
+        try:
+            return path, load_checkpoint(path)
+        except UserError as error:
+            if path == paths[-1]:
+                raise
+            print(f"warning: {error}; falling back to the checkpoint before it", file=sys.stderr)
+
+
 def read_experiment(folder: str | os.PathLike) -> tuple[Path, Checkpoint]:
-    """Return the path of an experiment's checkpoint and what it holds. Warns if the last one is damaged and the one
-    before it is taken. Raises UserError if none is whole."""
+    """Return the path of an experiment's checkpoint and what it holds; if the last one is damaged, the one before it.
+    Raises UserError if none is whole."""
     path = find_checkpoint(folder)
-    try:
-        return path, load_checkpoint(path)
-    except UserError as error:
-        before = path.with_name(PREVIOUS)
-        if path.name != LAST or not before.exists():
-            raise
-        print(f"warning: {error}; falling back to the checkpoint before it", file=sys.stderr)
-        return before, load_checkpoint(before)
+    before = path.with_name(PREVIOUS)
+    return read_first_whole([path, before] if path.name == LAST and before.exists() else [path])
 
 
 def load_experiment(experiment: str, runs_dir: str | os.PathLike,
