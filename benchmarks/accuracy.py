@@ -44,7 +44,7 @@ FINAL = {"the recipe": {}, "no data of individuals (centres)": {"memory": "centr
 VARIANTS = {
     **FINAL,
     "regression alone": {"memory_weight": 1.0},
-    "single faces instead of rows of clips": {"single_faces": True},
+    "single faces instead of clip features": {"single_faces": True},
     "no single face in training": {"one_face": 0.0},
     "256 components": {"components": 256},
     "three heads averaged": {"heads": 3},

@@ -74,7 +74,7 @@ class Portraits:
     source: ClipRows
 
     def part(self, clips: list[str], single_faces: bool = False) -> Samples:
-        """Return the rows of some clips; single_faces: a row for each of two faces of a clip instead of their mean."""
+        """Return the features of some clips; single_faces: two faces of a clip each, instead of the mean."""
         of_clip = {clip: row for row, clip in enumerate(self.source.clips)}
         rows = np.array([of_clip[clip] for clip in clips])
         forms = np.stack([self.source.features(rows, form).numpy() for form in (0, 1)], axis=1)

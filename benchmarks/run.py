@@ -108,7 +108,7 @@ def train(network: PersonalityNetwork, plan: Plan, samples: Samples, validation:
 # ---------------------------------------------------------------- rows of the table
 
 def measure_search(split: Split) -> tuple:
-    """Return the row on a search of ResNet18_v1.0: rows of clips, computed once for all trials, against reading and
+    """Return the row on a search of ResNet18_v1.0: clip features, computed once for all trials, against reading and
     computing every face anew in every epoch of every trial."""
     plan = plan_for(OTHER_MODEL, len(split.labels), EPOCHS, MIDDLE)
 

@@ -96,7 +96,7 @@ def _own_memory():
 
 
 def measure_size(clips: int, path: Path) -> list[dict]:
-    """Train on the rows of this many clips and score them; return a row for each step. Runs in a process of its own."""
+    """Train on the features of this many clips and score them; return a row per step. Runs in a process of its own."""
     torch.set_num_threads(1)
     seed_everything(0)
     steps, machine = Steps(clips), Machine(torch.device("cpu"))
@@ -147,7 +147,8 @@ def parse_args(argv=None):
     parser.add_argument("--clips", type=positive_int, nargs="+", default=SIZES, help="numbers of clips")
     parser.add_argument("--million", action="store_true",
                         help=f"also {MILLION:,} clips: {MILLION * BYTES_A_CLIP / 1e9:.0f} GB on the disk")
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where the rows are written")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()),
+                        help="where the features are written")
     parser.add_argument("--out", type=Path, default=Path("scale.csv"), help="the table as CSV")
     return parser.parse_args(argv)
 

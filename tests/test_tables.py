@@ -1,4 +1,4 @@
-"""Tables that people write: read rightly, or refused in one line that names the place. A wrong figure is never read."""
+"""Tables that people write: read correctly, or refused in one line that names the place. No wrong figure is read."""
 import io
 import json
 import random
@@ -64,7 +64,7 @@ def well_meant_table(generator):
     return text.encode(encoding), dict(zip(NAMES, SCORES))
 
 
-def test_well_meant_tables_are_read_rightly(tmp_path):
+def test_well_meant_tables_are_read_correctly(tmp_path):
     generator = random.Random(1)
     for number in range(200):
         data, expected = well_meant_table(generator)
@@ -76,7 +76,7 @@ def test_well_meant_tables_are_read_rightly(tmp_path):
             assert np.abs(scores.loc[clip].to_numpy() - values).max() < 1e-4, data.decode("latin1")
 
 
-def test_mutated_tables_are_read_rightly_or_refused(tmp_path, long_run):
+def test_mutated_tables_are_read_correctly_or_refused(tmp_path, long_run):
     """One cell, line or byte is damaged. Nothing but the numbers that now stand there may be read."""
     generator = random.Random(2)
     count = 5000 if long_run else 1000

@@ -57,7 +57,7 @@ def test_train_and_evaluate(run, chip_data, tmp_path):
     history = pandas.read_csv(folder / "training.csv")
     best = load_checkpoint(folder / "checkpoint_best.pt")
     assert len(history) == 25 and history["accuracy_mean"].idxmax() + 1 == best.epoch
-    # Of rows of clips the L1 loss is 1 - the accuracy.
+    # Of clip features the L1 loss is 1 - the accuracy.
     assert np.allclose(history["loss_valid"], 1 - history["accuracy_mean"], atol=1e-5)
     # No accuracy without its gain over the constant: the mean label of the training clips, here on the validation's.
     labels, mean = load_split(chip_data, "valid").labels, load_split(chip_data, "train").labels.mean()
@@ -139,7 +139,7 @@ def resumed_command(experiment, data):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """(data folder, experiment folder) of a training run that nothing interrupted, of three steps an epoch."""
+    """(data folder, experiment folder) of a training run that nothing interrupted, of three steps per epoch."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     data = write_chips(folder / "data", {"train": 10, "valid": 4}, faces_a_clip=1)
     with signals_kept():
