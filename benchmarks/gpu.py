@@ -34,7 +34,7 @@ from first_impressions.common.device import Machine, autocast_dtype, pick_device
 from first_impressions.common.files import atomic_write, check_output_file
 from first_impressions.data.labels import speakers_of
 from first_impressions.data.splits import Split, list_faces
-from first_impressions.networks.network import BACKBONES, PersonalityNetwork, build_network, make_head
+from first_impressions.networks.network import Architecture, PersonalityNetwork, build_network
 from first_impressions.networks.settings import Plan, Settings
 from first_impressions.training.feature_cache import features_of_dataset
 from first_impressions.training.inputs import FaceChips, features_of_chips
@@ -51,13 +51,10 @@ JOBS = ("FaceResNet29_v1.0, features", "ResNet18_v1.0, features", "ResNet50, lay
 
 def network_of(job: str) -> PersonalityNetwork:
     """Return the network of a job: a named one, or a ResNet-50 all of whose layers are trained, which none is."""
+    architecture = Architecture("ResNet50", "resnet50", ("layer1", "layer2", "layer3", "layer4"), ("l1", "l2"))
     if job in JOBS[:2]:
         architecture = architecture_named(job.split(",")[0])
-        return build_network(architecture, Settings(memory="none"), "dlib" if job == JOBS[0] else "none")
-    settings = Settings()
-    network = PersonalityNetwork(BACKBONES["resnet50"], ("layer1", "layer2", "layer3", "layer4"))
-    network.heads.append(make_head(network.head_width, [settings.l1, settings.l2], [settings.dropout] * 2))
-    return network.to(memory_format=torch.channels_last)
+    return build_network(architecture, Settings(memory="none"), "dlib" if job == JOBS[0] else "none")
 
 
 def split_of(chip_dir: Path, number: int) -> Split:

@@ -83,13 +83,6 @@ class Architecture:
 
 # ---------------------------------------------------------------- the network
 
-@dataclass(frozen=True)
-class Memory:
-    """The Gaussian process beside the heads."""
-    form: str = "none"      # exact, centres or none
-    weight: float = 0.0     # its part in the scores
-
-
 class PersonalityNetwork(nn.Module):
     """A backbone, frozen wholly or in part, heads whose scores are averaged, and perhaps a GaussianProcess.
 
@@ -99,22 +92,24 @@ class PersonalityNetwork(nn.Module):
     precision of backbone and heads (None: that of the weights).
     """
 
-    def __init__(self, kind: Backbone, trained: tuple[str, ...], components: int = 0, memory: Memory = Memory()):
+    def __init__(self, architecture: Architecture, settings: Settings):
         super().__init__()
-        self.kind = kind
+        kind = self.kind = architecture.kind
         self.backbone = kind.build()
-        self.trained = tuple(trained)
+        self.trained = architecture.trained
         width = kind.features_per_view * len(kind.views)
-        self.projection = PrincipalComponents(width, components) if components else None
-        self.head_width = components or width
+        components = min(settings.components, width)
+        self.projection = None if self.trained else PrincipalComponents(width, components)
         # Features of a trained backbone differ in scale by orders of magnitude, and drift, so late steps count more.
-        self.standardise = nn.BatchNorm1d(width, affine=False, momentum=0.1) if trained else None
-        self.heads = nn.ModuleList()
-        self.memory_weight = memory.weight
-        self.memory = None
-        if memory.form != "none":
-            descriptor_size = kind.descriptor_size if memory.form == "exact" else 0
+        self.standardise = nn.BatchNorm1d(width, affine=False, momentum=0.1) if self.trained else None
+        self.memory_weight, self.memory = settings.memory_weight, None
+        if architecture.has_memory and settings.memory != "none":
+            descriptor_size = kind.descriptor_size if settings.memory == "exact" else 0
             self.memory = GaussianProcess(width, components, descriptor_size)
+        hidden = [getattr(settings, size) if isinstance(size, str) else size for size in architecture.hidden]
+        dropout = architecture.dropout or [settings.dropout] * len(hidden)
+        self.heads = nn.ModuleList(make_head(width if self.trained else components, hidden, dropout)
+                                   for _ in range(settings.heads))
         self.compute_dtype = None
         self.register_buffer("mean", torch.tensor(kind.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(kind.std).view(1, 3, 1, 1), persistent=False)
@@ -173,7 +168,7 @@ class PersonalityNetwork(nn.Module):
     def scores_of_heads(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the scores of all K heads, K x B x 5 float32, of rows B x W."""
         if self.standardise is None:
-            inputs = rows[:, :self.head_width] / self.projection.scale
+            inputs = rows[:, :self.projection.axes.shape[1]] / self.projection.scale
         else:
             inputs = self.standardise(rows)
         with self._mixed_precision(inputs.device):
@@ -218,20 +213,13 @@ def build_network(architecture: Architecture, settings: Settings, weights: str |
     numbers), a path to a state dict, or None, which leaves random numbers to be overwritten by a checkpoint. Raises
     UserError if the form of the regression is not settled, or for weights that do not fit.
     """
-    kind, memory = architecture.kind, Memory()
-    if architecture.has_memory and settings.memory != "none":
-        if settings.memory not in MEMORY_WEIGHTS or settings.memory_weight is None:
-            raise UserError(f"memory {settings.memory} with weight {settings.memory_weight} is not a form of the "
-                            f"regression; there are {', '.join(MEMORY_WEIGHTS)}")
-        memory = Memory(settings.memory, settings.memory_weight)
-    width = kind.features_per_view * len(kind.views)
-    components = 0 if architecture.trained else min(settings.components, width)
-    network = PersonalityNetwork(kind, architecture.trained, components, memory)
+    settled = settings.memory in MEMORY_WEIGHTS and (settings.memory == "none" or settings.memory_weight is not None)
+    if architecture.has_memory and not settled:
+        raise UserError(f"memory {settings.memory} with weight {settings.memory_weight} is not a form of the "
+                        f"regression; there are {', '.join(MEMORY_WEIGHTS)}")
+    network = PersonalityNetwork(architecture, settings)
     if weights is not None:
-        load_backbone_weights(network.backbone, kind.name, kind.default_weights, weights)
-    hidden = [getattr(settings, size) if isinstance(size, str) else size for size in architecture.hidden]
-    dropout = architecture.dropout or [settings.dropout] * len(hidden)
-    network.heads.extend(make_head(network.head_width, hidden, dropout) for _ in range(settings.heads))
+        load_backbone_weights(network.backbone, architecture.kind.name, architecture.kind.default_weights, weights)
     return network.to(memory_format=torch.channels_last)
 
 
