@@ -225,7 +225,7 @@ def test_clips_that_cannot_be_decoded_do_not_vanish(tmp_path, run):
         problems = {row["clip"]: row["problem"] for row in csv.DictReader(file)}
     assert status == 1 and "none of its 20 frames" in problems["videos/none.mp4"]
     none_found = "no face found, upright or turned, by either detector"
-    assert problems["videos/some.mp4"].startswith("no face found; only 3 of 20 frames could be decoded")
+    assert problems["videos/some.mp4"].startswith(f"{none_found}; only 3 of 20 frames could be decoded")
     assert problems["videos/whole.mp4"] == none_found
 
 

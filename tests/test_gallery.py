@@ -218,6 +218,7 @@ def test_mutated_media_through_predict(gallery, tmp_path, run, long_run):
     print(f"{number} mutated media: {number - len(problems)} scored ({notes} with a note), {faceless} without a face, "
           f"{len(problems) - faceless} refused")
     assert status == 0 and len(rows) == number and "Traceback" not in errors
+    assert " @ 0x" not in errors, "a line of FFmpeg's own"
     bad = [problem for problem in problems if problem.startswith(("unexpected", "its process", "no progress"))]
     assert not bad
 

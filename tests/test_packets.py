@@ -1,5 +1,6 @@
 """Packets of clips: whose clocks start anew, whose times are lost, whose format has no display order."""
 import io
+import struct
 from fractions import Fraction
 
 import av
@@ -9,7 +10,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from first_impressions.common.command_line import UserError
+from first_impressions.extraction.frames import FrameSettings, extract_frames
 from first_impressions.extraction.packets import list_packets
+from first_impressions.jobs.target_folder import open_target
 from make_media import moving_picture, plain_decode, read_frames, write_clip
 
 
@@ -46,6 +49,10 @@ def test_lost_and_repeated_times_are_guessed_and_said(tmp_path):
     assert np.allclose(packets.seconds, np.arange(50) / 25, atol=0.002)
     bare = write_clip(tmp_path / "bare.mpg", frames=25, codec="mpeg2video")
     assert not list_packets(bare).remarks
+    # Only who asks for times is told by the scripts that they were guessed.
+    with open_target(tmp_path / "frames", None):
+        for every, problems in ((None, []), (0.5, packets.remarks)):
+            assert extract_frames(str(lost), str(tmp_path / "frames"), FrameSettings(2, every=every))[2] == problems
 
 
 @pytest.mark.parametrize("name, codec", [("b.avi", "libx264"), ("b.asf", "libx264"), ("b.avi", "mpeg4"),
@@ -94,5 +101,16 @@ def test_dropped_pictures_of_avi_are_not_missing(tmp_path):
         container.mux(stream.encode(None))
     packets = list_packets(path)
     assert packets.notes == [] and np.allclose(packets.seconds[[0, 19, 20, 33]], [0, 0.76, 1.04, 1.56])
-    path.write_bytes(path.read_bytes()[:path.stat().st_size * 4 // 5])
-    assert list_packets(path).notes[0].startswith("seems cut off")
+    # The last chunk becomes one without data, as of a picture dropped at the end.
+    data = bytearray(path.read_bytes())
+    entry = data.rindex(b"idx1") + 8 + 16 * (len(packets.times) - 1 + 6)
+    place, size = struct.unpack_from("<II", data, entry + 8)
+    place += data.index(b"movi")
+    data[place + 4:place + 16] = struct.pack("<I4sI", 0, b"JUNK", size - 8)
+    data[entry + 12:entry + 16] = bytes(4)
+    (tmp_path / "dropped_at_the_end.avi").write_bytes(data)
+    packets = list_packets(tmp_path / "dropped_at_the_end.avi")
+    assert packets.notes == [] and len(packets.times) == 33
+    for part in (0.8, 0.99):
+        path.write_bytes(data[:int(part * len(data))])
+        assert list_packets(path).notes[0].startswith("seems cut off")

@@ -254,6 +254,7 @@ def test_rubbish_clips(tmp_path, run_script, run):
         place = data.index(mark) + distance
         data[place:place + 4] = (5000).to_bytes(4, "little")
     avi.write_bytes(data)
+    (videos / "cut.avi").write_bytes(data[:-len(data) // 10])
     rotate_clip(write_clip(videos / "rotated.mp4", frames=5), 90)
     write_clip(videos / "wide.mp4", frames=3, size=(7680, 16))
     for name in ("with 'spaces' and \"quotes\"", "new\nline", "Ünïcödé 日本", "-dash", "=cmd()", "semi:colon", "dots..",
@@ -265,6 +266,7 @@ def test_rubbish_clips(tmp_path, run_script, run):
     (videos / "up").symlink_to("..")
     (videos / "folder.mp4").mkdir()
     os.mkfifo(videos / "pipe.mp4")
+    (videos / "device.mp4").symlink_to("/dev/zero")
     (videos / (245 * "n" + ".mp4")).symlink_to("one.mp4")
     outside = set(contents(tmp_path)) | {"frames"}
 
@@ -272,15 +274,16 @@ def test_rubbish_clips(tmp_path, run_script, run):
     assert "Traceback" not in result.stdout + result.stderr and result.stderr == ""
     reasons = failures_in(tmp_path / "frames")
     bad = {"empty.mp4", "text.mp4", "playlist.mp4", "script.mp4", "tenth.mp4", "sound.mp4", "nothing.mp4", "loop.mp4",
-           "pipe.mp4", 245 * "n" + ".mp4", "nine_tenths.mp4", "wrong_count.avi"}
+           "pipe.mp4", "device.mp4", 245 * "n" + ".mp4", "nine_tenths.mp4", "cut.avi"}
     assert set(reasons) == bad
     assert all(reason and "\n" not in reason and "unexpected" not in reason for reason in reasons.values())
+    assert reasons["nothing.mp4"] == "a link to nothing" and reasons["device.mp4"] == "neither a file nor a folder"
     assert "is empty" in reasons["empty.mp4"] and "name is too long" in reasons[245 * "n" + ".mp4"]
     names = [os.fsencode(path.name).rsplit(b"__frame_", 1)[0] for path in (tmp_path / "frames").glob("*.jpg")]
     counts = {name: names.count(name) for name in names}
-    assert counts == {b"whole": 10, b"nine_tenths": 10, b"one": 1, b"wrong_count": 10, b"rotated": 5, b"wide": 3,
-                      b"with 'spaces' and \"quotes\"": 1, b"new\nline": 1, "Ünïcödé 日本".encode(): 1, b"-dash": 1,
-                      b"=cmd()": 1, b"semi:colon": 1, b"dots..": 1, b"a__frame_7": 1, b"bytes\xff": 1}
+    assert counts == {b"whole": 10, b"nine_tenths": 10, b"one": 1, b"wrong_count": 10, b"cut": 10, b"rotated": 5,
+                      b"wide": 3, b"with 'spaces' and \"quotes\"": 1, b"new\nline": 1, "Ünïcödé 日本".encode(): 1,
+                      b"-dash": 1, b"=cmd()": 1, b"semi:colon": 1, b"dots..": 1, b"a__frame_7": 1, b"bytes\xff": 1}
     assert {name for name in contents(tmp_path) if not name.startswith("frames/")} == outside
     assert "0 frames made" in run(module_of(FRAMES), "videos", "frames", 10)[1]
     with open(tmp_path / "frames" / "failures.csv", encoding="utf-8", newline="") as file:

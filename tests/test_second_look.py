@@ -3,6 +3,8 @@ import csv
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -12,10 +14,12 @@ import extract_faces_from_frames
 import extract_faces_from_videos
 import extract_frames_from_videos
 import predict
+from conftest import REPOSITORY, linux_only
 from first_impressions.extraction.detectors import load_models
 from first_impressions.extraction.faces import find_faces
 from first_impressions.extraction.second_look import FOUND_BY_CNN
 from make_media import portrait, write_clip
+from test_preprocessing_faults import CLUSTER, contents
 
 SIZE = (480, 360)
 TURN = "no face found; one is found if the picture is turned by 90 degrees clockwise: turn the file"
@@ -96,6 +100,20 @@ def test_hidden_and_turned_faces_on_both_ways(clips, tmp_path, run):
     os.utime(tmp_path / "two" / "failures.csv", (2**33, 2**33))
     assert run(extract_faces_from_frames, "frames", "two")[0] == 0
     assert content_of(tmp_path / "two")[0] == chips
+
+
+@linux_only
+def test_second_look_over_ray(clips, tmp_path, run):
+    assert run(extract_frames_from_videos, clips, "frames", 1)[0] == 0
+    assert run(extract_faces_from_frames, "frames", "here")[0] == 0
+    (tmp_path / "cluster.py").write_text(CLUSTER)
+    environment = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    command = [sys.executable, "cluster.py", REPOSITORY / "pre-processing" / "extract_faces_from_frames.py", "frames",
+               tmp_path / "there"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert "status: 0" in result.stdout, result.stdout + result.stderr
+    assert "face found by the CNN detector alone" in result.stdout
+    assert contents(tmp_path / "there") == contents(tmp_path / "here")
 
 
 def test_the_detector_of_a_folder_stays(clips, tmp_path, run):

@@ -65,8 +65,9 @@ def find_clip_faces(path: str, packets: Packets, frames: FrameSettings, crop: Cr
     def pick_with_lineage(chosen):
         picked = pick(chosen)
         if not drawn:  # by the first call; a frame that replaces one that cannot be decoded learns from none
-            drawn.update(chosen)
             tracker.earlier = earlier_frames(clip_stem(path), chosen, frames.seed) if crop.detector != "cnn" else {}
+        drawn.clear()
+        drawn.update(chosen)
         further = set().union(*map(tracker.lineage, picked))
         return picked | {index for index in further if index not in without_face}
 
@@ -84,7 +85,7 @@ def find_clip_faces(path: str, packets: Packets, frames: FrameSettings, crop: Cr
     if found or not again or any(index in with_face for index in drawn - again):
         return
     packets = replace(packets, notes=[])  # what decoding notes is noted already
-    pictures = list(read_chosen(path, packets, frames, again.intersection, "rgb24"))
+    pictures = list(read_chosen(path, packets, frames, lambda _: again, "rgb24"))
     # A run that was killed may have left some of the chips of a second look.
     if not any(index in with_face and find_faces(picture, models) for index, picture in pictures):
         for index, picture in pictures:
@@ -153,7 +154,7 @@ def extract_clip_faces(path: str, job: ClipJob) -> tuple[int, int, list[str]]:
                 if frame.reason:
                     reasons[frame.index] = frame.reason
                 heartbeat()
-    problems = packets.notes + [f"frame {index}: {reason}" for index, reason in sorted(reasons.items())]
+    problems = job.frames.problems(packets) + [f"frame {index}: {reason}" for index, reason in sorted(reasons.items())]
     return len(to_make) if job.dry_run else len(made), len(present), problems
 
 

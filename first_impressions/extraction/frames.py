@@ -63,6 +63,10 @@ class FrameSettings:
         return set().union(*(choose_frames(clip, indices[pieces == piece].tolist(), self.number_of_frames, self.seed)
                              for piece in range(number)))
 
+    def problems(self, packets: Packets) -> list[str]:
+        """Return what failures.csv says of a clip: its notes, and if times were asked for that they were guessed."""
+        return packets.notes + [packets.guess] * bool(self.every and packets.guess)
+
 
 # ---------------------------------------------------------------- choosing
 
@@ -331,7 +335,7 @@ def extract_frames(path: str, frame_dir: str, settings: FrameSettings, dry_run: 
         if present:
             check_source(os.path.join(frame_dir, frame_name(clip, min(present))), source)
         if dry_run:
-            return len(to_make), len(present), packets.notes
+            return len(to_make), len(present), settings.problems(packets)
         for index, picture in read_chosen(path, packets, settings, missing):
             encoded, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, settings.quality])
             if not encoded:
@@ -340,4 +344,4 @@ def extract_frames(path: str, frame_dir: str, settings: FrameSettings, dry_run: 
             made.append(frame_name(clip, index))
             done.add(index)
             heartbeat()
-    return len(made), len(present), packets.notes
+    return len(made), len(present), settings.problems(packets)

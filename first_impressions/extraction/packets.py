@@ -45,7 +45,7 @@ class Packets:
     counted; drawable: indices of the pictures to draw from; pixel_aspect: width of a pixel as displayed, in parts of
     its height; notes: sentences on what is wrong with the clip although frames can be drawn from it, also those that
     decoding adds; seconds: float64, of each picture shown, by its index, from the first one, empty if nothing tells;
-    remarks: sentences on how the clip was read, if that is not as usual: times guessed, HDR.
+    guess, hdr: sentences on how the times were guessed and how high dynamic range was read, None if they were not.
     """
     times: np.ndarray
     sizes: np.ndarray
@@ -57,7 +57,13 @@ class Packets:
     pixel_aspect: Fraction
     notes: list[str]
     seconds: np.ndarray
-    remarks: list[str]
+    guess: str | None
+    hdr: str | None
+
+    @property
+    def remarks(self) -> list[str]:
+        """Sentences on how the clip was read, if that is not as usual."""
+        return [remark for remark in (self.guess, self.hdr) if remark]
 
     @property
     def length(self) -> float:
@@ -253,7 +259,7 @@ def list_packets(path: str | Path) -> Packets:
     # A packet that is only half there gives half a picture.
     drawable = indices[shown & ~np.array(listing.corrupt)].tolist() if timed else range(int(shown.sum()))
     return Packets(times, np.array(listing.sizes), clean, indices, timed, drawable, listing.codec, listing.pixel_aspect,
-                   notes, seconds, list(filter(None, [guess, listing.hdr])))
+                   notes, seconds, guess, listing.hdr)
 
 
 def _read_listing(path):
@@ -261,9 +267,11 @@ def _read_listing(path):
         codec = stream.codec_context.name
         codec = {"libdav1d": "av1", "libvpx-vp9": "vp9"}.get(codec, codec)
         length_size = _nal_length_size(stream, codec)
-        # In MP4 the table of samples is exact, without those that an edit list cuts off.
+        # In MP4 the table of samples is exact, without those that an edit list cuts off. So is the index of an AVI that
+        # is there to its end; the header also counts chunks without data, which stand for dropped pictures.
         formats = set(container.format.name.split(","))
-        promised = len(stream.index_entries) if "mp4" in formats else stream.frames
+        is_indexed = "mp4" in formats or ("avi" in formats and _has_all_riffs(path))
+        promised = sum(entry.size > 0 for entry in stream.index_entries) if is_indexed else stream.frames
         pixel_aspect, problem = _pixel_aspect(stream)
         seconds = (container.duration or 0) / av.time_base
         listing = _Listing(formats, codec, promised, seconds, float(stream.time_base), pixel_aspect, problem=problem)
@@ -283,11 +291,17 @@ def _read_listing(path):
                 listing.changes = listing.changes or packet.has_sidedata("new_extradata")
         except av.error.FFmpegError as error:
             listing.end = f"reading stopped after {counted(len(listing.times), 'frame')} ({_reason(error)})"
-    if "avi" in formats and listing.times and None not in listing.decoding_times:
-        # Time counts the chunks there. Those without data stand for dropped pictures.
-        ticks = max(listing.decoding_times) - min(listing.decoding_times) + 1
-        listing.promised -= max(0, ticks - len(listing.times))
     return listing
+
+
+def _has_all_riffs(path):
+    """Return True if a file holds all that the sizes of its RIFF chunks promise (AVI RIFF File Reference)."""
+    position, size = 0, os.path.getsize(path)
+    with open(path, "rb") as file:
+        while (head := file.read(8))[:4] == b"RIFF":
+            position += 8 + int.from_bytes(head[4:], "little")
+            file.seek(position)
+    return position <= size
 
 
 def _starts_anew(place, begin, listing):
@@ -361,7 +375,8 @@ def _missing_part(path, listing):
         return (f"seems cut off: its header promises {counted(total, 'frame')} and "
                 f"{sum(listing.shown) - sum(listing.corrupt)} are there whole; {remedy}")
     if any(listing.corrupt):
-        return f"data may be missing in {sum(listing.corrupt)} of its {counted(total, 'frame')}; the others were used"
+        return (f"data may be missing in {sum(listing.corrupt)} of its {counted(total, 'frame')}, unless parts were "
+                "joined there; the others were used")
     known = _known_times(listing)
     least_seconds = 0.98 * listing.seconds - 0.5
     if not listing.promised and known and (max(known) - min(known)) * listing.time_base < least_seconds:

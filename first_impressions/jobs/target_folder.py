@@ -58,7 +58,8 @@ def find_files(folder: str | os.PathLike, suffixes: Iterable[str], exclude: str 
                             waiting.append(entry.path)
                             continue
                         if not entry.is_file():
-                            problem = "a link to nothing" if entry.is_symlink() else "neither a file nor a folder"
+                            problem = ("neither a file nor a folder" if os.path.exists(entry.path)
+                                       else "a link to nothing")
                     except OSError as error:
                         problem = f"cannot be opened: {error.strerror}"
                     suffix = os.path.splitext(entry.name)[1].lower()
