@@ -35,7 +35,7 @@ def count_clips(video_dir: str, target: str) -> tuple[int, Counter]:
         passed_over.clear()
         return find_files(video_dir, CLIP_SUFFIXES, target, passed_over)
 
-    total = count_files(find, clip_stem, "clips")
+    total = count_files(find, clip_stem, "clips", target)
     if not total:
         raise UserError(f"{video_dir}: no clip found in it (a clip's name ends in .mp4, .avi, .mkv, .webm, ...)"
                         + say_passed_over(passed_over))

@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     def name_of(path):  # a picture that cannot be read may lie beside its copy that can
         return path if unreadable_kind(path) else stem_of(path, args.frame_dir)
 
-    total = count_files(find_frames, name_of, "frames")
+    total = count_files(find_frames, name_of, "frames", args.face_dir)
     check_clips(find_frames, name_of)
     if not total:
         raise UserError(f"{args.frame_dir}: no picture found in it ({', '.join(sorted(PICTURE_SUFFIXES))}); draw "

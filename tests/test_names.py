@@ -1,5 +1,6 @@
 """Names of files and folders as people have them: two endings, a leading dash, a folder per clip, folders of a NAS."""
 import json
+import os
 import pickle
 import shutil
 
@@ -12,11 +13,13 @@ import dataset
 import evaluate
 import extract_faces_from_frames
 import extract_faces_from_videos
+import extract_frames_from_videos
 import predict
 import train
 from first_impressions.common.command_line import UserError
 from first_impressions.common.constants import TRAITS, clip_name, clip_of_face
 from first_impressions.data.labels import read_labels, read_scores, speakers_of
+from first_impressions.jobs import target_folder
 from make_media import portrait, write_clip
 
 
@@ -41,6 +44,23 @@ def test_endings_are_taken_off_until_none_is_left(run, tmp_path):
     shutil.copy(tmp_path / "clips" / "IMG_0001.MOV.mp4", tmp_path / "clips" / "IMG_0001.mov")
     status, _, errors = run(extract_faces_from_videos, "clips", "more", 2)
     assert status == 2 and "two clips of one name" in errors
+
+
+def test_names_that_differ_in_case_only(run, tmp_path, monkeypatch):
+    """On disks that do not tell them apart (macOS, exFAT) the results of one would overwrite the other's."""
+    (tmp_path / "Probe").touch()
+    assert target_folder.ignores_case(tmp_path / "not" / "made") == (tmp_path / "pROBE").exists()
+    assert os.listdir(tmp_path) == ["Probe"]
+    for folder, name in (("a", "Take.mp4"), ("b", "take.MP4")):
+        (tmp_path / "clips" / folder).mkdir(parents=True)
+        write_clip(tmp_path / "clips" / folder / name, frames=2, size=(64, 64))
+    monkeypatch.setattr(target_folder, "ignores_case", lambda folder: True)
+    for script in (extract_faces_from_videos, extract_frames_from_videos):
+        status, _, errors = run(script, "clips", "made", 2)
+        assert status == 2 and "two clips of one name" in errors and not (tmp_path / "made").exists()
+    monkeypatch.setattr(target_folder, "ignores_case", lambda folder: False)
+    assert run(extract_frames_from_videos, "clips", "made", 2)[0] == 0
+    assert len(list((tmp_path / "made").glob("*.jpg"))) == 4
 
 
 def test_files_whose_names_begin_with_a_dash(run, tmp_path):

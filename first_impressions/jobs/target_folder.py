@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import stat
+import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -84,22 +85,28 @@ def say_passed_over(passed_over: Counter) -> str:
     return f"; passed over: {counted(passed_over.total(), 'file')} ({', '.join(endings)})" if endings else ""
 
 
-def count_files(find: Callable[[], FoundFiles], name_of: Callable[[str], str], kind: str) -> int:
-    """Return how many files find() yields. Raises UserError naming two whose results would have one name.
+def count_files(find: Callable[[], FoundFiles], name_of: Callable[[str], str], kind: str,
+                target: str | os.PathLike) -> int:
+    """Return how many files find() yields. Raises UserError naming two whose results would have one name in the target
+    folder.
 
     name_of(path): the name that the results of a file begin with; kind: the word for the files in messages.
     """
+    def code_of(path):
+        name = _comparable(name_of(path))
+        return hash(name.casefold() if ignoring else name)
+
     # Of millions of names only 64 bits each are kept.
-    total, codes, twice = 0, set(), {}
+    total, codes, twice, ignoring = 0, set(), {}, ignores_case(target)
     for path, _ in find():
-        code = hash(_comparable(name_of(path)))
+        code = code_of(path)
         if code in codes:
             twice.setdefault(code, path)
         total += 1
         codes.add(code)
     if twice:
         code, second = next(iter(twice.items()))
-        first = next((path for path, _ in find() if path != second and hash(_comparable(name_of(path))) == code), "")
+        first = next((path for path, _ in find() if path != second and code_of(path) == code), "")
         raise UserError(f"two {kind} of one name, {first} and {second}: rename or remove one{_others(twice)}")
     return total
 
@@ -120,6 +127,15 @@ def check_clips(find: Callable[[], FoundFiles], name_of: Callable[[str], str]) -
         clip, second = next(iter(twice.items()))
         raise UserError(f"frames of a clip {clip} lie in {folder_of[clip]} and in {second}: two clips of one name "
                         f"would become one; rename one of the clips and draw its frames again{_others(twice)}")
+
+
+def ignores_case(folder: str | os.PathLike) -> bool:
+    """Return whether A.jpg and a.jpg are one file in a folder, or in the one that it will be made in: so on disks of
+    macOS and on exFAT."""
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(os.path.abspath(folder))
+    with tempfile.NamedTemporaryFile(prefix=".case", dir=folder) as file:
+        return os.path.exists(os.path.join(folder, os.path.basename(file.name).swapcase()))
 
 
 def _comparable(name):
