@@ -5,6 +5,7 @@
     python evaluate.py final_seed0 final_seed1 final_seed2         and the mean ± standard deviation over them
     python evaluate.py 'final_seed*'                               the same
     python evaluate.py EXPERIMENT --compare OTHER_EXPERIMENT       is the difference statistically significant?
+    python evaluate.py 'a_seed*' --compare 'b_seed*'               the same of several seeds each
     python evaluate.py EXPERIMENT --group-by groups.csv            the same figures for each group (columns clip,group)
     python evaluate.py --predictions mine.csv --labels data/test/annotation_test.pkl     external predictions
 
@@ -26,7 +27,6 @@ import pandas
 from dataset import FaceDataset
 from first_impressions.common.command_line import (
     UserError,
-    counted,
     folder_options,
     make_parser,
     positive_int,
@@ -39,49 +39,27 @@ from first_impressions.common.device import Machine, add_machine_options
 from first_impressions.common.experiment import experiment_folder, has_training
 from first_impressions.data.labels import SPEAKER_REGEX, read_groups, read_scores
 from first_impressions.data.splits import Split, add_speaker_option, check_same_faces, describe, load_split
-from first_impressions.evaluation.measure import (
-    add_comparison,
-    add_figures,
-    add_groups,
-    evaluate_experiment,
-    evaluate_file,
-    summarise,
-)
-from first_impressions.evaluation.metrics import (
-    LEAST_SPEAKERS,
-    format_p,
-    format_summary,
-    format_table,
-    group_order,
-    published_table,
-    scores_of_clips,
-)
-from first_impressions.evaluation.results import check_folder, write_results, write_summary
-from first_impressions.networks.checkpoint import (
-    Checkpoint,
-    Intervals,
-    find_checkpoint,
-    load_experiment,
-    read_experiment,
-    versions,
-)
+from first_impressions.evaluation import measure
+from first_impressions.evaluation.metrics import group_order, scores_of_clips
+from first_impressions.evaluation.results import check_folder, write_results
+from first_impressions.evaluation.text import print_results
+from first_impressions.networks.checkpoint import Checkpoint, Intervals, find_checkpoint, read_experiment, versions
 from first_impressions.training.inputs import make_source, score_rows
 
 # ---------------------------------------------------------------- scores
 
-def score_split(experiment: str, args: argparse.Namespace,
-                split: Split) -> tuple[pandas.DataFrame, pandas.DataFrame, Checkpoint]:
-    """Return an experiment's predictions of a split's clips, its scores of single faces, and its checkpoint.
+def score_split(path: Path, checkpoint: Checkpoint, split: Split,
+                machine: Machine) -> tuple[pandas.DataFrame, pandas.DataFrame]:
+    """Return a checkpoint's predictions of a split's clips, and its scores of single faces. path: of its file.
 
     predictions: index clip, columns TRAITS, faces and perhaps spread_<trait>. Scores of single faces: index clip,
     columns TRAITS; of a frozen network one face per clip, of a trained one all faces.
 
     Raises UserError if the faces were made in another way than those that the network was trained on.
     """
-    machine = Machine.from_options(args)
-    network, checkpoint = load_experiment(experiment, args.runs_dir, machine)
     check_same_faces(split.preprocessing, checkpoint.preprocessing, f"the faces of {split.name}",
                      "those that the network was trained on")
+    network = machine.place(checkpoint.build(path))
     source = make_source(network, FaceDataset(split), machine)
     scores = score_rows(network, source, title=f"scores of {split.name}")
     predictions = scores_of_clips(source.clips, scores)
@@ -92,78 +70,7 @@ def score_split(experiment: str, args: argparse.Namespace,
         widths = Intervals(**checkpoint.intervals).half_widths(predictions["faces"].to_numpy())
         widths = pandas.DataFrame(widths, index=predictions.index, columns=list(TRAITS))
         predictions = predictions.join(widths.add_prefix("half_width_"))
-    return predictions, pandas.DataFrame(scores, index=source.clips, columns=list(TRAITS)).dropna(), checkpoint
-
-
-# ---------------------------------------------------------------- what is printed
-
-def print_figures(metrics: dict) -> None:
-    """Print the figures of all clips, of single faces, of known and unknown speakers, and the intervals' coverage."""
-    print(f"\n{format_table(_table(metrics['traits']))}\n")
-    mean, bootstrap = metrics["traits"]["mean"], metrics["bootstrap"]
-    print(f"constant: the {printable(metrics['constant_of'])}\n"
-          f"95 % intervals: percentile bootstrap over {counted(bootstrap['speakers'], 'speaker')}, "
-          f"{bootstrap['resamples']:,} resamples\n"
-          f"correlation of two traits on average: labels {metrics['correlations']['labels']['mean']:.2f}, predictions "
-          f"{metrics['correlations']['predictions']['mean']:.2f} (higher: a halo)")
-    if "per_frame" in metrics:
-        one = metrics["per_frame"]
-        print(f"one frame alone: accuracy {one['accuracy']['mean']:.4f}, Pearson r {one['pearson']['mean']:.3f}; mean "
-              f"over a clip's {metrics['frames_per_clip']['mean']:.1f} frames: {mean['accuracy']:.4f}, "
-              f"{mean['pearson']:.3f}")
-    for name, title in (("seen", "in training"), ("unseen", "not in training")):
-        if name in metrics:
-            row = metrics[name]["mean"]
-            print(f"speakers {title:<16} {row['clips']:>6.0f} clips  accuracy {row['accuracy']:.4f} "
-                  f"[{row['accuracy_low']:.4f}, {row['accuracy_high']:.4f}]  constant {row['constant']:.4f}  "
-                  f"gain {row['gain']:+.4f} [{row['gain_low']:+.4f}, {row['gain_high']:+.4f}]")
-    if "intervals" in metrics:
-        intervals = metrics["intervals"]
-        print(f"intervals of {intervals['level']:.0%}: score ± {intervals['mean_half_width']:.3f} on average; they "
-              "hold " + ", ".join(f"{value['mean']:.1%} of the labels of {name} speakers"
-                                  for name, value in intervals["coverage"].items()))
-
-
-def print_groups(groups: dict) -> None:
-    """Print the figures of each group."""
-    for group, content in groups.items():
-        table = _table(content)
-        print(f"\ngroup {printable(group)}, {counted(int(table['clips'].iat[0]), 'clip')}\n{format_table(table)}")
-    print("\nsigned error: prediction - label; p: that it is the same in the other groups, corrected by Holm over "
-          f"traits and groups (-: fewer than {LEAST_SPEAKERS} speakers)")
-
-
-def print_comparison(comparison: dict) -> None:
-    """Print the differences from another experiment's predictions."""
-    table = _table({name: comparison[name] for name in ("mean", *TRAITS)})
-    shown = table[["first", "second"]].map("{:.4f}".format).join(
-        table[["difference", "low", "high"]].map("{:+.4f}".format)).assign(p=table["p"].map(format_p))
-    print(f"\nagainst {printable(comparison['with'])} on {counted(int(table['clips'].iat[0]), 'common clip')} "
-          "(positive: better; p: that there is no difference, of the five traits corrected by Holm; -: fewer than "
-          f"{LEAST_SPEAKERS} speakers tell nothing from chance)\n{shown.to_string()}")
-
-
-def print_summary(metrics: dict) -> None:
-    """Print the means and standard deviations over several experiments."""
-    print(f"\n==== mean ± standard deviation over {printable(', '.join(metrics['experiments']))}\n"
-          f"{format_summary(_table(metrics['traits']))}")
-    for name, title in (("seen", "in training"), ("unseen", "not in training")):
-        if name in metrics:
-            row = metrics[name]["mean"]
-            print(f"speakers {title:<16} {row['clips']:>6.0f} clips  accuracy {row['accuracy']:.4f} ± "
-                  f"{row['accuracy_sd']:.4f}  gain {row['gain']:+.4f} ± {row['gain_sd']:.4f}")
-
-
-def print_published(metrics: dict) -> None:
-    """Print the published results if the clips are the challenge's; other people's data do not compare with them."""
-    if metrics["is_chalearn"]:
-        print("\npublished, on the official 2,000 test clips (standard error about 0.001); their predictions of single "
-              "clips are not at hand, so no difference from them can be tested\n"
-              f"{published_table().to_string(float_format='{:.4f}'.format)}\n")
-
-
-def _table(content):
-    return pandas.DataFrame(content).T
+    return predictions, pandas.DataFrame(scores, index=source.clips, columns=list(TRAITS)).dropna()
 
 
 # ---------------------------------------------------------------- command line
@@ -180,7 +87,8 @@ def parse_args(argv=None):
                       "--predictions); TensorBoard and the model card are then left as they are")
     add_speaker_option(data)
     tests = parser.add_argument_group("comparison and groups")
-    tests.add_argument("--compare", metavar="OTHER", help="another experiment, or a CSV file of predictions")
+    tests.add_argument("--compare", metavar="OTHER", help="another experiment, a quoted pattern (errors of a clip are "
+                       "averaged over several), or a CSV file of predictions")
     tests.add_argument("--group-by", metavar="FILE.csv", help="figures of each group: a column clip (or VideoName), "
                        "and a column per grouping; the challenge's files of ethnicity, gender and age are known")
     tests.add_argument("--groups-of", type=positive_int, default=1, metavar="N",
@@ -201,10 +109,11 @@ def parse_args(argv=None):
     if bool(args.predictions) != bool(args.labels):
         parser.error("--predictions and --labels go together")
     args.experiments = experiment_names(args.experiments, args.runs_dir)
+    args.others = []    # experiments to compare with
     if args.compare and not Path(args.compare).is_file():
         if args.predictions:
             raise UserError(f"--compare {args.compare}: no such file")
-        find_checkpoint(experiment_folder(args.runs_dir, args.compare))
+        args.others = experiment_names([args.compare], args.runs_dir)
     args.command = shlex.join([Path(sys.argv[0]).name, *(argv if argv is not None else sys.argv[1:])])
     return args
 
@@ -219,7 +128,7 @@ def experiment_names(words: list[str], runs_dir: str) -> list[str]:
         if any(mark in word for mark in "*?["):
             found = group_order(path.name for path in folder.glob(word) if has_training(path))
             if not found:
-                raise UserError(f"{word}: no experiment in {runs_dir} has such a name")
+                raise UserError(f"{word}: no experiment in {runs_dir} has such a name; --runs-dir names another folder")
         names += found
     for name in names:
         find_checkpoint(experiment_folder(runs_dir, name))
@@ -246,63 +155,60 @@ def results_folder(args: argparse.Namespace, experiment: str | None) -> Path:
     return folder
 
 
-def evaluate_one(args: argparse.Namespace, groups: dict | None, other: pandas.DataFrame | None) -> dict:
-    """Evaluate args.experiment, or --predictions if it is None; print and write its figures and return them."""
-    if args.experiment is None:
-        args.speaker_regex = args.speaker_regex or SPEAKER_REGEX
-        evaluation = evaluate_file(args, results_folder(args, None))
-    else:
-        # The rule for speakers that the experiment was trained with: another one would take known people for unknown.
-        rule = args.speaker_regex or read_experiment(
-            experiment_folder(args.runs_dir, args.experiment))[1].speaker_regex
-        args = argparse.Namespace(**{**vars(args), "speaker_regex": rule or SPEAKER_REGEX})
-        split = load_split(args.data_dir, args.split, args.speaker_regex)
-        folder = results_folder(args, args.experiment)
-        print(describe(split))
-        evaluation = evaluate_experiment(args, folder, split, *score_split(args.experiment, args, split))
-    evaluation.metrics = metrics = {"command": args.command, "split": "given" if args.predictions else args.split,
-                                    "versions": versions(), **evaluation.metrics}
-    add_figures(evaluation)
-    print_figures(metrics)
-    if groups is not None:
-        add_groups(evaluation, groups, args.group_by, args.groups_of)
-        print_groups(metrics["groups"])
-    if args.compare:
-        if other is None:
-            other, _, _ = score_split(args.compare, args, evaluation.split)
-        add_comparison(evaluation, args, other)
-        print_comparison(metrics["comparison"])
-    print_published(metrics)
-    for kind, lines in (("note", evaluation.notes), ("warning", metrics["warnings"])):
-        for line in lines:
-            print(f"{kind}: {printable(line)}", file=sys.stderr)
+def evaluate_experiment(args: argparse.Namespace, experiment: str, folder: Path) -> measure.Evaluation:
+    """Return the Evaluation of an experiment on the clips of --split, without any figure."""
+    run_dir = experiment_folder(args.runs_dir, experiment)
+    path, checkpoint = read_experiment(run_dir)
+    # The rule for speakers that the experiment was trained with: another one would take known people for unknown.
+    rule = args.speaker_regex or checkpoint.speaker_regex or SPEAKER_REGEX
+    split = load_split(args.data_dir, args.split, rule)
+    print(describe(split))
+    scores = score_split(path, checkpoint, split, Machine.from_options(args))
+    return measure.evaluate_experiment(args, run_dir, checkpoint, split, scores, folder)
+
+
+def finish(evaluation: measure.Evaluation, members: list[measure.Evaluation], compared: str | None,
+           others: dict[str, pandas.DataFrame]) -> None:
+    """Compare, print and write an evaluation. members: itself, or the experiments that it sums up; compared: the name
+    of the others together; others: their predictions."""
+    if others:
+        measure.add_comparison(evaluation, [one.predictions for one in members], compared, others)
+    measure.add_warnings(evaluation)
+    print_results(evaluation.metrics, evaluation.notes)
     write_results(evaluation)
-    return metrics
 
 
 def main(argv=None):
     args = parse_args(argv)
     # Read before hours of scoring.
     groups = read_groups(args.group_by) if args.group_by else None
-    other = read_scores(args.compare) if args.compare and Path(args.compare).is_file() else None
-    summary = None
-    if len(args.experiments) > 1:
+    others = {args.compare: read_scores(args.compare)} if args.compare and not args.others else {}
+    several, evaluations = len(args.experiments) > 1, []
+    if several:
         name = common_name(args.experiments)
-        summary = Path(args.out) if args.out else experiment_folder(args.runs_dir, name) / f"evaluation_{args.split}"
-        check_folder(summary)
-    everything = []
+        together = Path(args.out) if args.out else experiment_folder(args.runs_dir, name) / f"evaluation_{args.split}"
+        check_folder(together)
     for experiment in args.experiments or [None]:
-        args.experiment = experiment
-        if summary:
+        if several:
             print(f"\n==== {printable(experiment)}")
-        everything.append(evaluate_one(args, groups, other))
-    if summary:
-        metrics = {"experiment": name, **summarise(everything)}
-        print_summary(metrics)
-        write_summary(summary, metrics)
-    if args.experiment is not None:
+        folder = results_folder(args, experiment)
+        evaluation = (evaluate_experiment(args, experiment, folder) if experiment else
+                      measure.evaluate_file(args, folder))
+        evaluation.metrics.update(command=args.command, split=args.split if experiment else "given",
+                                  versions=versions())
+        measure.add_figures(evaluation)
+        if groups is not None:
+            measure.add_groups(evaluation, groups, args.group_by, args.groups_of)
+        for other in args.others if not others else ():
+            path, checkpoint = read_experiment(experiment_folder(args.runs_dir, other))
+            others[other], _ = score_split(path, checkpoint, evaluation.split, Machine.from_options(args))
+        finish(evaluation, [evaluation], args.compare, others)
+        evaluations.append(evaluation)
+    if several:
+        finish(measure.summarise(evaluations, name, together), evaluations, args.compare, others)
+    if args.experiments:
         print(f"next: tensorboard --logdir {shlex.quote(args.runs_dir)} --host 127.0.0.1, or python predict.py "
-              f"{printable(shlex.quote(args.experiment))} CLIP.mp4{folder_options(args, ['runs_dir'])}")
+              f"{printable(shlex.quote(args.experiments[-1]))} CLIP.mp4{folder_options(args, ['runs_dir'])}")
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ from first_impressions.common.experiment import MODEL_CARD
 from first_impressions.common.files import atomic_write
 from first_impressions.data.labels import read_groups
 from first_impressions.data.splits import describe
-from first_impressions.evaluation.measure import add_groups
-from first_impressions.evaluation.metrics import Evaluation, scores_of_clips
+from first_impressions.evaluation.measure import Evaluation, add_groups
+from first_impressions.evaluation.metrics import scores_of_clips
 from first_impressions.evaluation.model_card import KEEPS, groups_of, render_model_card
 from first_impressions.networks.checkpoint import load_experiment
 from first_impressions.training.inputs import score_rows
@@ -93,7 +93,7 @@ def errors_by_age(network, portraits: Portraits, folds: tuple[list[str], list[st
     faces = portraits.part(sorted(sum(others, [])))
     scores, split = scores_of_clips(faces.source.clips, score_rows(network, faces.source)), faces.split
     evaluation = Evaluation(split.labels.loc[scores.index], scores, split.speakers,
-                            portraits.split.labels.loc[training].mean(), "", Path(), {})
+                            portraits.split.labels.loc[training].mean(), Path(), {})
     add_groups(evaluation, read_groups(ages), str(ages), LEAST_IN_GROUP)
     return f"Of the same model on the same clips, groups of fewer than {LEAST_IN_GROUP} clips joined.\n\n" + groups_of(
         evaluation.metrics["groups"])

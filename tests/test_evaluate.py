@@ -12,6 +12,7 @@ import evaluate
 from first_impressions.common.command_line import UserError
 from first_impressions.common.constants import TRAITS
 from first_impressions.data.labels import speakers_of
+from first_impressions.evaluation.measure import Evaluation, add_comparison, add_figures, add_warnings
 from first_impressions.evaluation.metrics import (
     clustered_test,
     compare,
@@ -22,7 +23,6 @@ from first_impressions.evaluation.metrics import (
     scores_of_clips,
     speaker_interval,
     trait_correlations,
-    warnings_about,
 )
 from first_impressions.evaluation.model_card import groups_of
 from first_impressions.evaluation.paper import escape, groups_table
@@ -116,13 +116,31 @@ def test_interval_respects_speakers():
 def test_comparison_tells_better_from_chance():
     labels, good, speakers = made_up(noise=0.05)
     _, poor, _ = made_up(noise=0.10)
-    better = compare(labels, good, poor, speakers).loc["mean"]
+    better = compare(labels, [good], [poor], speakers).loc["mean"]
     assert better["low"] > 0 and better["difference"] == pytest.approx(better["first"] - better["second"])
-    same = compare(labels, good, made_up(noise=0.05, seed=0)[1] + 1e-9, speakers).loc["mean"]
+    same = compare(labels, [good], [made_up(noise=0.05, seed=0)[1] + 1e-9], speakers).loc["mean"]
     assert better["p"] < 0.001
     assert same["low"] <= 0 <= same["high"] or abs(same["difference"]) < 1e-6
     with pytest.raises(UserError, match="no clip in common"):
-        compare(labels, good, poor.rename(index=lambda name: name + "x"), speakers)
+        compare(labels, [good], [poor.rename(index=lambda name: name + "x")], speakers)
+
+
+def test_three_seeds_against_two():
+    """The errors of each clip are averaged over seeds, not the predictions: against scipy's t-test of these errors."""
+    labels, _, _ = made_up()
+    ours, theirs = ([made_up(noise=noise, seed=seed)[1].set_axis(labels.index) for seed in seeds]
+                    for noise, seeds in ((0.05, (1, 2, 3)), (0.06, (4, 5))))
+    table = compare(labels, ours, theirs, pandas.Series(labels.index, index=labels.index))
+    errors = [[np.abs(one.to_numpy() - labels.to_numpy()) for one in side] for side in (ours, theirs)]
+    gained = np.mean(errors[1], axis=0) - np.mean(errors[0], axis=0)
+    for column, trait in enumerate(TRAITS):
+        row = table.loc[trait]
+        assert row["difference"] == pytest.approx(gained[:, column].mean())
+        assert row["first"] == pytest.approx(statistics.mean(1 - one[:, column].mean() for one in errors[0]))
+        assert row["second_sd"] == pytest.approx(statistics.stdev(one[:, column].mean() for one in errors[1]))
+    assert table.loc["mean", "p"] == pytest.approx(scipy.stats.ttest_1samp(gained.mean(axis=1), 0).pvalue)
+    p_values = scipy.stats.ttest_1samp(gained, 0).pvalue
+    assert table.loc[list(TRAITS), "p"].min() == pytest.approx(5 * p_values.min())
 
 
 def test_clips_are_averaged_over_their_frames():
@@ -132,16 +150,31 @@ def test_clips_are_averaged_over_their_frames():
     assert table.loc["a", "spread_openness"] == pytest.approx(0.1) and table.loc["b", "faces"] == 1
 
 
+def warnings_about(labels, predictions, speakers, other=None):
+    metrics = {"is_chalearn": False}
+    evaluation = Evaluation(labels, predictions, speakers, labels.mean(), None, metrics)
+    add_figures(evaluation)
+    if other is not None:
+        add_comparison(evaluation, [predictions], "other", {"other": other})
+    add_warnings(evaluation)
+    return metrics["warnings"]
+
+
 def test_warnings():
     labels, predictions, speakers = made_up()
     predictions["openness"] = 0.95
-    table = measure(labels, predictions, labels.mean(), speakers)
-    lines = " ".join(warnings_about(table, labels, predictions, speakers))
+    lines = " ".join(warnings_about(labels, predictions, speakers))
     assert "worse than the constant prediction: openness" in lines and "collapsed" in lines
-    assert not warnings_about(measure(labels, made_up()[1], labels.mean(), speakers), labels, made_up()[1], speakers)
-    alone = speakers.map(lambda _: "one")
-    table = measure(labels, made_up()[1], labels.mean(), alone)
-    assert "only 1 speaker:" in warnings_about(table, labels, made_up()[1], alone)[0]
+    good = made_up()[1]
+    assert not warnings_about(labels, good, speakers, predictions)
+    assert "only 1 speaker:" in warnings_about(labels, good, speakers.map(lambda _: "one"))[0]
+    # Few speakers make intervals too narrow: one that excludes 0 is named.
+    few = speakers.map(lambda name: int(name[-3:]) % 19).astype(str)
+    rough, narrow = warnings_about(labels, good, few, predictions)
+    assert "only 19 speakers:" in rough and narrow.startswith("fewer than 20 speakers make intervals too narrow")
+    assert narrow.endswith(": gain of all clips, difference from other")
+    twenty = speakers.map(lambda name: int(name[-3:]) % 20).astype(str)
+    assert len(warnings_about(labels, good, twenty, predictions)) == 1
 
 
 def test_anybodys_predictions(run, tmp_path):
@@ -229,7 +262,8 @@ def test_several_experiments_and_tables_for_papers(run, tmp_path, trained, chip_
         if number == 10:    # its rule for speakers makes one of all
             checkpoint.speaker_regex, checkpoint.speakers = "^(speaker)", ["speaker"]
         checkpoint.save(folder / "checkpoint_last.pt")
-    status, output, errors = run(evaluate, "runs/final_seed2", "final_seed*", "--data-dir", chip_data)
+    status, output, errors = run(evaluate, "runs/final_seed2", "final_seed*", "--data-dir", chip_data,
+                                 "--compare", "final_*")
     assert status == 0, errors
     folders = [tmp_path / "runs" / f"final_seed{number}" / "evaluation_test" for number in (2, 10)]
     single = [json.loads((folder / "metrics.json").read_text())["traits"]["openness"] for folder in folders]
@@ -252,6 +286,25 @@ def test_several_experiments_and_tables_for_papers(run, tmp_path, trained, chip_
     for text in (tex, (folders[0] / "results.tex").read_text()):
         rows = [line for line in text.splitlines() if line.endswith(r"\\")]
         assert len(rows) == 8 and len({row.count("&") for row in rows[1:]}) == 1, "one more above the header"
+    # One against both, and both against both: the errors are averaged. The files say that 16 speakers get no p.
+    comparison = json.loads((folders[0] / "metrics.json").read_text())["comparison"]
+    assert comparison["openness"]["difference"] == pytest.approx(
+        (single[0]["accuracy"] - single[1]["accuracy"]) / 2) != 0
+    comparison = metrics["comparison"]
+    assert comparison["others"] == metrics["experiments"] and comparison["mean"]["difference"] == 0
+    assert comparison["openness"]["first_sd"] == pytest.approx(row["accuracy_sd"])
+    assert "against final_* (errors averaged over 2) on 16 common clips" in output
+    tex = (folder / "comparison.tex").read_text()
+    assert f"Openness & ${row['accuracy']:.4f} \\pm {row['accuracy_sd']:.4f}$ & " in tex and "& -- \\\\" in tex
+    assert "--: fewer than 20 speakers tell nothing from chance" in tex
+    table = pandas.read_csv(folder / "comparison.csv", index_col="trait")
+    assert table.loc["openness", "first_sd"] == pytest.approx(row["accuracy_sd"], abs=1e-6)
+    # Over several, too, there are all figures, of the mean prediction of each clip.
+    scores = [pandas.read_csv(one / "predictions.csv", index_col="clip") for one in (*folders, folder)]
+    assert np.allclose(scores[2]["openness"], (scores[0]["openness"] + scores[1]["openness"]) / 2, atol=1e-6)
+    assert set(scores[0]["neuroticism_means"]) == set(table["neuroticism_means"]) == {"neuroticism"}
+    for name in (*TRAITS, "all_traits", "reliability", "correlations", "gain"):
+        assert (folder / f"{name}.png").stat().st_size > 1000 < (folder / f"{name}.pdf").stat().st_size
     status, _, errors = run(evaluate, "other*", "--data-dir", chip_data)
     assert status == 2 and "other*: no experiment in runs has such a name" in errors
 

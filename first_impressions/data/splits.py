@@ -22,6 +22,8 @@ from first_impressions.common.constants import (
 from first_impressions.common.files import read_json
 from first_impressions.data.labels import SPEAKER_REGEX, label_file, read_labels, read_speakers
 
+LEAST_SPEAKERS = 20     # of the clips of a test; fewer tell nothing from chance, and get no p value
+
 
 @dataclass
 class Split:

@@ -2,16 +2,14 @@
 import random
 from pathlib import Path
 
-import pandas
 import torch
 from torch.nn import functional
 from torch.utils.data import Dataset
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from first_impressions.common.constants import TRAITS
 from first_impressions.data.chips import chip_loader
-from first_impressions.evaluation.metrics import format_table
+from first_impressions.evaluation.text import format_table
 
 # The columns of TensorBoard's table of hyperparameters; accuracy_test comes from evaluate.py.
 HPARAM_FIGURES = ("accuracy_mean", "gain_mean", "pearson_mean", "accuracy_test", "loss_train", "loss_valid")
@@ -54,11 +52,10 @@ def log_hyperparameters(writer: SummaryWriter, values: dict, record: dict) -> No
             writer.add_scalar(f"hparam/{name}", record[name], record["epoch"])
 
 
-def log_evaluation(run_dir: Path, folder: Path, metrics: dict, table: pandas.DataFrame, pictures: dict) -> None:
+def log_evaluation(run_dir: Path, folder: Path, metrics: dict, pictures: dict) -> None:
     """Write an evaluation's figures, in place of what an earlier one of the same split wrote.
 
-    run_dir: the experiment's folder; folder: the evaluation's; pictures: {trait: plots, uint8 RGB
-    H x W x 3}.
+    run_dir: the experiment's folder; folder: the evaluation's; pictures: {trait: plots, uint8 RGB H x W x 3}.
     """
     split = metrics["split"]
     suffix = f".evaluation_{split}"
@@ -67,9 +64,9 @@ def log_evaluation(run_dir: Path, folder: Path, metrics: dict, table: pandas.Dat
     with SummaryWriter(folder) as writer:
         for trait, picture in pictures.items():
             writer.add_image(f"evaluation_{split}/{trait}", picture, dataformats="HWC")
-        for name in ("mean", *TRAITS):
-            writer.add_scalar(f"accuracy_{split}/{name}", table.loc[name, "accuracy"])
-        writer.add_text(f"evaluation_{split}", f"```\n{format_table(table)}\n```")
+        for name, row in metrics["traits"].items():
+            writer.add_scalar(f"accuracy_{split}/{name}", row["accuracy"])
+        writer.add_text(f"evaluation_{split}", f"```\n{format_table(metrics['traits'])}\n```")
     # In the run itself, where TensorBoard's table of hyperparameters looks for it.
     with SummaryWriter(run_dir, filename_suffix=suffix) as of_run:
-        of_run.add_scalar(f"hparam/accuracy_{split}", table.loc["mean", "accuracy"], metrics["epoch"])
+        of_run.add_scalar(f"hparam/accuracy_{split}", metrics["traits"]["mean"]["accuracy"], metrics["epoch"])

@@ -1,53 +1,84 @@
 """Measuring: an experiment's predictions of a split, or those in a file, and all figures of them.
 
-All figures go into Evaluation.metrics, what metrics.json holds; evaluate.py prints them.
+All figures go into Evaluation.metrics, what metrics.json holds. text.py prints them, results.py writes them.
 """
 import argparse
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas
 
 from first_impressions.common.command_line import UserError, counted
-from first_impressions.common.constants import ANNOTATION_FILES, SPLITS, TRAITS
-from first_impressions.common.experiment import TRAINING_RECORD, experiment_folder
+from first_impressions.common.constants import ANNOTATION_FILES, NEUROTICISM_MEANS, SPLITS, TRAITS
+from first_impressions.common.experiment import TRAINING_RECORD
 from first_impressions.common.files import read_json
-from first_impressions.data.labels import read_labels, read_scores, read_speakers, speakers_of
+from first_impressions.data.labels import SPEAKER_REGEX, read_labels, read_scores, read_speakers, speakers_of
 from first_impressions.data.official_clips import official_clips, official_split_of
-from first_impressions.data.splits import Split
+from first_impressions.data.splits import LEAST_SPEAKERS, Split
 from first_impressions.evaluation.metrics import (
     RESAMPLES,
-    Evaluation,
+    ROWS,
     bias_tests,
     compare,
     correlations,
     group_order,
+    measure,
     trait_accuracies,
     trait_correlations,
-    warnings_about,
 )
 from first_impressions.networks.checkpoint import LEVEL, Checkpoint
 
+FEW_SPEAKERS = 30   # fewer, and all figures are rough
 MOST_GROUPS = 40    # in one column: more are not groups but scores or names
 OTHER = "other"     # the group that small groups become
+# The tables of figures in metrics.json, and how they are called.
+PARTS = {"traits": "all clips", "seen": "speakers in training", "unseen": "speakers not in training"}
+
+
+@dataclass
+class Evaluation:
+    """Predictions of some clips, with all that their figures need, and where the results go."""
+    labels: pandas.DataFrame            # index clip, columns TRAITS
+    predictions: pandas.DataFrame       # the same, and what else is known of a clip; some clips may be missing
+    speakers: pandas.Series             # index clip
+    constant: pandas.Series             # index TRAITS: what the constant prediction says
+    folder: Path                        # of the results
+    metrics: dict                       # content of metrics.json
+    seen: set | None = None             # speakers of the training clips; None: not known
+    run_dir: Path | None = None         # of an experiment; None: external predictions, several experiments
+    split: Split | None = None          # of an experiment's clips
+    of_faces: pandas.DataFrame | None = None    # an experiment's scores of single faces: index clip, columns TRAITS
+    notes: list[str] = field(default_factory=list)      # what to know, on stderr
+    warnings: list[str] = field(default_factory=list)   # what to know before trusting the figures
+    seed: int = 0                       # of the bootstrap
+
+    def measure(self, clips: pandas.Index) -> dict[str, dict]:
+        """Return the figures of some labelled clips, {"mean" or trait: {figure: value}}, as metrics.measure does."""
+        return measure(self.labels.loc[clips], self.predictions, self.constant, self.speakers, self.seed).T.to_dict()
+
 
 # ---------------------------------------------------------------- predictions
 
-def evaluate_experiment(args: argparse.Namespace, folder: Path, split: Split, predictions: pandas.DataFrame,
-                        of_faces: pandas.DataFrame, checkpoint: Checkpoint) -> Evaluation:
-    """Return the Evaluation of args.experiment on a split, from what evaluate.score_split returned."""
-    run_dir = experiment_folder(args.runs_dir, args.experiment)
-    evaluation = Evaluation(
-        split.labels, predictions, split.speakers, pandas.Series(checkpoint.constant),
-        "mean label of the training clips", folder, {},
-        set(speakers_of(checkpoint.clips, args.speaker_regex)) | set(checkpoint.speakers), run_dir, split, of_faces,
-        is_chalearn=split.is_chalearn, seed=args.seed)
+def evaluate_experiment(args: argparse.Namespace, run_dir: Path, checkpoint: Checkpoint, split: Split,
+                        scores: tuple[pandas.DataFrame, pandas.DataFrame], folder: Path) -> Evaluation:
+    """Return the Evaluation of the experiment in run_dir on a split. scores: what evaluate.score_split returned."""
+    predictions, of_faces = scores
+    metrics = {"experiment": run_dir.name, "architecture": checkpoint.architecture.name, "epoch": checkpoint.epoch,
+               "trained_on": checkpoint.trained_on, "data_fingerprint": split.fingerprint(),
+               "constant_of": "mean label of the training clips", "is_chalearn": split.is_chalearn,
+               "neuroticism_means": NEUROTICISM_MEANS[checkpoint.neuroticism_is_stability]}
+    seen = set(speakers_of(checkpoint.clips, split.speaker_regex)) | set(checkpoint.speakers)
+    evaluation = Evaluation(split.labels, predictions, split.speakers, pandas.Series(checkpoint.constant), folder,
+                            metrics, seen, run_dir, split, of_faces, seed=args.seed)
     if args.train_labels:
-        _, evaluation.seen = read_training_labels(args)
-    elif not evaluation.seen:
-        _note_without_names(evaluation, args, checkpoint)
-    evaluation.metrics.update(experiment=args.experiment, architecture=checkpoint.architecture.name,
-                              epoch=checkpoint.epoch,
-                              data_fingerprint=split.fingerprint(), trained_on=checkpoint.trained_on)
+        _, evaluation.seen = read_training_labels(args.train_labels, split.speaker_regex)
+    elif not seen:
+        _note_without_names(evaluation, checkpoint)
+    if checkpoint.neuroticism_is_stability != split.is_chalearn:
+        evaluation.warnings.append(
+            f"trained on labels whose neuroticism means {metrics['neuroticism_means']}, while that of the labels of "
+            f"{split.name} is taken for {NEUROTICISM_MEANS[split.is_chalearn]}; if it is, the figures of this trait "
+            "say nothing")
     known = len(set(split.labels.index) & set(checkpoint.clips))
     if known:
         evaluation.warnings.append(f"this experiment was trained on {known} of these "
@@ -61,20 +92,21 @@ def evaluate_experiment(args: argparse.Namespace, folder: Path, split: Split, pr
     return evaluation
 
 
-def _note_without_names(evaluation, args, checkpoint):
+def _note_without_names(evaluation, checkpoint):
     """Tell the clips and speakers that a checkpoint without names has learned from by the challenge's list of clips, if
     it learned from the challenge and these clips are its, too."""
     evaluation.seen, official = None, official_split_of(evaluation.labels.index)
+    name = evaluation.run_dir.name
     if not checkpoint.neuroticism_is_stability or not official.any():
-        evaluation.notes.append(f"{args.experiment} stores no names of its training clips; with --train-labels FILE "
-                                "the speakers among them are told from others")
+        evaluation.notes.append(f"{name} stores no names of its training clips; with --train-labels FILE the speakers "
+                                "among them are told from others")
         return
     splits = [name for name in SPLITS if name in checkpoint.trained_on]
     table = official_clips()
-    evaluation.seen = set(speakers_of(table.index[table["split"].isin(splits)], args.speaker_regex))
+    evaluation.seen = set(speakers_of(table.index[table["split"].isin(splits)], evaluation.split.speaker_regex))
     known = int(official.isin(splits).sum())
     if known:
-        evaluation.warnings.append(f"{args.experiment} learned from the challenge's clips ({'+'.join(splits)}), and "
+        evaluation.warnings.append(f"{name} learned from the challenge's clips ({'+'.join(splits)}), and "
                                    f"{known} of these {counted(len(official), 'clip')} are among them: the figures are "
                                    "too good and say nothing about new clips")
 
@@ -87,79 +119,77 @@ def _trained_in(run_dir):
         return None
 
 
-def read_training_labels(args: argparse.Namespace) -> tuple[pandas.DataFrame, set[str]]:
+def read_training_labels(path: str, speaker_regex: str) -> tuple[pandas.DataFrame, set[str]]:
     """Return (the labels in the file of --train-labels, the speakers of their clips)."""
-    labels = read_labels(args.train_labels)
-    return labels, set(read_speakers(args.train_labels, labels.index, args.speaker_regex))
+    labels = read_labels(path)
+    return labels, set(read_speakers(path, labels.index, speaker_regex))
 
 
 def evaluate_file(args: argparse.Namespace, folder: Path) -> Evaluation:
     """Return the Evaluation of external predictions in a CSV file."""
+    rule = args.speaker_regex or SPEAKER_REGEX
     labels, predictions = read_labels(args.labels), read_scores(args.predictions)
-    speakers = read_speakers(args.labels, labels.index, args.speaker_regex)
+    speakers = read_speakers(args.labels, labels.index, rule)
     unknown = predictions.index.difference(labels.index)
     if len(unknown) == len(predictions):
         raise UserError(f"{args.predictions}: none of its clips is in {args.labels}; its first is {unknown[0]}, theirs "
                         f"{labels.index[0]}")
-    constant, seen = labels.mean(), None
+    is_chalearn, constant, seen = Path(args.labels).name in ANNOTATION_FILES.values(), labels.mean(), None
     constant_of = f"mean of the very labels in {args.labels}; --train-labels FILE takes that of the training clips"
     if args.train_labels:
-        training_labels, seen = read_training_labels(args)
+        training_labels, seen = read_training_labels(args.train_labels, rule)
         constant, constant_of = training_labels.mean(), f"mean of the labels in {args.train_labels}"
-    return Evaluation(labels, predictions.loc[predictions.index.isin(labels.index)], speakers, constant, constant_of,
-                      folder, {}, seen, is_chalearn=Path(args.labels).name in ANNOTATION_FILES.values(), seed=args.seed)
+    metrics = {"constant_of": constant_of, "is_chalearn": is_chalearn,
+               "neuroticism_means": NEUROTICISM_MEANS[is_chalearn]}
+    return Evaluation(labels, predictions.drop(unknown), speakers, constant, folder, metrics, seen, seed=args.seed)
 
 
 # ---------------------------------------------------------------- figures
 
 def add_figures(evaluation: Evaluation) -> None:
-    """Measure all clips with a prediction, single faces, known and unknown speakers, intervals; collect the warnings.
+    """Measure all clips with a prediction, single faces, known and unknown speakers, intervals.
 
     Raises UserError if no clip has a prediction.
     """
     metrics, split = evaluation.metrics, evaluation.split
     missing = evaluation.labels.index.difference(evaluation.predictions.index)
-    evaluation.labels = evaluation.labels.drop(missing)
-    if evaluation.labels.empty:
+    evaluation.labels = labels = evaluation.labels.drop(missing)
+    if labels.empty:
         raise UserError("no clip has a prediction; nothing to evaluate" if split is None else
                         f"{split.name}: none of its faces can be read (they are named above); make them again")
-    table = evaluation.measure()
-    metrics.update(clips=len(evaluation.labels), clips_without_prediction=list(missing), traits=table.T.to_dict(),
-                   constant_of=evaluation.constant_of, is_chalearn=evaluation.is_chalearn,
+    if len(missing):
+        evaluation.warnings.append(f"{len(missing)} of {len(labels) + len(missing)} clips have no prediction and are "
+                                   f"left out, the first is {missing[0]}")
+    predictions, speakers = evaluation.predictions.loc[labels.index], evaluation.speakers.loc[labels.index]
+    parts = {"traits": labels.index}
+    if evaluation.seen is not None:
+        is_seen = speakers.isin(evaluation.seen)
+        parts.update({name: labels.index[rows] for name, rows in (("seen", is_seen), ("unseen", ~is_seen))
+                      if rows.any()})
+    metrics.update(clips=len(labels), clips_without_prediction=list(missing),
                    bootstrap={"kind": "percentile, over speakers", "resamples": RESAMPLES, "seed": evaluation.seed,
-                              "speakers": int(evaluation.speakers.loc[evaluation.labels.index].nunique())},
-                   correlations={"labels": correlations(evaluation.labels), "predictions":
-                                 correlations(evaluation.predictions.loc[evaluation.labels.index])})
-    if "faces" in evaluation.predictions:
-        counts = evaluation.predictions.loc[evaluation.labels.index, "faces"]
+                              "speakers": speakers.nunique()},
+                   correlations={"labels": correlations(labels), "predictions": correlations(predictions)},
+                   **{name: evaluation.measure(clips) for name, clips in parts.items()})
+    if "faces" in predictions:
+        counts = predictions["faces"]
         metrics["frames_per_clip"] = {"mean": counts.mean(), "least": int(counts.min()), "most": int(counts.max())}
     if evaluation.of_faces is not None:
-        labels = split.labels.loc[evaluation.of_faces.index].reset_index(drop=True)
         of_faces = evaluation.of_faces.reset_index(drop=True)
-        metrics["per_frame"] = {"accuracy": trait_accuracies(labels, of_faces),
-                                "pearson": trait_correlations(labels, of_faces)}
-    parts = {}
-    if evaluation.seen is not None:
-        is_seen = evaluation.speakers.loc[evaluation.labels.index].isin(evaluation.seen)
-        parts = {"seen": evaluation.labels[is_seen], "unseen": evaluation.labels[~is_seen]}
-        metrics.update({name: evaluation.measure(part).T.to_dict() for name, part in parts.items() if len(part)})
-    if "half_width_openness" in evaluation.predictions:
-        metrics["intervals"] = coverage(evaluation, {"all": evaluation.labels, **parts})
-    metrics["warnings"] = _warnings(evaluation, table, missing)
+        true = split.labels.loc[evaluation.of_faces.index].reset_index(drop=True)
+        metrics["per_frame"] = {"accuracy": trait_accuracies(true, of_faces),
+                                "pearson": trait_correlations(true, of_faces)}
+    if "half_width_openness" in predictions:
+        metrics["intervals"] = coverage(labels, predictions, parts)
 
 
-def coverage(evaluation: Evaluation, parts: dict[str, pandas.DataFrame]) -> dict:
-    """Return how many labels lie in the intervals of their scores, of each part of the labelled clips."""
-    labels = evaluation.labels
-    predictions = evaluation.predictions.loc[labels.index]
+def coverage(labels: pandas.DataFrame, predictions: pandas.DataFrame, parts: dict[str, pandas.Index]) -> dict:
+    """Return how many labels lie in the intervals of their scores, of each part of the clips."""
     widths = predictions[[f"half_width_{trait}" for trait in TRAITS]].to_numpy()
     inside = (labels[list(TRAITS)] - predictions[list(TRAITS)]).abs() <= widths
-    of_parts = {}
-    for name, part in parts.items():
-        if len(part):
-            rows = inside.loc[part.index]
-            of_parts[name] = {"mean": float(rows.to_numpy().mean()), **rows.mean().to_dict()}
-    return {"level": LEVEL, "coverage": of_parts, "mean_half_width": float(widths.mean())}
+    of_parts = {"all" if name == "traits" else name: inside.loc[clips] for name, clips in parts.items()}
+    return {"level": LEVEL, "mean_half_width": float(widths.mean()), "coverage": {
+        name: {"mean": float(rows.to_numpy().mean()), **rows.mean().to_dict()} for name, rows in of_parts.items()}}
 
 
 def add_groups(evaluation: Evaluation, groupings: dict[str, pandas.Series], path: str, least: int = 1) -> None:
@@ -185,69 +215,83 @@ def add_groups(evaluation: Evaluation, groupings: dict[str, pandas.Series], path
                                     f"{without[0]}")
         p_values = bias_tests(evaluation.labels, evaluation.predictions, of_clips, evaluation.speakers)
         for name in names:
-            table = evaluation.measure(evaluation.labels.loc[of_clips.index[of_clips == name]])
-            tables[f"{column}: {name}" if len(groupings) > 1 else name] = table.assign(bias_p=p_values.loc[name])
+            table = evaluation.measure(of_clips.index[of_clips == name])
+            for trait in TRAITS:
+                table[trait]["bias_p"] = p_values.loc[name, trait]
+            tables[f"{column}: {name}" if len(groupings) > 1 else name] = table
     if not tables:
         first = next(iter(groupings.values())).index
         raise UserError(f"{path}: names none of the evaluated clips"
                         + (f"; its first is {first[0]}" if len(first) else ""))
-    evaluation.metrics["groups"] = {group: table.T.to_dict() for group, table in tables.items()}
+    evaluation.metrics["groups"] = tables
 
 
-def add_comparison(evaluation: Evaluation, args: argparse.Namespace, other: pandas.DataFrame) -> None:
-    """Compare with other predictions."""
-    comparison = compare(evaluation.labels, evaluation.predictions, other, evaluation.speakers, args.seed)
-    evaluation.metrics["comparison"] = {"with": args.compare, **comparison.T.to_dict()}
+def add_comparison(evaluation: Evaluation, ours: list[pandas.DataFrame], name: str,
+                   others: dict[str, pandas.DataFrame]) -> None:
+    """Compare predictions of the evaluation's clips, of one or more experiments, with those of one or more others.
+    name: that of the others together; others: {experiment or file: predictions}."""
+    table = compare(evaluation.labels, ours, list(others.values()), evaluation.speakers, evaluation.seed)
+    evaluation.metrics["comparison"] = {"with": name, "others": list(others), **table.T.to_dict()}
 
 
-def keep_earlier(evaluation: Evaluation, earlier: dict) -> list[str]:
-    """Take over the comparison and the groups that an earlier evaluation of the very same predictions has and
-    this one lacks; return what is not kept, in words. earlier: content of its metrics.json."""
-    metrics, lost = evaluation.metrics, []
-    same = all(metrics["traits"][trait]["accuracy"] == earlier["traits"][trait]["accuracy"] for trait in TRAITS)
-    if "comparison" in earlier:
-        other = earlier["comparison"]["with"]
-        if same and "comparison" not in metrics:
-            metrics["comparison"] = earlier["comparison"]
-        elif metrics.get("comparison", {}).get("with") != other:
-            lost.append(f"comparison with {other}")
-    if "groups" in earlier:
-        if same and "groups" not in metrics:
-            metrics["groups"] = earlier["groups"]
-        elif metrics.get("groups", {}).keys() != earlier["groups"].keys():
-            lost.append("figures of groups")
-    return lost
+def summarise(evaluations: list[Evaluation], name: str, folder: Path) -> Evaluation:
+    """Return the Evaluation of several experiments together, on the same clips. Its figures are the means, and under
+    <figure>_sd the standard deviations (n - 1) over the experiments; its predictions are those of each clip averaged.
 
-
-def summarise(experiments: list[dict]) -> dict:
-    """Return the metrics of several evaluations of the same clips: of each figure the mean and under <figure>_sd the
-    standard deviation over the experiments (n - 1). experiments: their metrics."""
-    first = experiments[0]
-    if len({content["data_fingerprint"] for content in experiments}) > 1:
+    Raises UserError if the clips are not the same.
+    """
+    contents = [one.metrics for one in evaluations]
+    if len({content["data_fingerprint"] for content in contents}) > 1:
         raise UserError("the clips changed between the evaluations; run the same command again")
-    metrics = {key: first[key] for key in ("command", "split", "versions", "clips", "constant_of", "is_chalearn",
-                                           "data_fingerprint")}
-    metrics.update(experiments=[content["experiment"] for content in experiments],
-                   warnings=list(dict.fromkeys(line for content in experiments for line in content["warnings"])))
-    for part in ("traits", "seen", "unseen"):
-        if all(part in content for content in experiments):
-            tables = pandas.concat([pandas.DataFrame(content[part]).T for content in experiments])
-            figures = [name for name in tables if not name.endswith(("_low", "_high"))]
-            grouped = tables[figures].groupby(level=0, sort=False)
-            spread = grouped.std().drop(columns=["clips", "constant"]).add_suffix("_sd")
+    metrics = {key: contents[0][key] for key in ("command", "split", "versions", "constant_of", "is_chalearn",
+                                                 "neuroticism_means", "data_fingerprint")}
+    scores = pandas.concat([one.predictions.loc[one.labels.index, list(TRAITS)] for one in evaluations])
+    predictions = scores.groupby(level=0).mean()
+    metrics.update(experiment=name, experiments=[content["experiment"] for content in contents],
+                   clips=len(predictions))
+    for part in PARTS:
+        if all(part in content for content in contents):
+            tables = pandas.concat([pandas.DataFrame(content[part]).T for content in contents])
+            grouped = tables[[figure for figure in tables if not figure.endswith(("_low", "_high"))]].groupby(level=0)
+            spread = grouped.std().drop(columns=["clips", "speakers", "constant"]).add_suffix("_sd")
             metrics[part] = grouped.agg(lambda values: values.mean(skipna=False)).join(spread).T.to_dict()
-    return metrics
+    labels = evaluations[0].split.labels.loc[predictions.index]
+    return replace(evaluations[0], labels=labels, predictions=predictions, folder=folder, metrics=metrics, run_dir=None,
+                   notes=[], warnings=list(dict.fromkeys(line for one in evaluations for line in one.warnings)))
 
 
-def _warnings(evaluation, table, missing):
-    """Return what a reader must know before trusting the figures."""
-    lines = [*evaluation.warnings,
-             *warnings_about(table, evaluation.labels, evaluation.predictions, evaluation.speakers)]
-    if len(missing):
-        lines.append(f"{len(missing)} of {len(evaluation.labels) + len(missing)} clips have no prediction and are left "
-                     f"out, the first is {missing[0]}")
-    outside = (evaluation.predictions[list(TRAITS)] < 0) | (evaluation.predictions[list(TRAITS)] > 1)
-    if outside.to_numpy().any():
-        lines.append(f"{counted(int(outside.to_numpy().sum()), 'prediction')} outside [0, 1]: "
-                     "are they on the labels' scale?")
-    return lines
+# ---------------------------------------------------------------- warnings
+
+def add_warnings(evaluation: Evaluation) -> None:
+    """Put into the metrics what a reader must know before trusting the figures."""
+    metrics, lines = evaluation.metrics, list(evaluation.warnings)
+    labels, predictions = evaluation.labels, evaluation.predictions.loc[evaluation.labels.index, list(TRAITS)]
+    worse = [trait for trait in TRAITS if metrics["traits"][trait]["gain"] < 0]
+    if worse:
+        lines.append(f"worse than the constant prediction: {', '.join(worse)}")
+    flat = [trait for trait in TRAITS if len(labels) > 1 and predictions[trait].std() < 0.05 * labels[trait].std()]
+    if flat:
+        lines.append(f"predictions have collapsed to (nearly) a constant: {', '.join(flat)}")
+    number = evaluation.speakers.loc[labels.index].nunique()
+    if number < FEW_SPEAKERS:
+        lines.append(f"only {counted(number, 'speaker')}: all figures are rough, and comparing them with published "
+                     "ones means nothing")
+    lines += _few_speakers(metrics)
+    outside = int(((evaluation.predictions[list(TRAITS)] < 0) | (evaluation.predictions[list(TRAITS)] > 1)).sum().sum())
+    if outside:
+        lines.append(f"{counted(outside, 'prediction')} outside [0, 1]: are they on the labels' scale?")
+    metrics["warnings"] = lines
+
+
+def _few_speakers(metrics):
+    """Return a line on the intervals that exclude 0 although too few speakers stand behind them, if there are any."""
+    tables = {f"gain of {title}": (metrics[part], ("gain_",)) for part, title in PARTS.items() if part in metrics}
+    tables.update({f"group {name}": (table, ("gain_", "bias_")) for name, table in metrics.get("groups", {}).items()})
+    if "comparison" in metrics:
+        rows = {name: metrics["comparison"][name] for name in ROWS}
+        tables[f"difference from {metrics['comparison']['with']}"] = (rows, ("",))
+    found = [title for title, (table, figures) in tables.items() if table["mean"]["speakers"] < LEAST_SPEAKERS
+             and any(row.get(f"{figure}low", 0) > 0 or row.get(f"{figure}high", 0) < 0
+                     for row in table.values() for figure in figures)]
+    return [f"fewer than {LEAST_SPEAKERS} speakers make intervals too narrow; that they exclude 0 shows nothing here: "
+            + ", ".join(found)] if found else []

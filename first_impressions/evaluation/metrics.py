@@ -3,17 +3,16 @@
 The challenge's accuracy is per clip: a clip's predictions are averaged over its frames, then 1 - mean |error| over
 clips for each trait, then the mean of the five.
 """
+import functools
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pandas
 
-from first_impressions.common.command_line import UserError, counted
+from first_impressions.common.command_line import UserError
 from first_impressions.common.constants import TRAITS
-from first_impressions.data.splits import Split
+from first_impressions.data.splits import LEAST_SPEAKERS
 
 # Accuracies on the official 2,000 test clips. Sources: Ponce-Lopez et al., ChaLearn LAP 2016: First Round Challenge on
 # First Impressions (NJU-LAMDA); Kaya et al., Multi-modal Score Fusion and Decision Trees for Explainable Automatic Job
@@ -28,8 +27,7 @@ PUBLISHED = pandas.DataFrame(
      ("OCEAN-AI, faces of a clip", 0.9152, 0.9128, 0.9179, 0.9195, 0.9130, 0.9128)],
     columns=["system", "mean", *TRAITS]).set_index("system")
 RESAMPLES = 2000  # of the bootstrap
-FEW_SPEAKERS = 30  # fewer, and the interval by bootstrap over them is itself too narrow
-LEAST_SPEAKERS = 20  # of a test: fewer tell nothing from chance
+ROWS = ("mean", *TRAITS)    # of a table of figures
 
 
 def published_table() -> pandas.DataFrame:
@@ -47,37 +45,21 @@ def scores_of_clips(clips: Iterable[str], scores: np.ndarray) -> pandas.DataFram
     return pandas.concat([groups.mean(), groups.size().rename("faces"), spread], axis=1)
 
 
-@dataclass
-class Evaluation:
-    """Predictions of some clips, with all that their figures need, and where the results go."""
-    labels: pandas.DataFrame            # index clip, columns TRAITS
-    predictions: pandas.DataFrame       # the same, and what else is known of a clip; some clips may be missing
-    speakers: pandas.Series             # index clip
-    constant: pandas.Series             # index TRAITS: what the constant prediction says
-    constant_of: str                    # whose mean it is
-    folder: Path                        # of the results
-    metrics: dict                       # content of metrics.json
-    seen: set | None = None             # speakers of the training clips; None: not known
-    run_dir: Path | None = None         # of an experiment; None: external predictions
-    split: Split | None = None          # of an experiment's clips
-    of_faces: pandas.DataFrame | None = None    # an experiment's scores of single faces: index clip, columns TRAITS
-    notes: list[str] = field(default_factory=list)      # what to know, on stderr
-    warnings: list[str] = field(default_factory=list)   # what to know before trusting the figures
-    is_chalearn: bool = False           # the labels are those of the challenge
-    seed: int = 0                       # of the bootstrap
-
-    def measure(self, clips: pandas.DataFrame | None = None) -> pandas.DataFrame:
-        """Return the figures of some labelled clips, by default of all, as the function measure does."""
-        return measure(self.labels if clips is None else clips, self.predictions, self.constant, self.speakers,
-                       self.seed)
-
-
 # ---------------------------------------------------------------- figures
+
+def _with_mean(values):
+    """Return values of clips, columns TRAITS, with the mean of the five as a column before them."""
+    return pandas.concat([values.mean(axis=1).rename("mean"), values], axis=1)
+
+
+def _accuracies(labels, predictions):
+    """Return 1 - |error| of each clip of the labels, columns ROWS."""
+    return _with_mean(1 - (labels[list(TRAITS)] - predictions.loc[labels.index, list(TRAITS)]).abs())
+
 
 def trait_accuracies(labels: pandas.DataFrame, predictions: pandas.DataFrame) -> dict[str, float]:
     """Return {trait: 1 - mean |error|} and their mean under "mean", for two DataFrames of the same clips."""
-    accuracy = 1 - (labels[list(TRAITS)] - predictions.loc[labels.index, list(TRAITS)]).abs().mean()
-    return {"mean": float(accuracy.mean()), **{trait: float(accuracy[trait]) for trait in TRAITS}}
+    return _accuracies(labels, predictions).mean().to_dict()
 
 
 def trait_correlations(labels: pandas.DataFrame, predictions: pandas.DataFrame) -> dict[str, float]:
@@ -171,54 +153,58 @@ def holm(p_values: Iterable[float]) -> np.ndarray:
 
 def measure(labels: pandas.DataFrame, predictions: pandas.DataFrame, constant: pandas.Series, speakers: pandas.Series,
             seed: int = 0) -> pandas.DataFrame:
-    """Return all figures of some clips: DataFrame, index "mean" and TRAITS.
+    """Return all figures of some clips: DataFrame, index ROWS.
 
     labels, predictions: DataFrames with the columns TRAITS, index clip. constant: Series, index TRAITS, what the
-    constant prediction says (the training labels' mean). speakers: Series, index clip. Columns: clips, accuracy (1 -
-    mean |error|), accuracy_low and _high (95 % interval over speakers), constant (its accuracy), gain (accuracy -
-    constant) with gain_low and gain_high, bias (mean of prediction - label) with bias_low and bias_high, and those of
-    _column_measures.
+    constant prediction says (the training labels' mean). speakers: Series, index clip. Columns: clips, speakers (their
+    numbers), accuracy (1 - mean |error|), accuracy_low and _high (95 % interval over speakers), constant (its
+    accuracy), gain (accuracy - constant) with gain_low and gain_high, bias (mean of prediction - label) with bias_low
+    and bias_high, and those of _column_measures.
     """
-    labels = labels[list(TRAITS)]
-    predictions = predictions.loc[labels.index, list(TRAITS)]
-    accuracy = 1 - (labels - predictions).abs()
-    of_constant = 1 - (labels - constant[list(TRAITS)]).abs()
-    table = _column_measures(labels, predictions)
-    table.loc["mean"] = table.mean(skipna=False)
-    rows = {name: {"clips": len(labels)} for name in ("mean", *TRAITS)}
-    for figure, values in (("accuracy", accuracy), ("constant", of_constant), ("gain", accuracy - of_constant),
-                           ("bias", predictions - labels)):
-        for name, row in rows.items():
-            of_clips = values.mean(axis=1) if name == "mean" else values[name]
-            row[figure] = of_clips.mean()
-            if figure != "constant":
-                row[f"{figure}_low"], row[f"{figure}_high"] = speaker_interval(of_clips, speakers.loc[labels.index],
-                                                                               seed)
-    return pandas.DataFrame(rows).T.join(table)
+    labels, speakers = labels[list(TRAITS)], speakers.loc[labels.index]
+    of_clips = {"accuracy": _accuracies(labels, predictions), "constant": _with_mean(1 - (labels - constant).abs())}
+    of_clips["gain"] = of_clips["accuracy"] - of_clips["constant"]
+    of_clips["bias"] = _with_mean(predictions.loc[labels.index, list(TRAITS)] - labels)
+    columns = {"clips": len(labels), "speakers": speakers.nunique()}
+    for figure, values in of_clips.items():
+        columns[figure] = values.mean()
+        if figure != "constant":
+            columns[f"{figure}_low"], columns[f"{figure}_high"] = _intervals(values, speakers, seed)
+    others = _column_measures(labels, predictions)
+    others.loc["mean"] = others.mean(skipna=False)
+    return pandas.DataFrame(columns, index=list(ROWS)).join(others)
 
 
-def compare(labels: pandas.DataFrame, first: pandas.DataFrame, second: pandas.DataFrame, speakers: pandas.Series,
-            seed: int = 0) -> pandas.DataFrame:
-    """Return how much better the first predictions are than the second on the clips that both have.
+def _intervals(values, speakers, seed):
+    """Return (lows, highs), the ends of the intervals of values of clips, columns ROWS."""
+    return zip(*(speaker_interval(values[name], speakers, seed) for name in ROWS), strict=True)
 
-    DataFrame, index "mean" and TRAITS, columns clips, first, second (accuracies), difference, low, high (95 % interval,
-    paired bootstrap over speakers), p (see clustered_test; of the five traits corrected by Holm). Raises UserError if
-    no clip is common.
+
+def compare(labels: pandas.DataFrame, ours: list[pandas.DataFrame], theirs: list[pandas.DataFrame],
+            speakers: pandas.Series, seed: int = 0) -> pandas.DataFrame:
+    """Return how much better some networks' predictions are than others', on the clips that all of them have.
+
+    ours, theirs: predictions of one or more networks (seeds) each, whose errors of a clip are averaged. The predictions
+    are not: the mean prediction is an ensemble, which is better than each of its members. DataFrame, index ROWS,
+    columns clips, speakers, first, second (accuracies), of several networks first_sd, second_sd (standard deviation
+    over them), difference, low, high (95 % interval, paired bootstrap over speakers), p (see clustered_test; of the
+    five traits corrected by Holm). Raises UserError if no clip is common.
     """
-    clips = labels.index.intersection(first.index).intersection(second.index)
+    clips = functools.reduce(pandas.Index.intersection, [some.index for some in (*ours, *theirs)], labels.index)
     if clips.empty:
         raise UserError("--compare: the two have no clip in common")
-    labels, speakers = labels.loc[clips, list(TRAITS)], speakers.loc[clips]
-    ours = 1 - (labels - first.loc[clips, list(TRAITS)]).abs()
-    theirs = 1 - (labels - second.loc[clips, list(TRAITS)]).abs()
-    rows = {}
-    for name in ("mean", *TRAITS):
-        a = ours.mean(axis=1) if name == "mean" else ours[name]
-        b = theirs.mean(axis=1) if name == "mean" else theirs[name]
-        low, high = speaker_interval(a - b, speakers, seed)
-        rows[name] = {"clips": len(clips), "first": a.mean(), "second": b.mean(), "difference": (a - b).mean(),
-                      "low": low, "high": high, "p": clustered_test(a - b, speakers)[1]}
-    table = pandas.DataFrame(rows).T
+    sides = {"first": ours, "second": theirs}
+    accuracies = {name: [_accuracies(labels.loc[clips], some) for some in side] for name, side in sides.items()}
+    first, second = (sum(side) / len(side) for side in accuracies.values())
+    difference, speakers = first - second, speakers.loc[clips]
+    low, high = _intervals(difference, speakers, seed)
+    table = pandas.DataFrame({
+        "clips": len(clips), "speakers": speakers.nunique(), "first": first.mean(), "second": second.mean(),
+        "difference": difference.mean(), "low": low, "high": high,
+        "p": [clustered_test(difference[name], speakers)[1] for name in ROWS]}, index=list(ROWS))
+    for name, side in accuracies.items():
+        if len(side) > 1:
+            table[f"{name}_sd"] = pandas.DataFrame([some.mean() for some in side]).std()
     table.loc[list(TRAITS), "p"] = holm(table.loc[list(TRAITS), "p"])
     return table
 
@@ -255,63 +241,7 @@ def correlations(scores: pandas.DataFrame) -> dict:
     return {"mean": float(pairs.mean()), **matrix.to_dict()}
 
 
-def warnings_about(table: pandas.DataFrame, labels: pandas.DataFrame, predictions: pandas.DataFrame,
-                   speakers: pandas.Series) -> list[str]:
-    """Return the lines a reader must see before trusting the figures."""
-    lines = []
-    worse = [trait for trait in TRAITS if table.loc[trait, "gain"] < 0]
-    if worse:
-        lines.append(f"worse than the constant prediction: {', '.join(worse)}")
-    flat = [trait for trait in TRAITS if len(labels) > 1
-            and predictions.loc[labels.index, trait].std() < 0.05 * labels[trait].std()]
-    if flat:
-        lines.append(f"predictions have collapsed to (nearly) a constant: {', '.join(flat)}")
-    number = speakers.loc[labels.index].nunique()
-    if number < FEW_SPEAKERS:
-        lines.append(f"only {counted(number, 'speaker')}: all figures are rough, "
-                     "and comparing them with published ones means nothing")
-    return lines
-
-
 def group_order(names: Iterable[str]) -> list[str]:
     """Return the names of groups in order, numbers in them by value: `7 to 13` before `14 to 18`."""
     return sorted(set(names), key=lambda name: [int(part) if part.isdecimal() else part
                                                 for part in re.split(r"([0-9]+)", name)])
-
-
-def format_table(table: pandas.DataFrame) -> str:
-    """Return the figures as text, one line per trait, intervals in brackets. A group's table (with a column bias_p)
-    shows the signed error instead of MSE and calibration."""
-    def interval(name, form):
-        return [f"[{low:{form}}, {high:{form}}]" for low, high in zip(table[f"{name}_low"], table[f"{name}_high"])]
-
-    shown = {
-        "accuracy": table["accuracy"].map("{:.4f}".format), "95 % interval": interval("accuracy", ".4f"),
-        "constant": table["constant"].map("{:.4f}".format), "gain": table["gain"].map("{:+.4f}".format),
-        "Pearson r": table["pearson"].map("{:.3f}".format), "CCC": table["ccc"].map("{:.3f}".format),
-        "R2": table["r2"].map("{:.3f}".format)}
-    if "bias_p" in table:
-        shown.update({"signed error": table["bias"].map("{:+.3f}".format), " 95 % interval": interval("bias", "+.3f"),
-                      "p": table["bias_p"].map(format_p)})
-    else:
-        shown.update({"MSE": table["mse"].map("{:.4f}".format), "slope": table["slope"].map("{:.2f}".format),
-                      "SD ratio": table["sd_ratio"].map("{:.2f}".format)})
-    return pandas.DataFrame(shown).to_string()
-
-
-def format_summary(table: pandas.DataFrame) -> str:
-    """Return the figures of several experiments as text: mean ± standard deviation."""
-    shown = {"constant": table["constant"].map("{:.4f}".format)}
-    for name, title, form in (("accuracy", "accuracy", ".4f"), ("gain", "gain", "+.4f"),
-                              ("pearson", "Pearson r", ".3f"), ("ccc", "CCC", ".3f"), ("r2", "R2", ".3f"),
-                              ("slope", "slope", ".2f")):
-        shown[title] = [f"{mean:{form}} ± {sd:{form.lstrip('+')}}"
-                        for mean, sd in zip(table[name], table[f"{name}_sd"])]
-    return pandas.DataFrame(shown).to_string()
-
-
-def format_p(value: float | None) -> str:
-    """Return a p value as text; - if there is none."""
-    if value is None or np.isnan(value):
-        return "-"
-    return "<.001" if value < 0.001 else f"{value:.3f}".removeprefix("0")

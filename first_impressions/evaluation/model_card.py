@@ -10,6 +10,8 @@ from first_impressions.common.command_line import VERSION, UserError, printable
 from first_impressions.common.constants import ANNOTATION_FILES, TRAITS
 from first_impressions.common.experiment import MODEL_CARD, TRAINING_RECORD
 from first_impressions.common.files import atomic_write, read_json
+from first_impressions.evaluation.measure import PARTS
+from first_impressions.evaluation.text import format_figure
 
 KEEPS = {
     "exact": "A row of every training clip, with dlib's descriptor of the face, **by which people can be recognised**. "
@@ -67,20 +69,12 @@ def write_model_card(folder: Path) -> Path:
 
 def figures_of(metrics: dict) -> str:
     """Return the figures of an evaluation (what metrics.json holds) as Markdown: two tables and some lines."""
-    parts = {"all clips": metrics["traits"]["mean"]}
-    for name, title in (("seen", "speakers in training"), ("unseen", "speakers not in training")):
-        if name in metrics:
-            parts[title] = metrics[name]["mean"]
-    lines = ["| | clips | accuracy | constant | gain, 95 % interval | Pearson r |",
-             "| --- | --- | --- | --- | --- | --- |"]
-    for title, row in parts.items():
-        interval = f"[{row['gain_low']:+.4f}, {row['gain_high']:+.4f}]"
-        lines.append(f"| {title} | {row['clips']:.0f} | {row['accuracy']:.4f} | {row['constant']:.4f} | "
-                     f"{row['gain']:+.4f} {interval} | {_number(row['pearson'])} |")
-    lines += ["", "| trait | accuracy | gain | Pearson r |", "| --- | --- | --- | --- |"]
-    for trait in TRAITS:
-        row = metrics["traits"][trait]
-        lines.append(f"| {trait} | {row['accuracy']:.4f} | {row['gain']:+.4f} | {_number(row['pearson'])} |")
+    lines = _table(["", "clips", "accuracy", "constant", "gain, 95 % interval", "Pearson r"], [
+        [title, f"{metrics[part]['mean']['clips']:.0f}", *_figures(metrics[part]["mean"], ("accuracy", "constant")),
+         format_figure(metrics[part]["mean"], "gain"), *_figures(metrics[part]["mean"], ("pearson",))]
+        for part, title in PARTS.items() if part in metrics])
+    lines += ["", *_table(["trait", "accuracy", "gain", "Pearson r"], [
+        [trait, *_figures(metrics["traits"][trait], ("accuracy", "gain", "pearson"))] for trait in TRAITS])]
     if "per_frame" in metrics:
         lines += ["", f"One frame alone: accuracy {metrics['per_frame']['accuracy']['mean']:.4f}."]
     if "intervals" in metrics:
@@ -95,18 +89,21 @@ def figures_of(metrics: dict) -> str:
 def groups_of(groups: dict) -> str:
     """Return the figures of groups (what metrics.json holds) as Markdown: the signed error of each trait, bold if it
     differs from that of the other groups (p < .05, corrected by Holm over traits and groups)."""
-    lines = ["Signed error (prediction - label); bold: differs from the other groups, p < .05 after Holm's correction.",
-             "", f"| group | clips | accuracy | gain | {' | '.join(TRAITS)} |", f"|{' --- |' * (4 + len(TRAITS))}"]
+    rows = []
     for name, table in groups.items():
-        mean, errors = table["mean"], []
-        for trait in TRAITS:
-            mark = "**" if (table[trait].get("bias_p") or 1) < 0.05 else ""
-            errors.append(f"{mark}{table[trait]['bias']:+.3f}{mark}")
-        name = printable(name).replace("|", "\\|")
-        lines.append(f"| {name} | {mean['clips']:.0f} | {mean['accuracy']:.4f} | {mean['gain']:+.4f} | "
-                     f"{' | '.join(errors)} |")
-    return "\n".join(lines)
+        marks = ["**" if (table[trait].get("bias_p") or 1) < 0.05 else "" for trait in TRAITS]
+        errors = [f"{mark}{table[trait]['bias']:+.3f}{mark}" for trait, mark in zip(TRAITS, marks, strict=True)]
+        rows.append([printable(name).replace("|", "\\|"), f"{table['mean']['clips']:.0f}",
+                     *_figures(table["mean"], ("accuracy", "gain")), *errors])
+    return "\n".join([
+        "Signed error (prediction - label); bold: differs from the other groups, p < .05 after Holm's correction.", "",
+        *_table(["group", "clips", "accuracy", "gain", *TRAITS], rows)])
 
 
-def _number(value):
-    return "-" if value is None else f"{value:.3f}"
+def _figures(row, names):
+    return [format_figure(row, name, False) for name in names]
+
+
+def _table(header, rows):
+    """Return the lines of a Markdown table."""
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]

@@ -12,7 +12,8 @@ from matplotlib.transforms import Bbox
 
 from first_impressions.common.constants import TRAITS
 from first_impressions.common.files import atomic_write
-from first_impressions.evaluation.metrics import reliability
+from first_impressions.evaluation.measure import PARTS
+from first_impressions.evaluation.metrics import ROWS, reliability
 
 matplotlib.use("Agg")  # draws without a display
 BINS = np.linspace(0, 1, 31)
@@ -21,27 +22,30 @@ DPI = 150
 ABOVE, BELOW = 0.35, 0.5    # inches above and below a row of panels
 
 
-def save_figures(folder: Path, labels: pandas.DataFrame, predictions: pandas.DataFrame) -> dict[str, np.ndarray]:
-    """Write each trait, all_traits, reliability and correlations, all as PNG and PDF.
+def save_figures(folder: Path, labels: pandas.DataFrame, predictions: pandas.DataFrame,
+                 metrics: dict) -> dict[str, np.ndarray]:
+    """Write each trait, all_traits, reliability, correlations and gain, all as PNG and PDF.
 
-    labels, predictions: columns TRAITS in [0, 1], index clip. Returns the pictures of the traits, uint8 RGB H x W x 3.
+    labels, predictions: columns TRAITS in [0, 1], index clip; metrics: the figures, what metrics.json holds. Returns
+    the pictures of the traits, uint8 RGB H x W x 3.
     """
-    predictions = predictions.loc[labels.index]
-    pictures = _save_traits(folder, traits_figure(labels, predictions))
-    for name, draw in (("reliability", _reliability_figure), ("correlations", _correlation_figure)):
-        figure = draw(labels, predictions)
+    whose = f"mean of {len(metrics['experiments'])} predictions" if "experiments" in metrics else "predictions"
+    pictures = _save_traits(folder, traits_figure(labels, predictions, whose))
+    for name, figure in (("reliability", _reliability_figure(labels, predictions)),
+                         ("correlations", _correlation_figure(labels, predictions, whose)),
+                         ("gain", _gain_figure(metrics))):
         _save(figure, folder / f"{name}.png", dpi=DPI)
         _save_pdf(figure, folder / f"{name}.pdf")
     pyplot.close("all")
     return pictures
 
 
-def traits_figure(labels: pandas.DataFrame, predictions: pandas.DataFrame) -> Figure:
+def traits_figure(labels: pandas.DataFrame, predictions: pandas.DataFrame, whose: str = "predictions") -> Figure:
     """Return a figure with a row of four panels for each trait: labels, predictions, one against the other, and the
-    error over the label beside that of random guesses drawn from the labels (red)."""
+    error over the label beside that of random guesses drawn from the labels (red). whose: title of the predictions."""
     figure, panels = pyplot.subplots(len(TRAITS), 4, figsize=(13, 16.6), dpi=DPI)
-    for row, trait in zip(panels, TRAITS):
-        _draw_trait(row, trait, labels[trait].to_numpy(), predictions[trait].to_numpy())
+    for row, trait in zip(panels, TRAITS, strict=True):
+        _draw_trait(row, trait, labels[trait].to_numpy(), predictions[trait].to_numpy(), whose)
     figure.subplots_adjust(left=0.075, right=0.99, top=1 - ABOVE / 16.6, bottom=BELOW / 16.6, wspace=0.26, hspace=0.36)
     return figure
 
@@ -57,7 +61,7 @@ def _save_traits(folder, figure):
     _save_pdf(figure, folder / "all_traits.pdf")
     for axes in panels.flat:
         axes.set_visible(False)
-    for trait, row in zip(TRAITS, panels):
+    for trait, row in zip(TRAITS, panels, strict=True):
         place = row[0].get_position()
         bottom, top = place.y0 * height - BELOW, place.y1 * height + ABOVE
         pictures[trait] = picture[round((height - top) * DPI):round((height - bottom) * DPI)]
@@ -84,18 +88,19 @@ def _save_pdf(figure, path, **options):
     _save(figure, path, dpi=200, metadata={"CreationDate": None}, **options)  # same clips, same bytes
 
 
-def _draw_trait(row: np.ndarray, trait: str, true: np.ndarray, predicted: np.ndarray) -> None:
+def _draw_trait(row: np.ndarray, trait: str, true: np.ndarray, predicted: np.ndarray, whose: str) -> None:
     errors, guesses = np.abs(true - predicted), np.abs(true - np.random.default_rng(0).permutation(true))
     for panel, values, title, colour in ((row[0], true, "labels", "tab:blue"),
-                                         (row[1], predicted, "predictions", "tab:orange")):
+                                         (row[1], predicted, whose, "tab:orange")):
         panel.hist(values, BINS, color=colour)
         panel.set(title=title, xlabel="score", ylabel="clips", xlim=(0, 1))
         panel.yaxis.get_major_locator().set_params(integer=True)
     row[0].set_ylabel(f"{trait}\n\nclips")
     row[2].plot([0, 1], [0, 1], color="0.6", linewidth=1)
     row[2].scatter(true, predicted, alpha=0.5, color="tab:blue", **POINTS)
-    row[2].set(title=f"accuracy {1 - errors.mean():.4f}", xlabel="label",
-               ylabel="prediction", xlim=(0, 1), ylim=(0, 1))
+    of_mean = "" if whose == "predictions" else " (of the mean)"
+    row[2].set(title=f"accuracy {1 - errors.mean():.4f}{of_mean}", xlabel="label", ylabel="prediction", xlim=(0, 1),
+               ylim=(0, 1))
     for values, name, colour, alpha in ((guesses, "random guesses", "tab:red", 0.35),
                                         (errors, "predictions", "tab:blue", 0.6)):
         row[3].scatter(true, values, alpha=alpha, color=colour, label=f"{name}, mean {values.mean():.3f}", **POINTS)
@@ -112,7 +117,7 @@ def _panels(number: int, width: float) -> tuple[Figure, np.ndarray]:
 def _reliability_figure(labels, predictions) -> Figure:
     """Return the reliability picture: mean label over mean prediction of ten bins with as many clips each."""
     figure, panels = _panels(len(TRAITS), 15)
-    for panel, trait in zip(panels, TRAITS):
+    for panel, trait in zip(panels, TRAITS, strict=True):
         bins = reliability(labels[trait], predictions[trait])
         panel.plot([0, 1], [0, 1], color="0.6", linewidth=1)
         panel.errorbar(bins["prediction"], bins["label"], yerr=1.96 * bins["error"], marker="o", markersize=4,
@@ -122,12 +127,33 @@ def _reliability_figure(labels, predictions) -> Figure:
     return figure
 
 
-def _correlation_figure(labels, predictions) -> Figure:
+def _correlation_figure(labels, predictions, whose) -> Figure:
     """Return the correlations of the five traits with each other, of the labels beside the predictions."""
     figure, panels = _panels(2, 8)
-    for panel, title, scores in zip(panels, ("labels", "predictions"), (labels, predictions)):
+    for panel, title, scores in zip(panels, ("labels", whose), (labels, predictions), strict=True):
         _draw_correlations(panel, title, scores[list(TRAITS)].corr().to_numpy())
     figure.subplots_adjust(left=0.17, bottom=0.12, wspace=0.6)
+    return figure
+
+
+def _gain_figure(metrics) -> Figure:
+    """Return bars of the gain over the constant prediction with 95 % intervals or, of several experiments, standard
+    deviations, for all clips and for speakers in training and others."""
+    figure, (panel,) = _panels(1, 8)
+    parts = {title: metrics[part] for part, title in PARTS.items() if part in metrics}
+    for number, (title, table) in enumerate(parts.items()):
+        rows = [table[name] for name in ROWS]
+        gains = np.array([row["gain"] for row in rows])
+        if "gain_sd" in rows[0]:
+            errors = np.array([row["gain_sd"] for row in rows])
+        else:
+            errors = np.abs(np.array([[row["gain_low"], row["gain_high"]] for row in rows]).T - gains)
+        places = np.arange(len(rows)) + (number - (len(parts) - 1) / 2) * 0.8 / len(parts)
+        panel.bar(places, gains, 0.8 / len(parts), yerr=errors, capsize=2, error_kw={"linewidth": 1},
+                  label=f"{title} ({rows[0]['clips']:.0f})")
+    panel.axhline(0, color="0.3", linewidth=0.8)
+    panel.set(title="gain in accuracy over the constant prediction", xticks=range(len(ROWS)), xticklabels=ROWS)
+    panel.legend(fontsize="small", framealpha=0.6)
     return figure
 
 

@@ -23,7 +23,9 @@ from first_impressions.common.constants import TRAITS
 from first_impressions.common.experiment import TRAINING_RECORD, TRAINING_TABLE
 from first_impressions.common.files import atomic_write, read_json
 from first_impressions.data.chips import read_chip
-from first_impressions.evaluation.metrics import Evaluation, format_p, published_table, reliability
+from first_impressions.evaluation.measure import PARTS, Evaluation
+from first_impressions.evaluation.metrics import published_table, reliability
+from first_impressions.evaluation.text import format_number, format_p
 
 CLIPS_SHOWN = 6         # best ones, and as many worst ones
 CHIP_SIZE_SHOWN = 160   # pixels: sharp at 80 CSS pixels on a phone
@@ -37,48 +39,36 @@ def write_report(evaluation: Evaluation) -> Path:
     What its metrics lack (seen, unseen, groups, comparison) the page leaves out. Without an experiment the page shows
     no pictures and no training curves.
     """
-    labels, predictions = evaluation.labels, evaluation.predictions
-    metrics, run_dir = evaluation.metrics, evaluation.run_dir
-    faces, chip_size = None, None
-    if evaluation.split is not None:
-        faces, chip_size = evaluation.split.faces, evaluation.split.preprocessing["size"]
-    warnings = list(metrics.get("warnings", ()))
-    history, record = None, {}
-    if run_dir is not None:
-        history, record = _read_training(Path(run_dir), warnings)
+    metrics, labels = evaluation.metrics, evaluation.labels
+    predictions = evaluation.predictions.loc[labels.index]
+    warnings, history, record = list(metrics["warnings"]), None, {}
+    if evaluation.run_dir is not None:
+        history, record = _read_training(evaluation.run_dir, warnings)
     tables = _tables(metrics)
     groups = {f"group {name}": table for name, table in metrics.get("groups", {}).items()}
-    best, worst = _best_and_worst(labels, predictions, faces, chip_size)
+    best, worst = _best_and_worst(labels, predictions, evaluation.split)
     figures = {"gain": _gain_figure({**tables, **groups}),
-               "traits": {trait: _trait_figures(trait, labels[trait], predictions.loc[labels.index, trait])
-                          for trait in TRAITS}}
+               "traits": {trait: _trait_figures(trait, labels[trait], predictions[trait]) for trait in TRAITS}}
     if history is not None:
         figures["training"] = _training_figures(history)
     return _write_page(evaluation.folder, metrics, warnings=warnings, tables=tables, groups=groups, best=best,
                        worst=worst, figures=figures, training_command=record.get("command"), settings=_settings(record))
 
 
-def write_summary_report(folder: Path, metrics: dict) -> Path:
-    """Write the page of several experiments together: means and standard deviations over them. Return its path."""
-    tables = _tables(metrics)
-    return _write_page(folder, metrics, warnings=metrics["warnings"], tables=tables, groups={}, best=[], worst=[],
-                       figures={"gain": _gain_figure(tables)}, training_command=None, settings={})
-
-
 def _tables(metrics):
     """Return {title: table} of all clips and of the known and unknown speakers; if all clips are of one kind, one table
     says it."""
-    titles = {"seen": "speakers in training", "unseen": "speakers not in training"}
-    parts = {title: metrics[name] for name, title in titles.items() if name in metrics}
-    if len(parts) == 1:
-        return {f"all clips: {title}": table for title, table in parts.items()}
-    return {"all clips": metrics["traits"], **parts}
+    parts = {title: metrics[part] for part, title in PARTS.items() if part in metrics}
+    if len(parts) == 2:
+        title, table = parts.popitem()
+        return {f"{PARTS['traits']}: {title}": table}
+    return parts
 
 
 def _write_page(folder, metrics, **content):
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).resolve().parent), autoescape=True,
                                      undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(number=_number, p=format_p)
+    environment.filters.update(number=format_number, p=format_p)
     page = environment.get_template("report_template.html").render(
         metrics=metrics, traits=TRAITS, published=published_table().to_dict("index") if metrics["is_chalearn"] else {},
         plotly=jinja2.utils.markupsafe.Markup(get_plotlyjs()), **content)
@@ -87,11 +77,6 @@ def _write_page(folder, metrics, **content):
     with atomic_write(path) as partial:
         partial.write_text(page, encoding="utf-8", errors="replace")
     return path
-
-
-def _number(value, form=".4f"):
-    """Return a figure as text; a dash for a missing one."""
-    return "–" if value is None or math.isnan(value) else format(value, form)
 
 
 def _read_training(run_dir, warnings):
@@ -127,13 +112,14 @@ def _settings(record):
 
 # ---------------------------------------------------------------- clips
 
-def _best_and_worst(labels, predictions, faces, chip_size):
+def _best_and_worst(labels, predictions, split):
     """Return the clips with the smallest and with the largest error, mean over the traits, as lists for the page."""
-    error = (labels[list(TRAITS)] - predictions.loc[labels.index, list(TRAITS)]).abs().mean(axis=1)
+    error = (labels[list(TRAITS)] - predictions[list(TRAITS)]).abs().mean(axis=1)
     order = error.sort_values(kind="stable").index
     shown = min(CLIPS_SHOWN, len(order) // 2) or 1
-    paths = {} if faces is None else faces.groupby("clip")["path"].apply(list).to_dict()
-    cards = [[{"clip": str(clip), "error": float(error[clip]), "chip": _chip_picture(paths.get(clip, ()), chip_size),
+    paths, size = ({}, 0) if split is None else (split.faces.groupby("clip")["path"].apply(list).to_dict(),
+                                                 split.preprocessing["size"])
+    cards = [[{"clip": str(clip), "error": float(error[clip]), "chip": _chip_picture(paths.get(clip, ()), size),
                "scores": [(trait, float(labels.loc[clip, trait]), float(predictions.loc[clip, trait]))
                           for trait in TRAITS]}
               for clip in clips] for clips in (order[:shown], order[::-1][:shown])]
@@ -217,8 +203,8 @@ def _gain_figure(tables):
         intervals = [(row["gain"] - row["gain_sd"], row["gain"] + row["gain_sd"]) if "gain_sd" in row else
                      (row["gain_low"], row["gain_high"]) for row in rows]
         # A single speaker has no interval.
-        up = [0 if math.isnan(high) else high - gain for gain, (_, high) in zip(gains, intervals)]
-        down = [0 if math.isnan(low) else gain - low for gain, (low, _) in zip(gains, intervals)]
+        up = [0 if math.isnan(high) else high - gain for gain, (_, high) in zip(gains, intervals, strict=True)]
+        down = [0 if math.isnan(low) else gain - low for gain, (low, _) in zip(gains, intervals, strict=True)]
         traces.append(plots.Bar(x=["mean", *TRAITS], y=gains,
                                 name=html.escape(f"{name} ({int(rows[0]['clips'])})", quote=False),
                                 error_y={"type": "data", "symmetric": False, "array": up, "arrayminus": down},

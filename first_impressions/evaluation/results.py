@@ -1,22 +1,21 @@
-"""The files of an evaluation: metrics.json, predictions.csv, plots, report.html, TensorBoard, the model card."""
+"""Files of an evaluation: metrics.json, predictions.csv, tables, plots, report.html, TensorBoard, the model card."""
 import json
 import os
 import sys
 from pathlib import Path
 
 import numpy as np
-import pandas
 
 from first_impressions.common.command_line import UserError
+from first_impressions.common.constants import MEANS_COLUMN, TRAITS
 from first_impressions.common.experiment import TRAINING_RECORD
-from first_impressions.common.files import atomic_write, folder_lock
+from first_impressions.common.files import atomic_write, folder_lock, read_json
 from first_impressions.evaluation.logs import log_evaluation
-from first_impressions.evaluation.measure import keep_earlier
-from first_impressions.evaluation.metrics import Evaluation
+from first_impressions.evaluation.measure import Evaluation
 from first_impressions.evaluation.model_card import write_model_card
 from first_impressions.evaluation.paper import write_tables
 from first_impressions.evaluation.plots import save_figures
-from first_impressions.evaluation.report import write_report, write_summary_report
+from first_impressions.evaluation.report import write_report
 
 METRICS = "metrics.json"
 LONGEST_WAIT = 600  # seconds, for another evaluation of the same experiment to write its files
@@ -36,15 +35,24 @@ def check_folder(folder: Path) -> None:
 def write_results(evaluation: Evaluation) -> None:
     """Write all files of an evaluation and say where they are; those of an experiment also to TensorBoard and into its
     model card, if they lie in its folder."""
-    folder, run_dir = evaluation.folder, evaluation.run_dir
+    folder, run_dir, metrics = evaluation.folder, evaluation.run_dir, evaluation.metrics
     own = run_dir is not None and folder.parent == run_dir
     # One evaluation at a time writes; of an experiment they share the model card. Another one waits.
     with folder_lock(run_dir if own else folder, LONGEST_WAIT, ".report.lock"):
-        _keep_earlier(evaluation)
-        pictures = _write_figures(evaluation)
+        lost = keep_earlier(folder, metrics)
+        if lost:
+            print(f"note: the {' and the '.join(lost)} of the earlier evaluation in {folder} are replaced",
+                  file=sys.stderr)
+        with atomic_write(folder / METRICS) as partial:
+            partial.write_text(json.dumps(_without_nan(metrics), indent=2) + "\n")
+        write_tables(folder, metrics)
+        labels = evaluation.labels
+        predictions = evaluation.predictions.loc[labels.index].assign(**{MEANS_COLUMN: metrics["neuroticism_means"]})
+        with atomic_write(folder / "predictions.csv") as partial:
+            predictions.join(labels.add_prefix("label_")).to_csv(partial, float_format="%.6f", index_label="clip")
+        pictures = save_figures(folder, labels, predictions, metrics)
         if own:
-            table = pandas.DataFrame(evaluation.metrics["traits"]).T
-            log_evaluation(run_dir, folder, evaluation.metrics, table, pictures)
+            log_evaluation(run_dir, folder, metrics, pictures)
         print(f"figures, tables, predictions and plots: {folder}; all of it on one page: {write_report(evaluation)}")
         if own and (run_dir / TRAINING_RECORD).exists():
             try:
@@ -53,42 +61,22 @@ def write_results(evaluation: Evaluation) -> None:
                 print(f"warning: no model card: {error}", file=sys.stderr)
 
 
-def write_summary(folder: Path, metrics: dict) -> None:
-    """Write the figures of several experiments together: metrics.json, results.csv, results.tex, report.html."""
-    with folder_lock(folder, LONGEST_WAIT, ".report.lock"):
-        _write_json(folder, metrics)
-        write_tables(folder, metrics)
-        print(f"figures and tables: {folder}; on one page: {write_summary_report(folder, metrics)}")
-
-
-def _keep_earlier(evaluation):
-    def with_nan(content):
-        return {key: float("nan") if value is None else value for key, value in content.items()}
-
+def keep_earlier(folder: Path, metrics: dict) -> list[str]:
+    """Take over the comparison and the groups that an earlier evaluation of the very same predictions has and these
+    metrics lack; return what is not kept, in words."""
+    lost = []
     try:
-        text = (evaluation.folder / METRICS).read_text(encoding="utf-8")
-        lost = keep_earlier(evaluation, json.loads(text, object_hook=with_nan))
+        earlier = read_json(folder / METRICS)
+        same = all(metrics["traits"][trait]["accuracy"] == earlier["traits"][trait]["accuracy"] for trait in TRAITS)
+        for key, what, identity in (("comparison", "comparison with {}", lambda comparison: comparison["with"]),
+                                    ("groups", "figures of groups", list)):
+            if key in earlier and same:
+                metrics.setdefault(key, earlier[key])
+            if key in earlier and (key not in metrics or identity(metrics[key]) != identity(earlier[key])):
+                lost.append(what.format(identity(earlier[key])))
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
-        return  # none, or of an older version
-    if lost:
-        print(f"note: the {' and the '.join(lost)} of the earlier evaluation in {evaluation.folder} are replaced",
-              file=sys.stderr)
-
-
-def _write_figures(evaluation):
-    """Write metrics.json, the tables, predictions.csv and the plots; return {trait: picture}."""
-    folder, labels, predictions = evaluation.folder, evaluation.labels, evaluation.predictions
-    _write_json(folder, evaluation.metrics)
-    write_tables(folder, evaluation.metrics)
-    with atomic_write(folder / "predictions.csv") as partial:
-        rows = predictions.loc[labels.index].join(labels.add_prefix("label_"))
-        rows.to_csv(partial, float_format="%.6f", index_label="clip")
-    return save_figures(folder, labels, predictions)
-
-
-def _write_json(folder, metrics):
-    with atomic_write(folder / METRICS) as partial:
-        partial.write_text(json.dumps(_without_nan(metrics), indent=2) + "\n")
+        pass  # none, or of an older version
+    return lost
 
 
 def _without_nan(value):
