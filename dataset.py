@@ -19,6 +19,7 @@ From Python, for a network and a loop of your own:
 import first_impressions.common.startup  # noqa: F401  (before torch)
 
 # isort: split
+import itertools
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -26,13 +27,20 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
-from first_impressions.common.command_line import UserError, make_parser, printable, run_script, seed_number
+from first_impressions.common.command_line import (
+    UserError,
+    counted,
+    make_parser,
+    printable,
+    run_script,
+    seed_number,
+)
 from first_impressions.common.constants import CLIP_SUFFIXES, FACE_SIZE, SPLITS, TRAITS, clip_name
 from first_impressions.common.files import check_output_file
 from first_impressions.data.chips import read_chip
 from first_impressions.data.division import divide, shares
 from first_impressions.data.official_clips import DIFFERING_CLIPS, verify_clips
-from first_impressions.data.splits import Split, add_speaker_option, describe, load_split
+from first_impressions.data.splits import Split, add_speaker_option, describe, faces_command, load_split
 from first_impressions.jobs.target_folder import find_files
 
 
@@ -105,6 +113,19 @@ def print_split(split: Split, video_dir: Path) -> None:
             print(f"    {kind}: {len(clips)} (the first: {printable(min(clips))})")
 
 
+def print_shared_speakers(splits: list[Split]) -> None:
+    """Print which splits have speakers in common: clips of them are easier than those of unknown people."""
+    if len(splits) < 2:
+        return
+    shared = []
+    for first, second in itertools.combinations(splits, 2):
+        known = second.speakers[second.speakers.isin(set(first.speakers))]
+        if len(known):
+            shared.append(f"{first.name} and {second.name} share {counted(known.nunique(), 'speaker')} "
+                          f"({len(known) / len(second.speakers):.0%} of the clips of {second.name})")
+    print(f"speakers in two splits: {'; '.join(shared) or 'none'}")
+
+
 def parse_args(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("data_dir", metavar="DATA_DIR", help="data folder with train, valid and test")
@@ -135,19 +156,18 @@ def main(argv=None):
     if not found:
         raise UserError(f"{args.data_dir}: contains no folder train, valid or test; the README says how to lay out "
                         "the data, and --split 3:1:1 divides one folder of clips")
-    without_faces = []
+    splits = []
     for split_name in SPLITS:
         if split_name not in found:
             print(f"{split_name}: not there")
             continue
-        split = load_split(args.data_dir, split_name, args.speaker_regex, need_faces=False)
-        print_split(split, Path(args.data_dir, split_name, "videos"))
+        splits.append(load_split(args.data_dir, split_name, args.speaker_regex, need_faces=False))
+        print_split(splits[-1], Path(args.data_dir, split_name, "videos"))
+    print_shared_speakers(splits)
+    for split in splits:
         if split.faces.empty:
-            without_faces.append(split_name)
-    for split_name in without_faces[:1]:
-        folders = [str(Path(args.data_dir, split_name, name)) for name in ("videos", "faces")]
-        command = ["python", "pre-processing/extract_faces_from_videos.py", *folders, "10"]
-        print(f"next: {printable(shlex.join(command))}")
+            print(f"next: {faces_command(Path(args.data_dir, split.name))}")
+            break
 
 
 if __name__ == "__main__":

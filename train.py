@@ -100,7 +100,8 @@ def parse_args(argv=None):
                         help="clips per step (and process) of a frozen network, faces of a trained one")
     parser.add_argument("--config", metavar="FILE",
                         help="settings found by the search: runs/EXPERIMENT/best_config.json")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the same command")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the same command; "
+                        "with --seeds the finished runs stay as they are, the others go on or start")
     parser.add_argument("--overwrite", action="store_true", help="replace a training run of the same name")
     parser.add_argument("--dry-run", action="store_true",
                         help="check everything and say what would be done; write nothing")
@@ -207,6 +208,9 @@ def train(run: Run, network: PersonalityNetwork, splits: tuple[Split, Split | No
         if run.stop.number and is_main_process():  # asked twice
             print("\nstopped before the state was saved: what was done since the last checkpoint is lost; "
                   "--resume goes on from that one", file=sys.stderr)
+        elif is_main_process():
+            print("\nstopped before training began; go on with the same command"
+                  + (" and --resume" if run.target == run.folder else ""), file=sys.stderr)
         raise
     except Stopped:
         if is_main_process():

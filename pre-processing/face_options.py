@@ -58,11 +58,15 @@ def noted_settings(crop: CropSettings) -> dict:
 
 
 def next_command(face_dir: str) -> str:
-    """Return, for the last line, what to run when the faces of all splits are made."""
+    """Return, for the last line, what to run next: the faces of a split that has none, else the search."""
+    from first_impressions.data.splits import faces_command, list_faces  # here, since pandas takes half a second
+
     split_dir = Path(face_dir).parent
     if Path(face_dir).name != "faces" or split_dir.name not in SPLITS:
         return "training takes them from DATA_DIR/{train,valid,test}/faces"
-    data_dir = str(split_dir.parent)
-    option = "" if data_dir == "data" else f" --data-dir {shlex.quote(data_dir)}"
-    return ("with the faces of train, valid and test, python train_resnet_raytune_hyperparams.py 20 30 search "
-            f"FaceResNet29_v1.0{printable(option)}")
+    data_dir = split_dir.parent
+    for other in SPLITS:
+        if (data_dir / other).is_dir() and list_faces(data_dir / other / "faces").empty:
+            return faces_command(data_dir / other)
+    option = "" if str(data_dir) == "data" else f" --data-dir {shlex.quote(str(data_dir))}"
+    return f"python train_resnet_raytune_hyperparams.py 20 30 search FaceResNet29_v1.0{printable(option)}"

@@ -7,6 +7,8 @@ import pandas
 import pytest
 
 import dataset
+from face_options import next_command
+from first_impressions.common.command_line import UserError
 from first_impressions.common.constants import TRAITS
 from first_impressions.data.division import draw_splits
 from first_impressions.data.labels import read_labels, read_speakers
@@ -43,6 +45,7 @@ def test_a_folder_is_divided_by_speakers_and_nothing_is_moved(run, own, monkeypa
     status, output, errors = run(dataset, own, "--split", "3:1:1", *RULE)
     assert status == 0 and "train: 12 clips of 6 speakers\nvalid: 4 clips of 2 speakers\ntest: 4" in output, errors
     assert "left out: 1 clip without a label (the first: stranger)" in output
+    assert "warning: test has fewer than 20 speakers: evaluate.py will give no p value" in errors
     splits = {name: load_split(own, name) for name in ("train", "valid", "test")}
     assert sum(split.speakers.nunique() for split in splits.values()) == 10  # without --speaker-regex
     assert {len(split.faces) for split in splits.values()} == {12, 4} and splits["test"].preprocessing["padding"] == 0.4
@@ -51,6 +54,7 @@ def test_a_folder_is_divided_by_speakers_and_nothing_is_moved(run, own, monkeypa
         assert (split.labels == labels.loc[split.labels.index]).all(axis=None)
     status, output, errors = run(dataset, own)
     assert status == 0 and "speakers: person" in output and "no name matches" not in output, errors
+    assert "speakers in two splits: none" in output and "next:" not in output
     linked = files_below(own)
     for clip in labels.index:
         assert [text for name, text in linked.items() if clip in name] == [clip] * 4
@@ -65,6 +69,19 @@ def test_a_folder_is_divided_by_speakers_and_nothing_is_moved(run, own, monkeypa
     assert os.path.islink(next((own / "train" / "videos").rglob("*.mp4")))
     moved = own.rename(own.with_name("moved"))
     assert files_below(moved) == linked
+    table = pandas.read_csv(moved / "train" / "labels.csv")
+    known = table["speaker"].iat[0]
+    table.replace({"speaker": {known: splits["test"].speakers.iat[0]}}).to_csv(moved / "train" / "labels.csv")
+    shutil.rmtree(moved / "valid" / "faces")
+    output = run(dataset, moved)[1]
+    assert "speakers in two splits: train and test share 1 speaker (50% of the clips of test)" in output
+    command = f"python pre-processing/extract_faces_from_videos.py {moved}/valid/videos {moved}/valid/faces 10"
+    assert f"next: {command}" in output and next_command(f"{moved}/train/faces") == command
+    (moved / "valid" / "frames").mkdir()
+    assert next_command(f"{moved}/test/faces").endswith(f"_from_frames.py {moved}/valid/frames {moved}/valid/faces")
+    shutil.rmtree(moved / "valid")
+    assert next_command(f"{moved}/test/faces").startswith("python train_resnet_raytune_hyperparams.py")
+    (moved / "valid").mkdir()
     for name in splits:
         shutil.rmtree(moved / name)
 
@@ -97,6 +114,10 @@ def test_labels_are_checked_before_there_are_faces(run, own):
     status, _, errors = run(dataset, data)
     assert status == 2 and "labels.xlsx: export labels.xlsx as labels.csv" in errors
     os.rename(data / "train" / "Labels.csv", data / "train" / "labels.csv")
+    status, _, errors = run(dataset, "dta")
+    assert status == 2 and "dta: no such folder" in errors
+    with pytest.raises(UserError, match="^nowhere: no such folder; .*--data-dir names another folder"):
+        load_split("nowhere", "train")
     status, output, _ = run(dataset, "data")
     assert status == 0 and "train: 20 labelled clips of 20 speakers, no faces yet" in output
     assert "person0-take00 -> person0-take00" in output and "no name matches --speaker-regex" in output

@@ -90,6 +90,7 @@ def test_exported_model_gives_the_networks_scores(experiment, run_script, run, f
 def test_an_unknown_experiment_is_one_line(run):
     status, _, errors = run(export, "missing")
     assert status == 2 and len(errors.splitlines()) == 1 and "no such experiment" in errors
+    assert "did you mean pretrained? " in run(export, "pretraind")[2] and "--runs-dir names another" in errors
 
 
 def crop_by_numbers(picture, points, size, padding):

@@ -3,6 +3,7 @@ import argparse
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from first_impressions.common.constants import (
     clip_stem,
 )
 from first_impressions.data.labels import read_labels, read_speakers, say_tables
-from first_impressions.data.splits import draw_speakers, list_faces
+from first_impressions.data.splits import LEAST_SPEAKERS, draw_speakers, list_faces
 from first_impressions.jobs.target_folder import count_files, find_files
 
 SCRATCH = ".dividing"   # in the data folder, for what is not complete
@@ -117,6 +118,9 @@ def divide(data_dir: Path, parts: tuple[int, ...], speaker_regex: str, seed: int
     for split in SPLITS:
         print(f"{split}: {counted((splits == split).sum(), 'clip')} of "
               f"{counted(speakers[splits == split].nunique(), 'speaker')}")
+    if speakers[splits == "test"].nunique() < LEAST_SPEAKERS:
+        print(f"warning: test has fewer than {LEAST_SPEAKERS} speakers: evaluate.py will give no p value, and its "
+              "intervals are too narrow", file=sys.stderr)
     if unlabelled:
         print(f"left out: {counted(len(unlabelled), 'clip')} without a label (the first: {printable(unlabelled[0])})")
     print(f"Files are linked, nothing was moved: removing {', '.join(SPLITS)} undoes it.")

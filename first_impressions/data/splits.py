@@ -2,6 +2,7 @@
 import argparse
 import hashlib
 import os
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,6 +110,14 @@ def read_preprocessing(face_dir: str | os.PathLike) -> dict:
         raise UserError(f"{path}: is damaged; make the faces again in an empty folder") from None
 
 
+def faces_command(split_dir: Path) -> str:
+    """Return the command that makes the faces of a split: from its frames if it has the folder, else from its clips."""
+    source = "frames" if (split_dir / "frames").is_dir() else "videos"
+    words = ["python", f"pre-processing/extract_faces_from_{source}.py", str(split_dir / source),
+             str(split_dir / "faces"), *(["10"] if source == "videos" else [])]
+    return printable(shlex.join(words))
+
+
 def load_split(data_dir: str | os.PathLike, split: str, speaker_regex: str = SPEAKER_REGEX,
                need_faces: bool = True) -> Split:
     """Return the Split `train`, `valid` or `test` of a data folder, after checking that every face has a label.
@@ -117,8 +126,8 @@ def load_split(data_dir: str | os.PathLike, split: str, speaker_regex: str = SPE
     """
     split_dir = Path(data_dir) / split
     if not split_dir.is_dir():
-        raise UserError(f"{split_dir}: no such folder; the README says how to lay out the data, and --data-dir names "
-                        "another folder")
+        raise UserError(f"{split_dir if split_dir.parent.is_dir() else data_dir}: no such folder; the README says how "
+                        "to lay out the data, and --data-dir names another folder")
     labels_path = label_file(split_dir, split)
     labels = read_labels(labels_path)
     face_dir = split_dir / "faces"
@@ -127,8 +136,7 @@ def load_split(data_dir: str | os.PathLike, split: str, speaker_regex: str = SPE
         raise UserError(f"{face_dir}: contains {counted(pictures, 'picture')}, none named after a clip as "
                         f"{face_name(frame_name('CLIP', 7)[:-4])}; make the faces with the scripts of pre-processing")
     if faces.empty and need_faces:
-        raise UserError(f"{face_dir}: contains no faces; make them with python "
-                        f"pre-processing/extract_faces_from_videos.py {split_dir / 'videos'} {face_dir} 10")
+        raise UserError(f"{face_dir}: contains no faces; make them with {faces_command(split_dir)}")
     unlabelled = sorted(set(faces["clip"]) - set(labels.index))
     if unlabelled:
         raise UserError(f"{labels_path}: has no label for {len(unlabelled)} clip(s) with faces in {face_dir}, the "

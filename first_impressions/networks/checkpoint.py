@@ -1,4 +1,5 @@
 """The checkpoint of a training run: its format, written, checked and found in one place."""
+import difflib
 import math
 import os
 import platform
@@ -216,11 +217,12 @@ def find_checkpoint(experiment_dir: str | os.PathLike) -> Path:
             return experiment_dir / name
     if experiment_dir.name == PRETRAINED:
         return SUITE / PRETRAINED / TO_GIVE_AWAY
-    others = sorted(path.parent.name for path in experiment_dir.parent.glob("*/checkpoint_*.pt"))
-    known = f"trained are {', '.join(dict.fromkeys(others))}" if others else "train one with train.py"
-    known += f", or take {PRETRAINED}, which comes with the suite"
+    others = sorted({path.parent.name for path in experiment_dir.parent.glob("*/checkpoint_*.pt")})
+    near = difflib.get_close_matches(experiment_dir.name, [*others, PRETRAINED], 1)
     problem = "contains no checkpoint" if experiment_dir.is_dir() else "no such experiment"
-    raise UserError(f"{experiment_dir}: {problem}; {known}")
+    raise UserError(f"{experiment_dir}: {problem}; " + (f"did you mean {near[0]}? " if near else "")
+                    + (f"trained are {', '.join(others)}" if others else "train one with train.py")
+                    + f", or take {PRETRAINED}, which comes with the suite; --runs-dir names another folder")
 
 
 def read_first_whole(paths: list[Path]) -> tuple[Path, Checkpoint]:
