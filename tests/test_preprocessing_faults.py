@@ -206,7 +206,7 @@ from work import work
 from first_impressions.jobs.worker_pool import map_files
 
 items = [(name, None) for name in ("hangs", "a", "crashes", "b", "unpicklable", "c")]
-with contextlib.closing(map_files(work, items, workers=2, stall_seconds=1)) as results:
+with contextlib.closing(map_files(work, items, workers=2)) as results:
     for result in results:
         print((*result[:2], result[2] and re.sub("unexpected .*", "unexpected", result[2])))
 
@@ -214,7 +214,8 @@ def lost(path):  # a worker does not import this script
     return path
 print(*map_files(lost, [("a", None)]))
 """)
-    result = subprocess.run([sys.executable, tmp_path / "hang.py"], capture_output=True, text=True, timeout=30)
+    result = subprocess.run([sys.executable, tmp_path / "hang.py"], capture_output=True, text=True, timeout=30,
+                            env={**os.environ, "STALL_SECONDS": "1"})
     assert result.stdout.splitlines() == [
         "('hangs', None, 'no progress for 1 second')", "('a', 'a', None)",
         "('crashes', None, 'its process was killed by SIGABRT; perhaps damaged, or memory ran out')",

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import errno
 import faulthandler
+import math
 import multiprocessing
 import os
 import pickle
@@ -23,7 +24,9 @@ from typing import Any, NamedTuple
 from first_impressions.common.command_line import UserError, counted, usable_cores
 from first_impressions.common.experiment import SUITE
 
-STALL_SECONDS = 120   # of wall time: on a machine with ten times more work than cores a frame of 8K takes half a minute
+# Of wall time: on a machine with ten times more work than cores a frame of 8K takes half a minute. The tests set the
+# variable.
+STALL_SECONDS = int(os.environ.get("STALL_SECONDS", 120))
 UNEXPECTED = "unexpected "  # what the reason of an error begins with that nobody thought of
 LONGEST_UNEXPECTED = 200    # characters: C++ libraries list all their signatures
 # At most this many results may wait for an earlier file that is still being worked on: the order of the files is kept.
@@ -52,8 +55,7 @@ class Answer(NamedTuple):
 
 class _Watchdog:
     """Ends this process if a file makes no progress: state of heartbeat()."""
-    seconds: float | None = None  # None: no file is being worked on
-    next_beat = 0.0
+    next_beat = math.inf    # no file is being worked on
     devnull = None
 
 
@@ -62,16 +64,16 @@ def heartbeat() -> None:
 
     Does nothing outside a worker, so library functions may call it as often as they like.
     """
-    if _Watchdog.seconds is not None and time.monotonic() >= _Watchdog.next_beat:
+    if time.monotonic() >= _Watchdog.next_beat:
         # The C timer of faulthandler works even if a codec never comes back to Python.
-        faulthandler.dump_traceback_later(_Watchdog.seconds, exit=True, file=_Watchdog.devnull)
-        _Watchdog.next_beat = time.monotonic() + min(1.0, _Watchdog.seconds / 4)
+        faulthandler.dump_traceback_later(STALL_SECONDS, exit=True, file=_Watchdog.devnull)
+        _Watchdog.next_beat = time.monotonic() + min(1.0, STALL_SECONDS / 4)
 
 
-def answer_for(function: Callable[[str], Any], path: str, stall_seconds: float) -> Answer:
+def answer_for(function: Callable[[str], Any], path: str) -> Answer:
     """Return the Answer of function(path), whatever it raises, under the watchdog."""
     _Watchdog.devnull = _Watchdog.devnull or open(os.devnull, "w")
-    _Watchdog.seconds, _Watchdog.next_beat = stall_seconds, 0.0
+    _Watchdog.next_beat = 0.0
     heartbeat()
     try:
         return Answer(function(path), None)
@@ -86,7 +88,7 @@ def answer_for(function: Callable[[str], Any], path: str, stall_seconds: float) 
         return Answer(None, _unexpected(error))
     finally:
         faulthandler.cancel_dump_traceback_later()
-        _Watchdog.seconds = None
+        _Watchdog.next_beat = math.inf
 
 
 def _unexpected(error):
@@ -116,11 +118,11 @@ def serve(descriptor: int, parent: int) -> None:
         if os.getppid() != parent:
             return
     with Connection(descriptor) as connection, contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        function, stall_seconds = connection.recv()
+        function = connection.recv()
         # C libraries print warnings on damaged files, which would garble the progress bar.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         while True:
-            answer = answer_for(function, connection.recv(), stall_seconds)
+            answer = answer_for(function, connection.recv())
             try:
                 message = pickle.dumps(answer)
             except Exception as error:
@@ -130,87 +132,78 @@ def serve(descriptor: int, parent: int) -> None:
 
 # ---------------------------------------------------------------- worker processes of this machine
 
-class _Worker(NamedTuple):
-    process: subprocess.Popen
-    connection: Connection
-
-
 class ProcessPool:
     """Worker processes, one file each at a time. They are managed here because concurrent.futures loses the whole pool
-    with one dead worker, and pebble's time limits have no heartbeat."""
+    with one dead worker, and pebble's time limits know no heartbeat."""
 
-    def __init__(self, function: Callable, workers: int, stall_seconds: float):
-        self.task = pickle.dumps((function, stall_seconds))
+    def __init__(self, function: Callable, workers: int):
+        self.task = pickle.dumps(function)
         self.limit = workers
-        self.stall_seconds = stall_seconds
-        self.idle: list[_Worker] = []
-        self.busy: dict[Connection, tuple[_Worker, int]] = {}
-        self.answers: dict[int, Answer] = {}
+        self.processes: dict[Connection, subprocess.Popen] = {}
+        self.idle: list[Connection] = []
+        self.busy: dict[Connection, int] = {}
 
     def is_full(self) -> bool:
-        return not self.idle and len(self.busy) >= self.limit
-
-    def submit(self, number: int, path: str) -> None:
-        """Give a file to an idle worker or to a new one."""
-        while not self.idle:
+        """Return False if a worker is idle; start one if none is and more are allowed."""
+        if not self.idle and len(self.busy) < self.limit:
             try:
-                self.idle.append(self._start_worker())
+                self._start_worker()
             except OSError as error:  # the system allows no more processes or open files: go on with those there are
                 if not self.busy:
                     raise UserError(f"no worker process can be started ({error.strerror})") from None
                 self.limit = len(self.busy)
-                self.answers.update(self._receive())
-        worker = self.idle.pop()
-        self.busy[worker.connection] = (worker, number)
+        return not self.idle
+
+    def submit(self, number: int, path: str) -> None:
+        """Give a file to an idle worker."""
+        connection = self.idle.pop()
+        self.busy[connection] = number
         with contextlib.suppress(OSError):  # it died while idle: wait() will notice
-            worker.connection.send(path)
+            connection.send(path)
 
     def wait(self) -> dict[int, Answer]:
         """Wait for one or more answers and return them by the numbers of their files."""
-        answers, self.answers = self.answers, {}
-        return answers or self._receive()
-
-    def _receive(self):
         answers = {}
         for connection in wait_for_connections(list(self.busy)):
-            worker, number = self.busy.pop(connection)
+            number = self.busy.pop(connection)
             try:
                 answers[number] = connection.recv()
-                self.idle.append(worker)
+                self.idle.append(connection)
             except Exception as error:
+                process = self.processes.pop(connection)
                 if not isinstance(error, (EOFError, OSError)):
-                    worker.process.kill()  # it lives, but its answer cannot be read
-                worker.process.wait()
+                    process.kill()  # it lives, but its answer cannot be read
+                process.wait()
                 connection.close()
-                answers[number] = Answer(None, _cause_of_death(worker.process.returncode, self.stall_seconds))
+                answers[number] = Answer(None, _cause_of_death(process.returncode))
         return answers
 
     def close(self) -> None:
         """Kill all workers."""
-        for worker in [*self.idle, *(worker for worker, _ in self.busy.values())]:
-            worker.process.kill()
-            worker.process.wait()
-            worker.connection.close()
+        for connection, process in self.processes.items():
+            process.kill()
+            process.wait()
+            connection.close()
 
-    def _start_worker(self) -> _Worker:
+    def _start_worker(self):
         mine, theirs = multiprocessing.Pipe()
         command = [sys.executable, "-c", WORKER_COMMAND, str(theirs.fileno()), str(os.getpid()),
                    str(SUITE), *sys.path]
         # Blocked signals stay blocked in the child: Ctrl-C is for the parent alone, from the child's first moment on.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
+            self.processes[mine] = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             theirs.close()
         with contextlib.suppress(OSError):
             mine.send_bytes(self.task)
-        return _Worker(process, mine)
+        self.idle.append(mine)
 
 
-def _cause_of_death(status: int, stall_seconds: float) -> str:
+def _cause_of_death(status: int) -> str:
     if status == 1:  # by faulthandler
-        return f"no progress for {counted(stall_seconds, 'second')}"
+        return f"no progress for {counted(STALL_SECONDS, 'second')}"
     if status < 0:
         name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
         return f"its process was killed by {name}; perhaps damaged, or memory ran out"
@@ -222,7 +215,7 @@ def _cause_of_death(status: int, stall_seconds: float) -> str:
 class RayPool:
     """The worker processes of a Ray cluster; the same interface as ProcessPool."""
 
-    def __init__(self, function: Callable, address: str, stall_seconds: float):
+    def __init__(self, function: Callable, address: str):
         from first_impressions.common.ray_cluster import connect_to_ray  # only here: a run on one machine needs no Ray
 
         connect_to_ray(address, configure_logging=False, runtime_env={"env_vars": {"PYTHONPATH": str(SUITE)}})
@@ -232,11 +225,10 @@ class RayPool:
 
         @self.ray.remote(num_cpus=1, max_retries=3)  # tried again elsewhere when a node dies
         def work(path):
-            return answer_for(function, path, stall_seconds)
+            return answer_for(function, path)
 
         self.work = work
         self.limit = 8 + 2 * int(self.ray.cluster_resources().get("CPU", 1))
-        self.stall_seconds = stall_seconds
         self.busy: dict[Any, int] = {}
 
     def is_full(self) -> bool:
@@ -252,8 +244,8 @@ class RayPool:
             try:
                 answers[number] = self.ray.get(reference)
             except self.ray.exceptions.WorkerCrashedError:
-                stall = counted(self.stall_seconds, "second")
-                answers[number] = Answer(None, f"its process died or made no progress for {stall}")
+                answers[number] = Answer(None, "its process died or made no progress for "
+                                         f"{counted(STALL_SECONDS, 'second')}")
             except self.ray.exceptions.RayError as error:
                 answers[number] = Answer(None, f"lost by the cluster: {type(error).__name__}; run again")
         return answers
@@ -265,8 +257,7 @@ class RayPool:
 # ---------------------------------------------------------------- many files
 
 def map_files(function: Callable[[str], Any], items: Iterable[tuple[str, Known]], workers: int | None = None,
-              ray_address: str | None = None, stall_seconds: float = STALL_SECONDS,
-              ) -> Iterator[tuple[str, Any, str | None]]:
+              ray_address: str | None = None) -> Iterator[tuple[str, Any, str | None]]:
     """Yield (path, result, problem) for each item, in the order of the items, from function(path) run in processes.
 
     function: a picklable function of a module, not of the script that runs (functools.partial is fine); it may raise
@@ -275,8 +266,7 @@ def map_files(function: Callable[[str], Any], items: Iterable[tuple[str, Known]]
     cluster instead. A file whose process dies or stalls yields a problem. Raises OSError if the disk is full. Take
     it in contextlib.closing, so that the processes end with the loop.
     """
-    pool = (RayPool(function, ray_address, stall_seconds) if ray_address
-            else ProcessPool(function, workers or usable_cores(), stall_seconds))
+    pool = RayPool(function, ray_address) if ray_address else ProcessPool(function, workers or usable_cores())
     with contextlib.closing(pool):
         for path, answer in _in_order(pool, items):
             if answer.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -286,24 +276,24 @@ def map_files(function: Callable[[str], Any], items: Iterable[tuple[str, Known]]
 
 def _in_order(pool: ProcessPool | RayPool, items: Iterable[tuple[str, Known]]) -> Iterator[tuple[str, Answer]]:
     """Yield (path, Answer) in the order of the items. At most WINDOW are under way or wait for an earlier one."""
-    paths, answers = {}, {}
-    taken = given = 0
-    for path, known in items:
-        paths[given] = path
-        if known is None:
-            pool.submit(given, path)
-        else:
-            answers[given] = Answer(*known)
-        given += 1
-        while taken in answers or pool.is_full() or given - taken >= WINDOW:
-            if taken in answers:
-                yield paths.pop(taken), answers.pop(taken)
-                taken += 1
-            else:
-                answers.update(pool.wait())
-    while taken < given:
-        if taken in answers:
+    paths, answers, taken = {}, {}, 0
+
+    def ready():
+        nonlocal taken
+        while taken in answers:
             yield paths.pop(taken), answers.pop(taken)
             taken += 1
-        else:
+
+    for number, (path, known) in enumerate(items):
+        while number - taken >= WINDOW or (known is None and pool.is_full()):
             answers.update(pool.wait())
+            yield from ready()
+        paths[number] = path
+        if known is None:
+            pool.submit(number, path)
+        else:
+            answers[number] = Answer(*known)
+        yield from ready()
+    while paths:
+        answers.update(pool.wait())
+        yield from ready()
