@@ -120,8 +120,8 @@ class App:
             for scores in answers:
                 entries.append(self.show(scores))
                 scored += not scores.problem
-                people += scores.rows or [{"clip": scores.clip, "problem": scores.problem}]
-                frames += [] if scores.problem else scores.frame_rows()
+                people += scores.rows
+                frames += scores.faces
                 yield show_progress(len(entries), len(paths), scored), "".join(entries)
         links = table_link(people, columns_of(people, everything=True), "scores.csv", "Download the scores (CSV)")
         if frames:
@@ -148,13 +148,13 @@ class App:
         caption = "The people that are scored" if several else "The face that is scored"
         with self.explaining:
             heat_maps = draw_heat_maps(self.explained, scores, stability)
-        whose = f"the face of person {scores.chip_person}" if several else "the face"
+        whose = f"the face of person {scores.chip_face['person']}" if several else "the face"
         parts = [side_by_side(show_picture(draw_boxes(scores.picture, several), caption),
                               show_people(scores.people, stability)),
                  show_picture(heat_maps, f"Where {whose} raises each score more than the others", strip=True)]
         if scores.frames > 1:
             parts.append(show_picture(plot_course(scores, stability), "The scores over the clip", strip=True))
-        with_face = len(set(scores.faces.frame.tolist()))
+        with_face = len({face["frame"] for face in scores.faces})
         meta = [f"{counted(scores.frames, 'frame')}, {with_face} with a face"]
         if scores.pieces:
             seconds = scores.pieces[0]["end"] - scores.pieces[0]["start"]

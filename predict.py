@@ -84,10 +84,12 @@ class Results:
     courses: int = 0    # drawn
 
     def add(self, scores: FileScores) -> None:
-        """Take in the scores of a file and write its pictures."""
-        self.scored_files += 1
+        """Take in the scores of a file, or its problem, and write its pictures."""
         self.rows += scores.rows
-        self.frame_rows += scores.frame_rows()
+        if scores.problem:
+            return
+        self.scored_files += 1
+        self.frame_rows += scores.faces
         name, stability = _plain_name(scores.clip, self.names), self.scorer.neuroticism_is_stability
         if self.annotate_dir:
             write_picture(self.annotate_dir / f"{name}_scores.jpg", annotate(scores.picture, scores.people, stability))
@@ -97,10 +99,6 @@ class Results:
         if self.explain_dir:
             heat_maps = draw_heat_maps(self.scorer.network, scores, stability)
             write_picture(self.explain_dir / f"{name}_heat_maps.png", heat_maps)
-
-    def add_problem(self, path: str, problem: str) -> None:
-        """Note a file that could not be scored."""
-        self.rows.append({"clip": printable(path), "problem": printable(problem)})
 
     @property
     def scored(self) -> list[dict]:
@@ -130,7 +128,7 @@ def _plain_name(path, taken):
 # ---------------------------------------------------------------- command line
 
 def confidence(text: str) -> float:
-    """argparse type: a score of the detector, any finite number."""
+    """argparse type: a detection score, any finite number."""
     try:
         value = float(text)
     except ValueError:
@@ -147,7 +145,7 @@ def parse_args(argv=None):
     parser.add_argument("paths", metavar="PATH", nargs="+", help="clips, pictures or folders of them")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the table as .csv or .json")
     parser.add_argument("--all-columns", action="store_true",
-                        help="in the table also frames, faces, spreads, half widths of intervals, percentiles")
+                        help="also frames, faces, spreads, half widths of intervals, percentiles")
     parser.add_argument("--annotate", metavar="DIR", type=Path,
                         help="write a picture of each file with the face and five bars")
     parser.add_argument("--explain", metavar="DIR", type=Path,
@@ -217,10 +215,7 @@ def main(argv=None):
         with contextlib.closing(answers), progress_bar(total=total, unit="file") as bar:
             for scores in answers:
                 bar.update()
-                if not scores.problem:
-                    results.add(scores)
-                else:
-                    results.add_problem(scores.clip, scores.problem)
+                results.add(scores)
                 if warning := scores.problem or scores.note:
                     bar.write(f"warning: {printable(scores.clip)}: {printable(warning)}", file=sys.stderr)
     except KeyboardInterrupt as error:
@@ -234,7 +229,7 @@ def main(argv=None):
             raise
         failure = error  # what was scored is shown before the line on the full disk
     if results.scored:
-        print_table(results.scored, args.faces == "all", scorer.neuroticism_is_stability)
+        print_table(results.scored, args.all_columns)
     if args.out:
         write_table(args.out, columns_of(results.rows, args.all_columns), results.rows)
     if args.per_frame:
@@ -246,7 +241,7 @@ def main(argv=None):
     course_dir = args.plot if results.courses else None
     written = [str(place) for place in (args.out, args.per_frame, args.annotate, args.explain, course_dir) if place]
     print(f"{results.scored_files} of {total} files scored{say_passed_over(passed_over)}"
-          + (f"; results: {', '.join(written)}" if written else "; --out scores.csv writes the table to a file"))
+          + (f"; results: {', '.join(written)}" if written else "; --out FILE.csv writes the table"))
     is_suspect = warn_of_unexpected(sum(row["problem"].startswith(UNEXPECTED) for row in results.rows), total, "file")
     return status or (0 if results.scored and not is_suspect else 1)
 

@@ -171,7 +171,7 @@ def test_course_of_a_clip(run, trained, tmp_path, codec, container, options):
     assert abs(np.median(annotated[:240, 260:310]) - 30 - 100) <= 8
 
     status, _, errors = run(predict, "demo", clip, "--min-confidence", "99", "--runs-dir", trained / "runs")
-    assert status == 1 and "no face found whose score of the detector is at least 99" in errors
+    assert status == 1 and "no face found with a detection score of at least 99" in errors
 
 
 def test_files_of_one_name_and_named_twice(run, trained, tmp_path):

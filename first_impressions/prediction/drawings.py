@@ -1,6 +1,5 @@
 """Pictures of scores: the annotated frame with its bars, and the scores over the time of a clip."""
 import io
-import math
 from dataclasses import dataclass
 
 import cv2
@@ -113,25 +112,23 @@ def plot_course(scores: FileScores, neuroticism_is_stability: bool) -> np.ndarra
     names = [*TRAITS[:-1], "neuroticism (high: calm)" if neuroticism_is_stability else "neuroticism"]
     figure = Figure(figsize=(9, 0.8 + 2.4 * len(numbers)), layout="constrained")
     panels = figure.subplots(len(numbers), 1, sharex=True, squeeze=False)[:, 0]
-    timed = not np.isnan(scores.faces.seconds).any()
+    timed = all(face["seconds"] is not None for face in scores.faces)
     for panel, person in zip(panels, numbers):
         pieces = [piece for piece in scores.pieces if piece["person"] == person]
         if pieces:
-            moments = np.array([(piece["start"] + piece["end"]) / 2 for piece in pieces])
-            points, unit = np.array([[piece[trait] for trait in TRAITS] for piece in pieces]), "piece"
+            rows, moments = pieces, [(piece["start"] + piece["end"]) / 2 for piece in pieces]
+            panel.set_xlim(0, pieces[-1]["end"])
         else:
-            rows, unit = np.flatnonzero(scores.faces.person == person), "face"
-            moments, points = (scores.faces.seconds if timed else scores.faces.frame)[rows], scores.faces.scores[rows]
-        averaged = math.ceil(len(moments) / MOST_POINTS)
-        starts = np.arange(0, len(moments), averaged)
-        counts = np.diff([*starts, len(moments)])
-        moments = np.add.reduceat(moments, starts) / counts
-        course = np.add.reduceat(points, starts, axis=0) / counts[:, None]
+            rows = [face for face in scores.faces if face["person"] == person]
+            moments = [face["seconds" if timed else "frame"] for face in rows]
+        parts = np.array_split(np.arange(len(rows)), min(len(rows), MOST_POINTS))
+        points = np.array([[row[trait] for trait in TRAITS] for row in rows])
+        course = np.array([points[part].mean(0) for part in parts])
+        moments = [np.mean([moments[place] for place in part]) for part in parts]
         for name, colour, points in zip(names, COLOURS, course.T):
             panel.plot(moments, points, marker="o", markersize=3, linewidth=1.2, color=np.array(colour) / 255,
                        label=name)
         words = ([f"person {person}"] if len(numbers) > 1 else []) + (
-            [f"each point: the mean of {averaged} {unit}s"] if averaged > 1 else
             [f"each point: a piece of {pieces[0]['end'] - pieces[0]['start']:.0f} s"] if pieces else [])
         panel.set(ylim=(0, 1), ylabel="score", title=", ".join(words) or None)
         panel.grid(alpha=0.3)

@@ -107,9 +107,8 @@ def draw_heat_maps(network: PersonalityNetwork, scores: FileScores, neuroticism_
     """
     chips = torch.from_numpy(np.ascontiguousarray(scores.chip.transpose(2, 0, 1)))[None].to(network.mean.device)
     star = "*" if neuroticism_is_stability else ""
-    labels = [f"person {scores.chip_person}, one face" if len(scores.people) > 1 else "one face",
-              *(f"{trait}{star if trait == 'neuroticism' else ''} {score:.2f}"
-                for trait, score in zip(TRAITS, scores.chip_scores, strict=True))]
+    labels = [f"person {scores.chip_face['person']}, one face" if len(scores.people) > 1 else "one face",
+              *(f"{trait}{star if trait == 'neuroticism' else ''} {scores.chip_face[trait]:.2f}" for trait in TRAITS)]
     return overlay(chips[0].cpu().numpy(), explain_chips(network, chips)[0], labels, star and "* high means calm")[
         :, :, ::-1]
 

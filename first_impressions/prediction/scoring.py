@@ -9,14 +9,20 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
 
 from first_impressions.common.command_line import UserError, printable, usable_cores
-from first_impressions.common.constants import CLIP_SUFFIXES, NO_FACE, PICTURE_SUFFIXES, TRAITS
+from first_impressions.common.constants import (
+    CLIP_SUFFIXES,
+    MEANS_COLUMN,
+    NEUROTICISM_MEANS,
+    NO_FACE,
+    PICTURE_SUFFIXES,
+    TRAITS,
+)
 from first_impressions.common.device import Machine, pick_device
 from first_impressions.common.files import private_folder
 from first_impressions.data.splits import check_same_faces
@@ -28,7 +34,15 @@ from first_impressions.jobs.target_folder import find_files
 from first_impressions.jobs.worker_pool import map_files
 from first_impressions.networks.checkpoint import Intervals, load_experiment
 from first_impressions.networks.network import PersonalityNetwork
-from first_impressions.prediction.tables import HALF_WIDTHS, HIGHS, LOWS, PERCENTILES, SPREADS, columns_of
+from first_impressions.prediction.tables import (
+    HALF_WIDTHS,
+    HIGHS,
+    LOWS,
+    PERCENTILES,
+    PIECE_COLUMNS,
+    SPREADS,
+    columns_of,
+)
 
 SUFFIXES = CLIP_SUFFIXES | PICTURE_SUFFIXES
 WHOLE_UP_TO = 60    # seconds; of a longer clip that is not cut into pieces no interval is known
@@ -36,51 +50,30 @@ FRAMES = 10         # drawn from a clip by default
 BATCH_SIZE = 32     # chips that are scored at once
 
 
-class FaceScores(NamedTuple):
-    """The faces of a file: frame int64 N, seconds float64 N, person int64 N from 1, box int32 N x 4 (left, top, right,
-    bottom in pixels of the frame), the detector's score float32 N and name str N, scores float32 N x 5."""
-    frame: np.ndarray
-    seconds: np.ndarray
-    person: np.ndarray
-    box: np.ndarray
-    confidence: np.ndarray
-    detector: np.ndarray
-    scores: np.ndarray
-
-
 @dataclass
 class FileScores:
-    """What is known of a file. people: a row of tables.ALL_COLUMNS for each; pieces: likewise, of a clip in pieces;
-    chip: uint8 RGB H x W x 3, the
-    face of the middle frame, its scores and its person; note: what is wrong with the file although it could be scored.
-    If there is a problem, all else is empty."""
+    """Scores of a file: its rows of tables.ALL_COLUMNS, one per person (people) and one per piece of a clip in pieces
+    (pieces), and of tables.FRAME_COLUMNS, one per face (faces). chip: uint8 RGB H x W x 3, a face of the middle frame,
+    and its row of the faces; note: what is wrong with the file although it could be scored. If there is a problem, all
+    else is empty."""
     clip: str
     problem: str = ""
     frames: int = 0
     people: list[dict] = field(default_factory=list)
     pieces: list[dict] = field(default_factory=list)
-    faces: FaceScores | None = None
+    faces: list[dict] = field(default_factory=list)
     picture: KeptPicture | None = None
     chip: np.ndarray | None = None
-    chip_scores: np.ndarray | None = None
-    chip_person: int | None = None
+    chip_face: dict | None = None
     note: str = ""
 
     @property
     def rows(self) -> list[dict]:
-        """The rows of the table of people: each one's and below it those of the pieces."""
+        """The rows of the table of people: each one's and below it those of the pieces, or that of the problem."""
+        if self.problem:
+            return [{"clip": printable(self.clip), "problem": printable(self.problem)}]
         return [row for one in self.people
                 for row in (one, *(piece for piece in self.pieces if piece["person"] == one["person"]))]
-
-    def frame_rows(self) -> Iterator[dict]:
-        """Yield a row of FRAME_COLUMNS for each face; seconds are None if the clip does not tell."""
-        if self.faces is None:
-            return
-        columns = (values.tolist() for values in self.faces)
-        for frame, seconds, person, box, confidence, detector, scores in zip(*columns):
-            yield {"clip": printable(self.clip), "frame": frame, "seconds": None if math.isnan(seconds) else seconds,
-                   "person": person, **dict(zip(("left", "top", "right", "bottom"), box)), "confidence": confidence,
-                   "detector": detector, **dict(zip(TRAITS, scores))}
 
 
 @torch.inference_mode()
@@ -128,58 +121,53 @@ class Scorer:
 
     def score_faces(self, path: str, found: FileFaces, settings: FrameSettings) -> FileScores:
         """Return the scores of the faces of a file, of which there is at least one. settings: those of its frames."""
-        faces = FaceScores(*(np.array([getattr(face, name) for face in found.faces])
-                             for name in ("frame", "seconds", "person", "box", "confidence", "detector")),
-                           np.empty((len(found.faces), len(TRAITS)), dtype=np.float32))
-        chips, number = np.array([face.chip for face in found.faces]), number_of_pieces(found.length, settings)
-        without_interval = found.length > WHOLE_UP_TO
-        if without_interval and number == 1:
-            found.notes.append(f"lasts {found.length / 60:.1f} minutes, and the model knows short clips: its scores "
-                               "have no interval; --piece 15 gives scores and intervals for each 15 seconds")
-        piece = piece_of(faces.seconds, found.length, number) if number > 1 else np.zeros(len(chips), np.int64)
+        number, is_long = number_of_pieces(found.length, settings), found.length > WHOLE_UP_TO
+        if is_long and number == 1:
+            found.notes.append(f"{found.length / 60:.1f} minutes long, but the model knows short clips: scored without "
+                               "intervals; --piece 15 gives both for each 15 seconds")
+        person = np.array([face.person for face in found.faces])
+        seconds = np.array([face.seconds for face in found.faces])
+        piece = piece_of(seconds, found.length, number) if number > 1 else np.zeros(len(person), np.int64)
+        scores = np.empty((len(person), len(TRAITS)), np.float32)
         people, pieces = [], []
-        for person in np.unique(faces.person):
+        for one in np.unique(person):
             rows = []
-            for part in np.unique(piece[faces.person == person]):
-                places = np.flatnonzero((faces.person == person) & (piece == part))
-                scores, faces.scores[places] = score_clip(self.network, self._batches(found.chips, chips[places]))
-                rows.append(self._row(path, found, faces, places, scores))
+            for part in np.unique(piece[person == one]):
+                places = np.flatnonzero((person == one) & (piece == part))
+                of_part, scores[places] = score_clip(self.network, self._batches(found, places))
+                rows.append(self._row(path, found, places, of_part, scores))
                 if number > 1:
                     bounds = found.length / number * np.array([part, part + 1])
                     rows[-1].update(frames=None, piece=int(part) + 1, start=float(bounds[0]), end=float(bounds[1]))
-            places = np.flatnonzero(faces.person == person)
             if number > 1:  # the pieces are equally long, so their plain mean is the one weighted by length
                 pieces += rows
                 mean = np.mean([[row[trait] for trait in TRAITS] for row in rows], axis=0)
-                rows = [self._row(path, found, faces, places, mean)]
-            if number > 1 or without_interval:
+                rows = [self._row(path, found, np.flatnonzero(person == one), mean, scores)]
+            if number > 1 or is_long:
                 rows[0].update(dict.fromkeys((*LOWS, *HIGHS, *HALF_WIDTHS)))
             people += rows
-        middle = len(chips) // 2
+        faces = [{"clip": printable(path), "frame": face.frame,
+                  "seconds": None if math.isnan(face.seconds) else face.seconds, "person": face.person,
+                  **dict(zip(("left", "top", "right", "bottom"), face.box)), "confidence": face.confidence,
+                  "detector": face.detector, **dict(zip(TRAITS, of_face))}
+                 for face, of_face in zip(found.faces, scores.tolist())]
+        middle = len(faces) // 2
         return FileScores(path, "", found.frames, people, pieces, faces, found.picture,
-                          _read_chips(found.chips, chips[[middle]])[0], faces.scores[middle],
-                          int(faces.person[middle]), "; ".join(found.notes))
+                          _read_chips(found, [middle])[0], faces[middle], "; ".join(found.notes))
 
-    def _row(self, path, found, faces, places, scores):
-        """Return a row of the table of people: the scores, from the faces at some places."""
-        return {"clip": printable(path), "person": int(faces.person[places[0]]), "piece": None,
-                **dict(zip(TRAITS, map(float, scores))), "frames": found.frames, "faces": len(places),
-                "others": found.others, "confidence": float(faces.confidence[places].mean()),
-                "detector": str(faces.detector[places[0]]),
-                **dict(zip(SPREADS, faces.scores[places].std(0).tolist())), **self.meaning(scores, len(places)),
-                "note": printable("; ".join(found.notes)), "problem": ""}
-
-    def _batches(self, path, chips):
-        for start in range(0, len(chips), BATCH_SIZE):
-            read = _read_chips(path, chips[start:start + BATCH_SIZE])
-            yield torch.from_numpy(read).permute(0, 3, 1, 2).to(self.network.mean.device)
-
-    def meaning(self, scores: np.ndarray, faces: int) -> dict:
-        """Return half widths, low and high ends of the intervals, and percentiles among the training labels, of five
-        scores from this many faces; None if the checkpoint does not know."""
-        row = dict.fromkeys((*LOWS, *HIGHS, *HALF_WIDTHS, *PERCENTILES))
+    def _row(self, path, found, places, scores, of_faces):
+        """Return a row of the table of people: the scores, from the faces at some places; None for what the checkpoint
+        does not know."""
+        faces = [found.faces[place] for place in places]
+        row = {"clip": printable(path), "person": faces[0].person, **dict(zip(TRAITS, map(float, scores))),
+               MEANS_COLUMN: NEUROTICISM_MEANS[self.neuroticism_is_stability], "frames": found.frames,
+               "faces": len(faces), "others": found.others,
+               "confidence": float(np.mean([face.confidence for face in faces])), "detector": faces[0].detector,
+               **dict(zip(SPREADS, of_faces[places].std(0).tolist())),
+               **dict.fromkeys((*PIECE_COLUMNS, *LOWS, *HIGHS, *HALF_WIDTHS, *PERCENTILES)),
+               "note": printable("; ".join(found.notes)), "problem": ""}
         if self.intervals:
-            widths = self.intervals.half_widths(np.array([faces]))[0]
+            widths = self.intervals.half_widths(np.array([len(faces)]))[0]
             row.update(zip(HALF_WIDTHS, widths.tolist()))
             row.update(zip(LOWS, (scores - widths).clip(0, 1).tolist()))
             row.update(zip(HIGHS, (scores + widths).clip(0, 1).tolist()))
@@ -188,12 +176,17 @@ class Scorer:
                 row[name] = float(np.interp(score, self.label_quantiles[trait], np.arange(101)))
         return row
 
+    def _batches(self, found, places):
+        for start in range(0, len(places), BATCH_SIZE):
+            chips = _read_chips(found, places[start:start + BATCH_SIZE])
+            yield torch.from_numpy(chips).permute(0, 3, 1, 2).to(self.network.mean.device)
 
-def _read_chips(path, places):
-    """Return chips, uint8 RGB N x H x W x 3, whose JPEGs are from begin to end in a file; places: int N x 2."""
+
+def _read_chips(found, places):
+    """Return the chips of the faces at some places, uint8 RGB N x H x W x 3, whose JPEGs lie in one file."""
     chips = []
-    with open(path, "rb") as file:
-        for begin, end in places.tolist():
+    with open(found.chips, "rb") as file:
+        for begin, end in (found.faces[place].chip for place in places):
             file.seek(begin)
             chips.append(cv2.imdecode(np.frombuffer(file.read(end - begin), np.uint8), cv2.IMREAD_COLOR_RGB))
     return np.stack(chips)
@@ -239,7 +232,7 @@ def score_files(scorer: Scorer, files: Iterable[tuple[str, tuple | None]], setti
         with contextlib.closing(map_files(function, files, workers)) as answers:
             for path, found, problem in answers:
                 if problem or not found.faces:
-                    too_low = "" if least is None else f" whose score of the detector is at least {least:g}"
+                    too_low = "" if least is None else f" with a detection score of at least {least:g}"
                     yield FileScores(path, problem or "; ".join([found.no_face.replace(NO_FACE, NO_FACE + too_low),
                                                                  *found.notes]))
                 else:
@@ -266,7 +259,7 @@ def predict(paths: str | Iterable[str], model: str = "pretrained", runs_dir: str
     settings = scorer.face_settings(frames or FrameSettings(FRAMES), **options)
     with contextlib.closing(score_files(scorer, files_below(paths), settings, workers or usable_cores())) as answers:
         for scores in answers:
-            rows += scores.rows or [{"clip": printable(scores.clip), "problem": printable(scores.problem)}]
+            rows += scores.rows
     return pandas.DataFrame(rows, columns=columns_of(rows, everything=True))
 
 

@@ -3,17 +3,19 @@ import csv
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
 
-from first_impressions.common.command_line import UserError, printable
-from first_impressions.common.constants import TRAITS
+from first_impressions.common.command_line import UserError
+from first_impressions.common.constants import MEANS_COLUMN, NEUROTICISM_MEANS, TRAITS
 from first_impressions.common.files import atomic_write
 
-LONGEST_NAME = 60   # characters of a file's name that are printed; one long name would widen all lines
+LINE_WIDTH = 120    # characters of the printed table, if the output is not a terminal
+SHORTEST_NAME = 20  # characters of a file's name that are printed at least
 
 
 def _columns(prefix):
@@ -22,7 +24,7 @@ def _columns(prefix):
 
 SPREADS, LOWS, HIGHS, HALF_WIDTHS, PERCENTILES = map(_columns, ("spread", "low", "high", "half_width", "percentile"))
 PIECE_COLUMNS = ("piece", "start", "end")
-COLUMNS = ("clip", "person", *PIECE_COLUMNS, *TRAITS, *LOWS, *HIGHS, "note", "problem")
+COLUMNS = ("clip", "person", *PIECE_COLUMNS, *TRAITS, MEANS_COLUMN, *LOWS, *HIGHS, "note", "problem")
 ALL_COLUMNS = (*COLUMNS[:-2], "frames", "faces", "others", "confidence", "detector", *SPREADS, *HALF_WIDTHS,
                *PERCENTILES, *COLUMNS[-2:])
 FRAME_COLUMNS = ("clip", "frame", "seconds", "person", "left", "top", "right", "bottom", "confidence", "detector",
@@ -55,38 +57,42 @@ def write_table(path: Path, columns: Iterable[str], rows: list[dict]) -> None:
     """Write rows as .csv or .json; what a row lacks is empty, in JSON null."""
     with atomic_write(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
         if path.suffix.lower() == ".json":
-            json.dump([{column: _rounded(row.get(column)) for column in columns} for row in rows], file, indent=2)
+            values = [[row.get(column) for column in columns] for row in rows]
+            json.dump([{column: round(value, 6) if isinstance(value, float) else value
+                        for column, value in zip(columns, of_row)} for of_row in values], file, indent=2)
             file.write("\n")
         else:
             write_csv(file, columns, rows)
 
 
-def _rounded(value):
-    return round(value, 6) if isinstance(value, float) else value
-
-
-def print_table(scored: list[dict], with_people: bool, neuroticism_is_stability: bool) -> None:
-    """Print the scores of each file and piece; with_people: also the number of the person."""
-    in_pieces = any(row["piece"] is not None for row in scored)
-    lines = [["clip", *(["person"] if with_people else []), *(["seconds"] if in_pieces else []), *TRAITS, "frames",
-              "faces", "spread"]]
+def print_table(scored: list[dict], everything: bool) -> None:
+    """Print the scores of each file, person and piece, in lines as wide as the terminal; everything: also frames, faces
+    and the mean spread."""
     names = {row["clip"]: os.path.basename(row["clip"]) for row in scored}
     if len(set(names.values())) < len(names):  # files of one name in several folders
         names = {path: path for path in names}
-    for row in scored:
-        piece = "all" if row["piece"] is None else f"{row['start']:.0f}-{row['end']:.0f}"
-        name = printable(names[row["clip"]])
-        name = name if len(name) <= LONGEST_NAME else f"...{name[3 - LONGEST_NAME:]}"
-        lines.append([name, *([str(row["person"])] if with_people else []), *([piece] if in_pieces else []),
-                      *(f"{row[trait]:.3f}" for trait in TRAITS), str(row["frames"] or "-"), str(row["faces"]),
-                      f"{np.mean([row[spread] for spread in SPREADS]):.3f}"])
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    for line in lines:
-        print(" ".join(word.rjust(width) for word, width in zip(line, widths)))
-    widths = np.array([[row[name] for name in HALF_WIDTHS] for row in scored if row[HALF_WIDTHS[0]] is not None])
-    if len(widths):
-        least, most = widths.mean(1).min(), widths.mean(1).max()
-        between = f"{least:.2f}" if round(least, 2) == round(most, 2) else f"{least:.2f} to {most:.2f}"
-        print(f"4 of 5 labels lie within ± {between} of the score; ", end="")
-    print("spread: standard deviation over the frames"
-          + ("; neuroticism: high means calm" if neuroticism_is_stability else ""))
+    columns = {"clip": [names[row["clip"]] for row in scored]}
+    if any(row["person"] > 1 for row in scored):
+        columns["person"] = [str(row["person"]) for row in scored]
+    if any(row["piece"] for row in scored):
+        columns["seconds"] = [f"{row['start']:.0f}-{row['end']:.0f}" if row["piece"] else "all" for row in scored]
+    columns.update({trait if len(trait) < 10 else f"{trait[:8]}.": [f"{row[trait]:.3f}" for row in scored]
+                    for trait in TRAITS})
+    if everything:
+        columns.update({name: [str(row[name] or "-") for row in scored] for name in ("frames", "faces")})
+        columns["spread"] = [f"{np.mean([row[spread] for spread in SPREADS]):.3f}" for row in scored]
+    widths = {title: max(map(len, (title, *cells))) for title, cells in columns.items()}
+    left = shutil.get_terminal_size((LINE_WIDTH, 0)).columns - sum(widths.values()) + widths["clip"] - len(widths)
+    widths["clip"] = min(widths["clip"], max(SHORTEST_NAME, left))
+    columns["clip"] = [name if len(name) <= widths["clip"] else f"...{name[3 - widths['clip']:]}"
+                       for name in columns["clip"]]
+    for line in zip(*([title, *cells] for title, cells in columns.items())):
+        print(" ".join(cell.ljust(width) if title == "clip" else cell.rjust(width)
+                       for cell, (title, width) in zip(line, widths.items())))
+    halves = [np.mean([row[name] for name in HALF_WIDTHS]) for row in scored if row[HALF_WIDTHS[0]] is not None]
+    notes = [f"4 of 5 labels lie within ± {' to '.join(sorted({f'{half:.2f}' for half in (min(halves), max(halves))}))}"
+             " of the score"] if halves else []
+    notes += ["neuroticism: high means calm"] if scored[0][MEANS_COLUMN] == NEUROTICISM_MEANS[True] else []
+    notes += ["spread: standard deviation over the faces"] if everything else []
+    if notes:
+        print("; ".join(notes))
