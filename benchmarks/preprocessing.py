@@ -2,6 +2,7 @@
 
     python benchmarks/preprocessing.py ../shared/chalearn/clips
     python benchmarks/preprocessing.py CLIP_DIR --frames-of 5 --memory
+    python benchmarks/preprocessing.py CLIP_DIR --parts
 
 Times are CPU seconds (user and system) of one process, so a busy machine disturbs them little; only the comparison of
 two workers with one takes wall time and wants a quiet machine. Each function returns rows
@@ -26,6 +27,7 @@ import av
 import cv2
 import dlib
 import numpy as np
+from pass_parts import measure_parts, seconds_of_parts
 
 from first_impressions.common.constants import CLIP_SUFFIXES
 from first_impressions.extraction.detectors import Box, find_predictor, load_models
@@ -54,11 +56,13 @@ FACE_SCRIPT = REPOSITORY / "pre-processing" / "extract_faces_from_frames.py"
 ONE_PASS_SCRIPT = REPOSITORY / "pre-processing" / "extract_faces_from_videos.py"
 
 
-def _clips(clip_dir):
+def list_clips(clip_dir):
+    """Return the paths of the clips in a folder, sorted."""
     return sorted(path for path, problem in find_files(clip_dir, CLIP_SUFFIXES) if not problem)
 
 
-def _child_seconds(command):
+def child_seconds(command):
+    """Run a command and return the CPU seconds, user and system, of its processes."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -72,7 +76,7 @@ def _row(name, baseline, baseline_seconds, seconds, goal):
 def measure_frames(clip_dir, numbers_of_frames=(30, 1), goals=(0.85, 0.45)):
     """Clip to JPEG files, summed over all clips in a folder, against a full decode of them on one thread: by the ffmpeg
     command if it is installed (sound and all, as a user would), and by PyAV without any conversion."""
-    clips = _clips(clip_dir)
+    clips = list_clips(clip_dir)
     plain = 0.0
     for clip in clips:
         begin = time.process_time()
@@ -83,7 +87,7 @@ def measure_frames(clip_dir, numbers_of_frames=(30, 1), goals=(0.85, 0.45)):
         plain += time.process_time() - begin
     ffmpeg = None
     if shutil.which("ffmpeg"):
-        ffmpeg = sum(_child_seconds(["ffmpeg", "-threads", "1", "-i", clip, "-f", "null", "-"]) for clip in clips)
+        ffmpeg = sum(child_seconds(["ffmpeg", "-threads", "1", "-i", clip, "-f", "null", "-"]) for clip in clips)
     rows = []
     for number, goal in zip(numbers_of_frames, goals):
         with tempfile.TemporaryDirectory() as folder, open_target(folder, {}):
@@ -133,7 +137,7 @@ def measure_faces(clip_dir, frames_of_each=30):
     frames, crop = FrameSettings(frames_of_each), CropSettings(predictor)
     seconds, two_steps, one_pass = np.zeros(3), Agreement(), Agreement()
     with tempfile.TemporaryDirectory() as folder, open_target(folder, {}):
-        for clip in _clips(clip_dir):
+        for clip in list_clips(clip_dir):
             packets, stem = list_packets(clip), Path(clip).stem
             chosen = choose_frames(stem, packets.drawable, frames_of_each, 0)
             tracker = FaceTracker(models, earlier_frames(stem, chosen, 0))
@@ -163,7 +167,7 @@ def measure_faces(clip_dir, frames_of_each=30):
 
 MADE_SIZE = (1280, 720)      # width and height in pixels of the made pictures
 LARGER_FACE = 260            # width in pixels of the larger of two faces in them
-SIZE_RATIOS = (0.5, 0.65, 0.8, 0.9)
+SIZE_RATIOS = (0.65, 0.8, 0.9, 0.95)
 
 
 def _person_frames(clip, models, number_of_frames):
@@ -194,32 +198,40 @@ def _two_people(left, right, left_width, right_width):
         yield np.ascontiguousarray(np.hstack(halves))
 
 
-def _agreement(stem, pictures, models, agreement):
-    """Count how the tracker agrees with the detector alone on pictures that are the frames drawn from one clip."""
+def _faces_of(stem, pictures, models):
+    """Yield for pictures that are the frames drawn from one clip: (boxes by the detector alone, faces by the tracker),
+    the largest first."""
     indices = range(0, 12 * len(pictures), 12)
     tracker, alone = FaceTracker(models, earlier_frames(stem, indices, 0)), dlib.get_frontal_face_detector()
     for index, picture in zip(indices, pictures):
-        agreement.count(alone(picture, 1), tracker.find_faces(index, picture))
+        boxes = sorted(alone(picture, 1), key=lambda box: -box.area())
+        yield boxes, tracker.find_faces(index, picture)
 
 
-def measure_agreement(clip_dir, frames_of_each=15):
-    """Print how often the largest face of the one-pass road is that of dlib's detector alone (full size, one
-    upsampling): in made clips of two people at different distances, each from a clip of the folder, and in clips with
-    a cut to another clip or to two people. Nothing of them is written."""
+def measure_largest(clip_dir, frames_of_each=15):
+    """Print how often the larger one of two faces is taken, in the one pass and by dlib's detector alone (full size,
+    one upsampling): in made clips that show the person of a clip twice, at two distances, so that it is known which
+    face is the larger one. And how often both take the same one in clips with a cut to another clip or to two people.
+    Nothing of them is written."""
     models = load_models(find_predictor())
-    people = [person for clip in _clips(clip_dir) if (person := _person_frames(clip, models, frames_of_each))]
-    pairs = list(zip(people[::2], people[1::2]))
+    people = [person for clip in list_clips(clip_dir) if (person := _person_frames(clip, models, frames_of_each))]
     for ratio in SIZE_RATIOS:
-        agreement = Agreement()
-        for number, (first, second) in enumerate(pairs):
+        frames, by_detector, by_us = 0, 0, 0
+        for number, person in enumerate(people):
             widths = [LARGER_FACE, ratio * LARGER_FACE][::1 if number % 2 else -1]
-            _agreement(f"pair{number}", list(_two_people(first, second, *widths)), models, agreement)
-        print(f"Two people, the smaller face {ratio} of the larger: {agreement}.", flush=True)
-    agreement = Agreement()
-    half = frames_of_each // 2
-    for number, (first, second) in enumerate(pairs):
+            for boxes, faces in _faces_of(f"twice{number}", list(_two_people(person, person, *widths)), models):
+                frames += 1
+                is_left = number % 2 == 1
+                by_detector += bool(boxes) and (boxes[0].center().x < MADE_SIZE[0] / 2) == is_left
+                by_us += bool(faces) and (faces[0].box.centre[0] < MADE_SIZE[0] / 2) == is_left
+        print(f"A person twice, the smaller face {ratio} of the larger: in {frames} frames the larger one is taken in "
+              f"{by_us}, by the detector alone in {by_detector}.", flush=True)
+    agreement, half = Agreement(), frames_of_each // 2
+    for number, (first, second) in enumerate(zip(people[::2], people[1::2])):
         two = list(_two_people(second, first, LARGER_FACE, 0.65 * LARGER_FACE))
-        _agreement(f"cut{number}", first[0][:half] + (two if number % 2 else second[0])[half:], models, agreement)
+        pictures = first[0][:half] + (two if number % 2 else second[0])[half:]
+        for boxes, faces in _faces_of(f"cut{number}", pictures, models):
+            agreement.count(boxes, faces)
     print(f"A cut, to another person or to two: {agreement}.", flush=True)
 
 
@@ -231,9 +243,9 @@ def measure_one_pass(clip_dir, number_of_frames=30):
     with tempfile.TemporaryDirectory() as folder:
         frames, faces, in_one_pass = (Path(folder, name) for name in ("frames", "faces", "one_pass"))
         number = str(number_of_frames)
-        two_scripts = _child_seconds([sys.executable, FRAME_SCRIPT, clip_dir, frames, number, "--workers", "1"])
-        two_scripts += _child_seconds([sys.executable, FACE_SCRIPT, frames, faces, "--workers", "1"])
-        one = _child_seconds([sys.executable, ONE_PASS_SCRIPT, clip_dir, in_one_pass, number, "--workers", "1"])
+        two_scripts = child_seconds([sys.executable, FRAME_SCRIPT, clip_dir, frames, number, "--workers", "1"])
+        two_scripts += child_seconds([sys.executable, FACE_SCRIPT, frames, faces, "--workers", "1"])
+        one = child_seconds([sys.executable, ONE_PASS_SCRIPT, clip_dir, in_one_pass, number, "--workers", "1"])
         chips, others = ({path.name: path for path in made.glob("*.jpg")} for made in (faces, in_one_pass))
         differences = [np.abs(cv2.imread(str(chips[name])).astype(int) - cv2.imread(str(others[name]))).mean()
                        for name in chips.keys() & others.keys()]
@@ -241,6 +253,17 @@ def measure_one_pass(clip_dir, number_of_frames=30):
               f"difference {np.mean(differences):.1f} grey levels; on disk {_megabytes(frames):.0f} MB of frames less, "
               f"{_megabytes(in_one_pass):.1f} MB of chips")
     return [_row(f"clips to faces, N = {number}", "the frame script, then the face script", two_scripts, one, 0.7)]
+
+
+def measure_start(clip):
+    """Return the CPU seconds that the script from clips to faces takes beside its work: of a whole run over one clip
+    with N = 1, without that clip's."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "clips").mkdir()
+        Path(folder, "clips", Path(clip).name).symlink_to(Path(clip).resolve())
+        whole = child_seconds([sys.executable, ONE_PASS_SCRIPT, Path(folder, "clips"), Path(folder, "faces"), "1",
+                               "--workers", "1"])
+    return whole - seconds_of_parts([clip], 1).sum()
 
 
 def _megabytes(folder):
@@ -257,7 +280,7 @@ def measure_workers(clip_dir, number_of_frames=30, script=FRAME_SCRIPT):
             with tempfile.TemporaryDirectory() as folder:
                 clips = Path(folder, "clips")
                 clips.mkdir()
-                for clip in _clips(clip_dir):
+                for clip in list_clips(clip_dir):
                     for number in range(4):
                         (clips / f"{number}_{Path(clip).name}").symlink_to(Path(clip).resolve())
                 begin = time.perf_counter()
@@ -308,12 +331,20 @@ if __name__ == "__main__":
     parser.add_argument("clip_dir", metavar="CLIP_DIR", help="folder with clips that show faces")
     parser.add_argument("--frames-of", type=int, default=30, metavar="N",
                         help="frames of each clip in the measure of the faces")
-    parser.add_argument("--two-people", action="store_true", help="only measure how the largest face agrees in made "
-                        "clips of two people and in clips with a cut")
+    parser.add_argument("--parts", action="store_true", help="only measure the parts of the one pass (N = 10 "
+                        "and 30), and the detector alone against the two steps")
+    parser.add_argument("--two-people", action="store_true", help="only measure how often the larger one of two faces "
+                        "is taken in made clips, and the same face as by the detector alone in clips with a cut")
     parser.add_argument("--memory", action="store_true", help="also measure the peak memory over up to 100,000 files")
     arguments = parser.parse_args()
+    if arguments.parts:
+        clips = list_clips(arguments.clip_dir)
+        measure_parts(clips)
+        print(f"start of the script and of its worker, once: {measure_start(clips[0]):.2f} CPU s")
+        print_table(measure_faces(arguments.clip_dir, 10))
+        raise SystemExit
     if arguments.two_people:
-        measure_agreement(arguments.clip_dir)
+        measure_largest(arguments.clip_dir)
         raise SystemExit
     print_table([*measure_frames(arguments.clip_dir), *measure_faces(arguments.clip_dir, arguments.frames_of),
                  *measure_one_pass(arguments.clip_dir), *measure_workers(arguments.clip_dir),
