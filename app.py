@@ -31,28 +31,14 @@ from first_impressions.common.command_line import (
     run_script,
     usable_cores,
 )
-from first_impressions.common.constants import CLIP_SUFFIXES, PICTURE_SUFFIXES
 from first_impressions.common.device import add_device_options
 from first_impressions.common.experiment import PRETRAINED
 from first_impressions.common.files import private_folder
 from first_impressions.extraction.frames import FrameSettings
+from first_impressions.prediction import page
 from first_impressions.prediction.drawings import draw_boxes, plot_course
-from first_impressions.prediction.page import (
-    CAUTION,
-    CSS,
-    INTRODUCTION,
-    STABILITY,
-    TITLE,
-    show_file,
-    show_people,
-    show_picture,
-    show_problem,
-    show_progress,
-    side_by_side,
-    table_link,
-)
 from first_impressions.prediction.saliency import draw_heat_maps
-from first_impressions.prediction.scoring import FRAMES, WHOLE_UP_TO, Scorer, load_scorer, score_files
+from first_impressions.prediction.scoring import FRAMES, WHOLE_UP_TO, Scorer, files_below, load_scorer, score_files
 from first_impressions.prediction.tables import FRAME_COLUMNS, columns_of
 
 HOST = "127.0.0.1"
@@ -67,18 +53,15 @@ HARD_LIMIT_FACTOR = 5
 
 # ---------------------------------------------------------------- environment
 
-def prepare_environment() -> None:
-    """Set what Gradio reads when it is imported: no telemetry, no settings from outside, no proxy for this machine."""
+def prepare_environment(folder: Path) -> None:
+    """Set what Gradio reads when it is imported: no telemetry, no settings from outside, no proxy for this machine, all
+    temporary files in a folder."""
     for name in [name for name in os.environ if name.startswith("GRADIO_")]:
         del os.environ[name]  # such as GRADIO_SHARE or GRADIO_ALLOWED_PATHS
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_OFFLINE="1",
-                      NO_PROXY=f"{HOST},localhost", no_proxy=f"{HOST},localhost")
-
-
-def keep_all_in(folder: Path) -> None:
-    """Make a folder the place of all temporary files."""
-    tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
-    os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
+                      NO_PROXY=f"{HOST},localhost", no_proxy=f"{HOST},localhost", TMPDIR=str(folder),
+                      GRADIO_TEMP_DIR=str(folder / "uploads"))
+    tempfile.tempdir = str(folder)
     (folder / "uploads").mkdir()
 
 
@@ -101,65 +84,62 @@ class App:
         # saliency.py hooks into the network that it explains, which must not run for somebody else meanwhile.
         self.explained = copy.deepcopy(self.scorer.network)
 
-    def forget(self, page: str) -> None:
+    def forget(self, session: str) -> None:
         """Delete the files of a page but those that another page has, too: equal files have one path."""
-        for path in self.files.pop(page, ()):
+        for path in self.files.pop(session, ()):
             if not any(path in others for others in list(self.files.values())):
                 Path(path).unlink(missing_ok=True)
 
     def score(self, paths: list[str], every_face: bool) -> Iterator[tuple[str, str]]:
         """Yield (progress, results) as HTML, first empty and then after each file."""
         entries, people, frames, scored = [], [], [], 0
-        yield show_progress(0, len(paths), 0), ""
+        yield page.show_progress(0, len(paths), 0), ""
         settings = self.scorer.face_settings(FrameSettings(self.frames, piece=PIECE, whole_up_to=WHOLE_UP_TO),
                                              find_all=every_face, keep_picture=True,
                                              most_seconds=self.most_seconds)
-        items = ((path, (None, problem) if problem else None)
-                 for path, problem in ((path, self.refusal(path)) for path in paths))
+        items = ((path, self.refusal(path)) for path in paths)
         with contextlib.closing(score_files(self.scorer, items, settings, min(self.workers, len(paths)))) as answers:
             for scores in answers:
                 entries.append(self.show(scores))
                 scored += not scores.problem
                 people += scores.rows
                 frames += scores.faces
-                yield show_progress(len(entries), len(paths), scored), "".join(entries)
-        links = table_link(people, columns_of(people, everything=True), "scores.csv", "Download the scores (CSV)")
+                yield page.show_progress(len(entries), len(paths), scored), "".join(entries)
+        links = page.table_link(people, columns_of(people, everything=True), "scores.csv", "Download the scores (CSV)")
         if frames:
-            links += table_link(frames, FRAME_COLUMNS, "scores_per_frame.csv", "Scores of each frame (CSV)")
-        yield show_progress(len(entries), len(paths), scored), links + "".join(entries)
+            links += page.table_link(frames, FRAME_COLUMNS, "scores_per_frame.csv", "Scores of each frame (CSV)")
+        yield page.show_progress(len(entries), len(paths), scored), links + "".join(entries)
 
-    def refusal(self, path: str) -> str:
-        """Return why a file is not scored at all, or an empty text."""
+    def refusal(self, path: str) -> tuple[None, str] | None:
+        """Return (None, why a file is not scored at all), or None, as score_files takes it."""
         if not os.path.isfile(path):
-            return "is deleted by now; choose it again"
-        size = os.path.getsize(path)
-        suffix = os.path.splitext(path)[1].lower()
-        if suffix not in CLIP_SUFFIXES | PICTURE_SUFFIXES:
-            return "is neither a clip nor a picture by its name's ending"
-        if size > self.most_bytes:
-            return f"has {size / 1e6:.0f} MB; at most {self.most_bytes / 1e6:.0f} MB are taken (option --max-megabytes)"
-        return ""
+            return None, "is deleted by now; choose it again"
+        if (size := os.path.getsize(path)) > self.most_bytes:
+            return None, (f"has {size / 1e6:.0f} MB; at most {self.most_bytes / 1e6:.0f} MB are taken "
+                          "(option --max-megabytes)")
+        [(_, known)] = files_below([path])
+        return known
 
     def show(self, scores) -> str:
         """Return the entry of a FileScores on the page."""
         if scores.problem:
-            return show_problem(scores.clip, scores.problem)
+            return page.show_problem(scores.clip, scores.problem)
         stability, several = self.scorer.neuroticism_is_stability, len(scores.people) > 1
         caption = "The people that are scored" if several else "The face that is scored"
         with self.explaining:
             heat_maps = draw_heat_maps(self.explained, scores, stability)
         whose = f"the face of person {scores.chip_face['person']}" if several else "the face"
-        parts = [side_by_side(show_picture(draw_boxes(scores.picture, several), caption),
-                              show_people(scores.people, stability)),
-                 show_picture(heat_maps, f"Where {whose} raises each score more than the others", strip=True)]
+        parts = [f'<div class="pair">{page.show_picture(draw_boxes(scores.picture, several), caption)}'
+                 f"<div>{page.show_people(scores.people, stability)}</div></div>",
+                 page.show_picture(heat_maps, f"Where {whose} raises each score more than the others", strip=True)]
         if scores.frames > 1:
-            parts.append(show_picture(plot_course(scores, stability), "The scores over the clip", strip=True))
+            parts.append(page.show_picture(plot_course(scores, stability), "The scores over the clip", strip=True))
         with_face = len({face["frame"] for face in scores.faces})
         meta = [f"{counted(scores.frames, 'frame')}, {with_face} with a face"]
         if scores.pieces:
             seconds = scores.pieces[0]["end"] - scores.pieces[0]["start"]
             meta.append(f"the mean over its pieces of {seconds:.0f} seconds, whose intervals are in the table")
-        return show_file(scores.clip, "; ".join(filter(None, [*meta, scores.note])), parts)
+        return page.show_file(scores.clip, "; ".join(filter(None, [*meta, scores.note])), parts)
 
 
 # ---------------------------------------------------------------- page
@@ -198,8 +178,8 @@ def build_page(app: App):
             finally:
                 app.at_work.discard(request.session_hash)
 
-    with gradio.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(SWEEP_SECONDS, KEPT_SECONDS)) as blocks:
-        gradio.Markdown(INTRODUCTION)
+    with gradio.Blocks(title=page.TITLE, analytics_enabled=False, delete_cache=(SWEEP_SECONDS, KEPT_SECONDS)) as blocks:
+        gradio.Markdown(page.INTRODUCTION)
         with gradio.Tab("Files"):
             files = gradio.File(label="Clips and pictures", file_count="multiple", type="filepath", elem_id="files")
         with gradio.Tab("Camera"):
@@ -211,8 +191,8 @@ def build_page(app: App):
             stop = gradio.Button("Stop", elem_id="stop", min_width=80)
         progress = gradio.HTML(elem_id="progress")
         results = gradio.HTML(elem_id="results")
-        stability = STABILITY if app.scorer.neuroticism_is_stability else ""
-        gradio.Markdown(CAUTION.format(stability=stability), elem_id="caution")
+        stability = page.STABILITY if app.scorer.neuroticism_is_stability else ""
+        gradio.Markdown(page.CAUTION.format(stability=stability), elem_id="caution")
         event = start.click(score, [files, recording, every_face], [progress, results], show_progress="minimal",
                             concurrency_limit=CONCURRENT_SCORINGS, preprocess=False)
         stop.click(tell_the_end, None, progress, cancels=[event], show_progress="hidden")
@@ -232,7 +212,7 @@ def launch(app: App, port: int, token: str):
     blocks.launch(prevent_thread_lock=True, quiet=True, inline=False, share=False, server_name=HOST, server_port=port,
                   footer_links=[], run_history=False, allowed_paths=[], root_path="", ssr_mode=False, pwa=False,
                   mcp_server=False, enable_monitoring=False, max_file_size=HARD_LIMIT_FACTOR * app.most_bytes,
-                  state_session_capacity=MOST_PAGES, theme=theme, css=CSS,
+                  state_session_capacity=MOST_PAGES, theme=theme, css=page.CSS,
                   app_kwargs={"middleware": access_middleware(token), "docs_url": None, "redoc_url": None,
                               "openapi_url": None})
     return blocks
@@ -270,9 +250,8 @@ def check_port(port: int) -> None:
 def main(argv=None):
     args = parse_args(argv)
     check_port(args.port)
-    prepare_environment()
     with private_folder(FOLDER_PREFIX) as folder:
-        keep_all_in(folder)
+        prepare_environment(folder)
         try:
             import gradio  # noqa: F401  after the environment is prepared
         except ImportError as error:

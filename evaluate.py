@@ -37,14 +37,18 @@ from first_impressions.common.command_line import (
 from first_impressions.common.constants import TRAITS
 from first_impressions.common.device import Machine, add_machine_options
 from first_impressions.common.experiment import experiment_folder, has_training
+from first_impressions.common.files import make_folder
 from first_impressions.data.labels import SPEAKER_REGEX, read_groups, read_scores
 from first_impressions.data.splits import Split, add_speaker_option, check_same_faces, describe, load_split
 from first_impressions.evaluation import measure
 from first_impressions.evaluation.metrics import group_order, scores_of_clips
-from first_impressions.evaluation.results import check_folder, write_results
+from first_impressions.evaluation.results import write_results
 from first_impressions.evaluation.text import print_results
 from first_impressions.networks.checkpoint import Checkpoint, Intervals, find_checkpoint, read_experiment, versions
 from first_impressions.training.inputs import make_source, score_rows
+
+OTHER_FOLDER = "--out names another folder for the results"
+
 
 # ---------------------------------------------------------------- scores
 
@@ -150,8 +154,8 @@ def results_folder(args: argparse.Namespace, experiment: str | None) -> Path:
         folder = Path(args.out) if len(args.experiments) == 1 else Path(args.out) / experiment
     else:
         folder = experiment_folder(args.runs_dir, experiment) / f"evaluation_{args.split}"
-        check_folder(folder.parent)     # where the lock and TensorBoard's log lie
-    check_folder(folder)
+        make_folder(folder.parent, OTHER_FOLDER)     # where the lock and TensorBoard's log lie
+    make_folder(folder, OTHER_FOLDER)
     return folder
 
 
@@ -187,7 +191,7 @@ def main(argv=None):
     if several:
         name = common_name(args.experiments)
         together = Path(args.out) if args.out else experiment_folder(args.runs_dir, name) / f"evaluation_{args.split}"
-        check_folder(together)
+        make_folder(together, OTHER_FOLDER)
     for experiment in args.experiments or [None]:
         if several:
             print(f"\n==== {printable(experiment)}")

@@ -35,6 +35,8 @@ from first_impressions.networks.checkpoint import TO_GIVE_AWAY, Checkpoint, find
 from first_impressions.networks.network import PersonalityNetwork, build_network
 
 FILE_OF_FORMAT = {"onnx": "model.onnx", "torch": "model.pt2", "checkpoint": TO_GIVE_AWAY}
+DESCRIPTORS = ("contains descriptors of the training clips' faces, by which people can be recognised; for a model to "
+               "publish, train with --memory centres or --memory none")
 MOST_SINGLE = 20_000    # numbers of a tensor that keeps single precision: little to gain from halves
 
 
@@ -101,8 +103,7 @@ def to_give_away(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     Raises UserError for a network that stores data of each training clip.
     """
     if checkpoint.config.memory == "exact":
-        raise UserError(f"{path}: keeps descriptors of the training clips' faces, by which people can be recognised; "
-                        "for a model to give away, train with --memory centres or --memory none")
+        raise UserError(f"{path}: {DESCRIPTORS}")
     state, backbone = checkpoint.network, checkpoint.backbone
     network = checkpoint.build(path)
     if network.frozen and network.kind.default_weights == "dlib":
@@ -145,8 +146,7 @@ def main(argv=None):
         export_model(checkpoint, path, target, args.format)
     print(f"exported {path} to {target} ({target.stat().st_size / 1e6:.1f} MB)")
     if checkpoint.config.memory == "exact":
-        print(f"note: {target} holds descriptors of the training clips' faces, by which people can be recognised; "
-              "for a model to publish, train with --memory centres or --memory none", file=sys.stderr)
+        print(f"note: {target}: {DESCRIPTORS}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import first_impressions.common.startup  # noqa: F401  (before torch)
 # isort: split
 import argparse
 import contextlib
+import itertools
 import math
 import os
 import sys
@@ -46,7 +47,7 @@ from first_impressions.common.command_line import (
 )
 from first_impressions.common.device import add_device_options
 from first_impressions.common.experiment import experiment_folder
-from first_impressions.common.files import atomic_write, check_output_file
+from first_impressions.common.files import atomic_write, check_output_file, make_folder
 from first_impressions.extraction.faces import DETECTOR_HELP, DETECTORS
 from first_impressions.extraction.frames import FrameSettings
 from first_impressions.jobs.target_folder import say_passed_over
@@ -117,10 +118,8 @@ def _plain_name(path, taken):
     another folder has one of that name, numbered."""
     stem, whole = (os.fsencode(printable(name))[:LONGEST_STEM].decode(errors="ignore")
                    for name in (Path(path).stem, Path(path).name))
-    name, number = stem if stem not in taken else whole, 1
-    while name in taken:
-        number += 1
-        name = f"{whole}_{number}"
+    names = itertools.chain([stem, whole], (f"{whole}_{number}" for number in itertools.count(2)))
+    name = next(name for name in names if name not in taken)
     taken.add(name)
     return name
 
@@ -188,13 +187,7 @@ def check_arguments(args):
         raise UserError(f"--out and --per-frame {args.out}: are one file; name two")
     check_paths(args.paths)
     for folder in filter(None, (args.annotate, args.explain, args.plot)):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be made ({error.strerror}); "
-                            "name another folder for the pictures") from None
-        if not os.access(folder, os.W_OK):
-            raise UserError(f"{folder}: cannot be written; name another folder")
+        make_folder(folder, "name another folder for the pictures")
 
 
 def main(argv=None):

@@ -34,7 +34,6 @@ import pybit7z
 from first_impressions.common.command_line import (
     UserError,
     counted,
-    disk_error,
     make_parser,
     printable,
     progress_bar,
@@ -42,6 +41,7 @@ from first_impressions.common.command_line import (
     stop_status,
 )
 from first_impressions.common.constants import ANNOTATION_FILES, SPLITS, clip_name
+from first_impressions.common.files import make_folder
 from first_impressions.data.archives import PASSWORD_VARIABLE, RESERVE, Unpacker, kind_of, open_archive, refusal
 from first_impressions.data.labels import read_labels
 from first_impressions.data.official_clips import DIFFERING_CLIPS, official_clips, verify_clips
@@ -132,18 +132,6 @@ def check_space(found: list[Download], data_dir: Path) -> None:
                         f"{RESERVE / 1e9:.1f} GB, but {free / 1e9:.2f} GB are free; make room or name another disk")
 
 
-def make_folders(folders: list[Path]) -> None:
-    """Make folders. Raises UserError if a file is in the way, or the place cannot be written."""
-    for folder in folders:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            if disk_error(error):
-                raise
-            raise UserError(f"{folder}: cannot be made ({error.strerror}); remove what is in the way, or name another "
-                            "data folder") from None
-
-
 def report(unpacker: Unpacker, split: str, found: list[Download]) -> None:
     """Print what of a split is there and what is missing; list the missing clips in failures.csv."""
     videos, annotation = (unpacker.data_dir / split / name for name in ("videos", ANNOTATION_FILES[split]))
@@ -208,7 +196,8 @@ def main(argv: list[str] | None = None) -> int:
         check_space(found, args.data_dir)
         with open_target(args.data_dir, None):
             shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left; only one run at a time gets here
-            make_folders([scratch, *(args.data_dir / split / "videos" for split in SPLITS)])
+            for folder in (scratch, *(args.data_dir / split / "videos" for split in SPLITS)):
+                make_folder(folder, "remove what is in the way, or name another data folder")
             bar = progress_bar(total=sum(download.size for download in found), unit="B", unit_scale=True)
             unpacker = Unpacker(library, args.data_dir, scratch, passwords, sys.stdin.isatty(),
                                 Failures(args.data_dir), bar)

@@ -145,7 +145,8 @@ def test_drop_of_good_and_bad_files(browser, server, tmp_path):
     assert first.locator(".row").count() == 5 and "Neuroticism" in first.inner_text()
     assert page.evaluate("[...document.querySelectorAll('#results img')].map(i => i.naturalWidth > 100)") == [True] * 6
     problems = [text.replace("\n", " ") for text in page.locator("#results .problem").all_inner_texts()]
-    for text, name, reason in zip(problems, names[2:], ("1.2 minutes", "No face", "FFmpeg", "neither", "2 MB")):
+    reasons = ("1.2 minutes", "No face", "FFmpeg", "a clip nor a picture", "2 MB")
+    for text, name, reason in zip(problems, names[2:], reasons, strict=True):
         assert name in text and reason in text and "Traceback" not in text
     table = table_behind(page, "scores.csv")
     assert [row["clip"] for row in table][0] == "face.mp4" and [bool(row["problem"]) for row in table] == [

@@ -56,7 +56,7 @@ def test_exported_model_gives_the_networks_scores(experiment, run_script, run, f
         result = run_script("export.py", *arguments)
         output, errors = result.stdout, result.stderr
     assert "exported" in output
-    expected = ["holds descriptors of the training clips' faces"] if network.memory is not None else []
+    expected = ["contains descriptors of the training clips' faces"] if network.memory is not None else []
     assert [line for line in errors.splitlines() if not any(words in line for words in expected)] == []
     assert len(errors.splitlines()) == len(expected)
     if form == "onnx":

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from first_impressions.common.command_line import UserError
-from first_impressions.common.files import folder_lock, read_json
+from first_impressions.common.files import folder_lock, make_folder, read_json
 
 SUITE = Path(__file__).resolve().parents[2]
 PRETRAINED = "pretrained"   # the experiment that comes with the suite, in SUITE / PRETRAINED
@@ -46,10 +46,7 @@ def open_experiment(folder: Path) -> Iterator[None]:
 
     Raises UserError if it cannot be written or another run works there.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}); name another --runs-dir") from None
+    make_folder(folder, "name another --runs-dir")
     with folder_lock(folder):
         recover(folder)
         try:

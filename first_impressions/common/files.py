@@ -85,17 +85,25 @@ def read_json(path: str | os.PathLike) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def make_folder(folder: Path, remedy: str) -> None:
+    """Make a folder for results. Raises UserError with the remedy if nothing can be written there: before the work, not
+    after. Raises OSError if the disk is full."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if disk_error(error):
+            raise
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); {remedy}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{folder}: cannot be written; {remedy}")
+
+
 def check_output_file(option: str, path: Path) -> None:
     """Make the folder of a file that an option names. Raises UserError if the file cannot be written: before the work,
     not after."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{option} {path}: the folder {path.parent} cannot be made ({error.strerror})") from None
+    make_folder(path.parent, f"name another file with {option}")
     if path.is_dir():
         raise UserError(f"{option} {path}: is a folder; name a file in it")
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"{path.parent}: cannot be written; name another folder")
 
 
 def packaged_model(name: str) -> Path:

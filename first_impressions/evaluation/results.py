@@ -1,6 +1,5 @@
 """Files of an evaluation: metrics.json, predictions.csv, tables, plots, report.html, TensorBoard, the model card."""
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -19,17 +18,6 @@ from first_impressions.evaluation.report import write_report
 
 METRICS = "metrics.json"
 LONGEST_WAIT = 600  # seconds, for another evaluation of the same experiment to write its files
-
-
-def check_folder(folder: Path) -> None:
-    """Make the folder of the results. Raises UserError, before hours of scoring, if nothing can be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        raise UserError(f"{folder}: cannot be written; --out names another folder for the results")
 
 
 def write_results(evaluation: Evaluation) -> None:

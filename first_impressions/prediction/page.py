@@ -108,11 +108,6 @@ def _bar(row, trait, name, colour):
             f'{whisker}</span><span class="range meta">{", ".join(parts)}</span></div>')
 
 
-def side_by_side(left: str, right: str) -> str:
-    """Return two parts beside each other, on a narrow page one below the other."""
-    return f'<div class="pair"><div>{left}</div><div>{right}</div></div>'
-
-
 def show_picture(picture: np.ndarray, caption: str, strip: bool = False) -> str:
     """Return a figure with a uint8 BGR picture inside. strip: wide, scrolled sideways on a narrow page."""
     data = base64.b64encode(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 88])[1]).decode()
