@@ -1,11 +1,11 @@
-"""Measure how many faces a second the networks take, and whether the device waits for their files.
+"""Measure how many faces per second the networks take, and whether the device waits for their files.
 
     python benchmarks/gpu.py data/train/faces
     python benchmarks/gpu.py CHIP_DIR --batch-size 512 --num-workers 16 --out gpu.csv
     python benchmarks/gpu.py CHIP_DIR --quick
 
 On the first GPU, or on the CPU if there is none. A row for each job and precision (bfloat16 if the device computes in
-it): faces a second of one batch that stays on the device (the limit), from the files in CHIP_DIR, the ratio of both,
+it): faces per second of one batch that stays on the device (the limit), from the files in CHIP_DIR, the ratio of both,
 and the peak memory of the device. Times are wall times, so the machine must be quiet. Features are of a face and its
 mirror image. Weights are random numbers, but for dlib's network. Then torch.profiler looks at some steps of the
 training for what makes the processor wait for the device. --quick: one batch of two faces; to see that all works, not
@@ -26,13 +26,12 @@ import first_impressions.common.startup  # noqa: F401  (before torch)
 import numpy as np
 import pandas
 import torch
+from made_up import with_made_up_labels
 
 from dataset import FaceDataset
 from first_impressions.common.command_line import UserError, make_parser, run_script, usable_cores, whole_number
-from first_impressions.common.constants import DEFAULT_PREPROCESSING, TRAITS
 from first_impressions.common.device import Machine, autocast_dtype, pick_device, seed_everything
 from first_impressions.common.files import atomic_write, check_output_file
-from first_impressions.data.labels import speakers_of
 from first_impressions.data.splits import Split, list_faces
 from first_impressions.networks.network import Architecture, PersonalityNetwork, build_network
 from first_impressions.networks.settings import Plan, Settings
@@ -66,10 +65,7 @@ def split_of(chip_dir: Path, number: int) -> Split:
     if len(faces) < 2:
         raise UserError(f"{chip_dir}: holds fewer than two face chips; extract_faces_from_videos.py makes them")
     faces = faces.iloc[np.resize(np.arange(len(faces)), number)].reset_index(drop=True)
-    clips = sorted(set(faces["clip"]))
-    scores = np.random.default_rng(0).uniform(0.2, 0.8, (len(clips), len(TRAITS)))
-    return Split("chips", faces, pandas.DataFrame(scores, index=clips, columns=list(TRAITS)),
-                 pandas.Series(speakers_of(clips), index=clips), DEFAULT_PREPROCESSING)
+    return with_made_up_labels(faces, sorted(set(faces["clip"])))
 
 
 class RepeatedBatch(FaceChips):
@@ -83,7 +79,7 @@ class RepeatedBatch(FaceChips):
 
 
 def training_speed(network: PersonalityNetwork, source: FaceChips, plan: Plan, after_step=None) -> float:
-    """Return the faces a second of the last epoch of a training."""
+    """Return the faces per second of the last epoch of a training."""
     samples = Samples(source.dataset.split, source)
     state = start_training(network, samples, plan, source.machine)
     return list(fit(state, plan, samples, after_step=after_step, show_progress=False))[-1]["samples_per_second"]
@@ -91,7 +87,7 @@ def training_speed(network: PersonalityNetwork, source: FaceChips, plan: Plan, a
 
 @torch.inference_mode()
 def feature_speeds(network: PersonalityNetwork, source: FaceChips, batch_size: int) -> tuple[float, float]:
-    """Return the faces a second whose features are computed, of a repeated batch and from files."""
+    """Return the faces per second whose features are computed, of a repeated batch and from files."""
     device, speeds = source.machine.device, []
     batches = [list(range(batch_size))] * (len(source) // batch_size)
     _, chips = next(RepeatedBatch(source.dataset, source.machine).batches(network, batches))

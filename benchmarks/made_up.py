@@ -7,6 +7,7 @@ import pandas
 
 from first_impressions.common.constants import DEFAULT_PREPROCESSING, TRAITS
 from first_impressions.common.device import Machine
+from first_impressions.data.labels import speakers_of
 from first_impressions.data.splits import Split
 from first_impressions.networks.face_resnet29 import FACE_VIEWS, FEATURES_PER_VIEW
 from first_impressions.training.feature_cache import StoredFeatures
@@ -20,13 +21,17 @@ CLIPS_A_SPEAKER = 3
 CHUNK = 1000    # clips at a time
 
 
+def with_made_up_labels(faces: pandas.DataFrame, clips: list[str]) -> Split:
+    """Return a Split of the faces and clips, with labels."""
+    scores = np.random.default_rng(0).uniform(0.2, 0.8, (len(clips), len(TRAITS)))
+    return Split("train", faces, pandas.DataFrame(scores, index=clips, columns=list(TRAITS)),
+                 pandas.Series(speakers_of(clips), index=clips), DEFAULT_PREPROCESSING)
+
+
 def made_up_split(number_of_clips: int) -> Split:
-    """Return a Split of clips with labels and speakers, and without faces: rows take their place."""
-    clips = pandas.Index([f"{clip // CLIPS_A_SPEAKER}.{clip % CLIPS_A_SPEAKER}" for clip in range(number_of_clips)])
-    scores = np.random.default_rng(0).uniform(0.2, 0.8, (number_of_clips, len(TRAITS)))
-    return Split("made up", pandas.DataFrame(columns=["path", "clip"], dtype=str),
-                 pandas.DataFrame(scores, index=clips, columns=list(TRAITS)),
-                 pandas.Series([clip.split(".")[0] for clip in clips], index=clips), DEFAULT_PREPROCESSING)
+    """Return a Split of clips with labels and speakers, and without faces: features take their place."""
+    clips = [f"{clip // CLIPS_A_SPEAKER}.{clip % CLIPS_A_SPEAKER}" for clip in range(number_of_clips)]
+    return with_made_up_labels(pandas.DataFrame(columns=["path", "clip"], dtype=str), clips)
 
 
 def made_up_rows(number_of_clips: int) -> Iterator[np.ndarray]:

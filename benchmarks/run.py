@@ -24,16 +24,15 @@ import numpy as np
 import pandas
 import preprocessing
 import torch
-from made_up import BYTES_A_CLIP, FACES_A_CLIP, made_up_samples
+from made_up import BYTES_A_CLIP, FACES_A_CLIP, made_up_samples, with_made_up_labels
 from PIL import Image
 from torchvision import transforms
 
 from dataset import FaceDataset
 from first_impressions.common.command_line import UserError, make_parser, positive_int, run_script
-from first_impressions.common.constants import DEFAULT_PREPROCESSING, FACE_SIZE, JPEG_QUALITY, TRAITS, face_name
+from first_impressions.common.constants import FACE_SIZE, JPEG_QUALITY, face_name
 from first_impressions.common.device import Machine, autocast_dtype, seed_everything
 from first_impressions.common.files import check_output_file
-from first_impressions.data.labels import speakers_of
 from first_impressions.data.splits import Split, list_faces
 from first_impressions.networks.network import IMAGENET_MEAN, IMAGENET_STD, PersonalityNetwork, build_network
 from first_impressions.networks.settings import Plan, resolve_settings, settle_memory
@@ -92,10 +91,7 @@ def portrait_split(portraits: Path, folder: Path, number_of_faces: int) -> Split
             path = face_dir / face_name(Path(name).stem)
             cv2.imwrite(str(path), chip, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     faces = list_faces(face_dir)
-    clips = sorted(set(faces["clip"]))
-    scores = np.random.default_rng(0).uniform(0.2, 0.8, (len(clips), len(TRAITS)))
-    labels = pandas.DataFrame(scores, index=clips, columns=list(TRAITS))
-    return Split("train", faces, labels, pandas.Series(speakers_of(clips), index=clips), DEFAULT_PREPROCESSING)
+    return with_made_up_labels(faces, sorted(set(faces["clip"])))
 
 
 def train(network: PersonalityNetwork, plan: Plan, samples: Samples, validation: Samples | None = None) -> None:

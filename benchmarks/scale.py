@@ -11,7 +11,7 @@ process so far; own: the most in this step without mapped files. Listing is meas
 import contextlib
 import functools
 import multiprocessing
-import re
+import os
 import resource
 import shutil
 import sys
@@ -30,6 +30,7 @@ import first_impressions.common.startup  # noqa: F401  (before torch)
 import pandas
 import torch
 from made_up import BYTES_A_CLIP, FACES_A_CLIP, made_up_samples, write_file
+from prediction import own_megabytes
 
 from first_impressions.common.command_line import UserError, make_parser, positive_int, run_script
 from first_impressions.common.constants import face_name, frame_name
@@ -60,11 +61,11 @@ class Steps:
     @contextlib.contextmanager
     def step(self, name: str):
         """Measure the block as a step of that name."""
-        own, ended = [_own_memory()], threading.Event()
+        own, ended = [own_megabytes(os.getpid())], threading.Event()
 
         def watch():
             while not ended.wait(0.05):
-                own.append(_own_memory())
+                own.append(own_megabytes(os.getpid()))
         watcher = threading.Thread(target=watch)
         watcher.start()
         started, wall = time.process_time(), time.monotonic()
@@ -76,7 +77,7 @@ class Steps:
             watcher.join()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         self.rows.append({"clips": self.clips, "step": name, "CPU s": round(seconds, 2), "wall s": round(wall, 2),
-                          "peak MB": round(peak), "own MB": round(max([*own, _own_memory()]))})
+                          "peak MB": round(peak), "own MB": round(max([*own, own_megabytes(os.getpid())]))})
 
     def watch_calls(self, owner: type, method: str, name: str) -> None:
         """Make every call of a class's method a step of that name."""
@@ -87,12 +88,6 @@ class Steps:
             with self.step(name):
                 return original(*arguments, **options)
         setattr(owner, method, measured)
-
-
-def _own_memory():
-    """Return the memory in MB that this process holds, without mapped files."""
-    match = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(match[1]) / 1024
 
 
 def measure_size(clips: int, path: Path) -> list[dict]:
