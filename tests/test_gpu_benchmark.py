@@ -1,7 +1,6 @@
 """The benchmark of GPUs runs on the CPU, too, and its figures are of all jobs."""
 import csv
-import importlib.util
-import sys
+import importlib
 
 from conftest import REPOSITORY
 from first_impressions.common.device import autocast_dtype, pick_device
@@ -24,11 +23,9 @@ def test_quick_run(chip_data, tmp_path, run_script):
     assert result.stdout.count("waits in a step of training") == 2
 
 
-def test_wrong_folders_cost_one_line(tmp_path, run):
-    specification = importlib.util.spec_from_file_location("gpu", REPOSITORY / SCRIPT)
-    gpu = importlib.util.module_from_spec(specification)
-    sys.modules["gpu"] = gpu  # where dataclasses look for it
-    specification.loader.exec_module(gpu)
+def test_wrong_folders_cost_one_line(tmp_path, run, monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    gpu = importlib.import_module("gpu")
     (tmp_path / "empty").mkdir()
     for name in ("missing", "empty"):
         status, _, errors = run(gpu, name)
