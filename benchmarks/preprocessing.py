@@ -33,7 +33,6 @@ from first_impressions.common.constants import CLIP_SUFFIXES
 from first_impressions.extraction.detectors import Box, find_predictor, load_models
 from first_impressions.extraction.faces import (
     CropSettings,
-    encode_jpeg,
     extract_faces,
     find_faces,
     read_picture,
@@ -47,6 +46,7 @@ from first_impressions.extraction.frames import (
     read_chosen,
 )
 from first_impressions.extraction.packets import list_packets
+from first_impressions.extraction.sources import encode_jpeg
 from first_impressions.extraction.tracking import FaceTracker
 from first_impressions.jobs.target_folder import find_files, open_target
 
@@ -147,7 +147,7 @@ def measure_faces(clip_dir, frames_of_each=30):
                 write_chips(picture, faces, folder, f"{stem}_{index}", crop, stem)
                 return faces
 
-            for index, picture in read_chosen(clip, packets, frames, pixel_format="rgb24"):
+            for index, picture in read_chosen(clip, packets, frames):
                 path = Path(folder, "frame.jpg")
                 path.write_bytes(encode_jpeg(picture, frames.quality))
                 read = read_picture(path)
@@ -172,7 +172,7 @@ SIZE_RATIOS = (0.65, 0.8, 0.9, 0.95)
 
 def _person_frames(clip, models, number_of_frames):
     """Return (RGB pictures of frames drawn from a clip, centre and width in pixels of its face: medians)."""
-    frames = read_chosen(clip, list_packets(clip), FrameSettings(number_of_frames), pixel_format="rgb24")
+    frames = read_chosen(clip, list_packets(clip), FrameSettings(number_of_frames))
     pictures = [picture for _, picture in frames]
     faces = [found[0].box for picture in pictures[::3] if (found := find_faces(picture, models))]
     if not faces:

@@ -1,6 +1,5 @@
 """The options, the settings noted in preprocessing.json and the last line of the two scripts that make faces."""
 import argparse
-import os
 import shlex
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import dlib
 
 from first_impressions.common.command_line import positive_int, printable
 from first_impressions.common.constants import FACE_SIZE, SPLITS
-from first_impressions.extraction.detectors import PADDING, find_predictor, load_predictor, predictor_note
+from first_impressions.extraction.detectors import PADDING, find_predictor, predictor_note
 from first_impressions.extraction.faces import DETECTOR_HELP, DETECTORS, CropSettings
 from first_impressions.jobs.target_folder import read_settings
 
@@ -44,10 +43,9 @@ def _padding(text):
 
 def crop_settings(args: argparse.Namespace) -> CropSettings:
     """Return the options as CropSettings. Raises UserError for a landmark model that cannot be used."""
-    predictor = os.path.abspath(find_predictor(args.predictor))
-    load_predictor(predictor)  # to refuse it before the work
     detector = args.detector or read_settings(args.face_dir, {"detector": "auto"}).get("detector", "hog")
-    return CropSettings(predictor, args.size, args.padding, args.faces == "all", args.quality, detector)
+    return CropSettings(find_predictor(args.predictor), args.size, args.padding, args.faces == "all", args.quality,
+                        detector)
 
 
 def noted_settings(crop: CropSettings) -> dict:

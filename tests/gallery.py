@@ -208,6 +208,28 @@ def with_streams(path):
             container.mux(stream.encode(None))
 
 
+def two_layers(path):
+    """Write HEVC in which each picture has a copy with nuh_layer_id 1, as the second eye of a spatial video (MV-HEVC)
+    has: a decoder of one layer passes over it (ITU-T H.265, 7.4.2.2)."""
+    single = path.with_suffix(".single.mp4")
+    clip("libx265")(single)
+    with av.open(str(single)) as source, av.open(str(path), "w") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            data, position, copies = bytes(packet), 0, b""
+            while position < len(data):
+                end = position + 4 + int.from_bytes(data[position:position + 4], "big")
+                if data[position + 4] >> 1 & 63 < 32:  # of a picture
+                    copies += data[position:position + 5] + bytes([data[position + 5] | 8]) + data[position + 6:end]
+                position = end
+            both = av.Packet(data + copies)
+            both.pts, both.dts, both.time_base, both.duration = packet.pts, packet.dts, packet.time_base, 1
+            both.is_keyframe, both.stream = packet.is_keyframe, stream
+            if data:
+                container.mux(both)
+    single.unlink()
+
+
 def jpegs_in(exif_turn):
     """Return a maker of MJPEG whose pictures carry an EXIF turn, as cameras write time lapses."""
     def make(path):
@@ -291,6 +313,7 @@ CLIPS = [
     Medium("hlg.mp4", hdr("hlg"), note="high dynamic range (HLG)"),
     Medium("pq.mov", hdr("pq"), note="high dynamic range (PQ)"),
     Medium("hevc.mp4", clip("libx265")), Medium("hevc_ten.mkv", clip("libx265", pixel_format="yuv420p10le")),
+    Medium("spatial.mov", two_layers),
     Medium("vp8.webm", clip("libvpx")), Medium("vp9.webm", clip("libvpx-vp9")),
     Medium("av1.mp4", clip("libsvtav1")), Medium("av1.webm", clip("libsvtav1")),
     Medium("mpeg1.mpg", clip("mpeg1video", options={"bf": "2"})), Medium("mpeg2.vob", clip("mpeg2video")),
@@ -305,13 +328,14 @@ CLIPS = [
     Medium("animation.gif", animation, colours=10),
     Medium("film.m4v", clip(container_format="mp4", **B_FRAMES)), Medium("film.mov", clip(**B_FRAMES)),
     Medium("film.mkv", clip(**B_FRAMES)), Medium("film.ts", clip(**B_FRAMES)), Medium("film.flv", clip(**B_FRAMES)),
-    Medium("film.3gp", clip(**B_FRAMES)),
+    Medium("film.3gp", clip(**B_FRAMES)), Medium("film.mxf", clip(**B_FRAMES)),
     Medium("b_frames.avi", clip(**B_FRAMES)), Medium("b_frames.wmv", clip(container_format="asf", **B_FRAMES)),
     Medium("b_frames_4.wmv", clip("mpeg4", container_format="asf", options={"bf": "2"})),
     Medium("twice.ts", joined(clip(), clip()), frames=2 * tuple(range(FRAMES)), note="its clock starts anew 1 time"),
     Medium("b_twice.ts", joined(clip(**B_FRAMES), clip(**B_FRAMES)), frames=2 * tuple(range(FRAMES)),
            note="its clock starts anew 1 time"),
     Medium("negative.mkv", clip(shift=-200, container_options={"avoid_negative_ts": "disabled"}), note="bear no time"),
+    Medium("later.mkv", clip(shift=3_600_000)),
     Medium("variable.mp4", clip(times=VARIABLE), seconds=tuple(time / 1000 - 0.02 for time in VARIABLE)),
     Medium("variable.webm", clip("libvpx-vp9", times=VARIABLE),
            seconds=tuple(time / 1000 - 0.02 for time in VARIABLE)),
@@ -344,6 +368,8 @@ PICTURES = [
     Medium("progressive.jpg", picture(progressive=True), **ONE), Medium("cmyk.jpg", picture("CMYK", quality=95), **ONE),
     Medium("grey.jpg", picture("L"), turn=grey, **ONE), Medium("grey.png", picture("L"), turn=grey, **ONE),
     Medium("sixteen.png", sixteen_bits, **ONE), Medium("sixteen.tif", sixteen_bits, **ONE),
+    Medium("sixteen_grey.heic", lambda path: Image.fromarray(
+        cv2.cvtColor(scene(0, *SIZE), cv2.COLOR_BGR2GRAY).astype(np.uint16) * 257).save(path), turn=grey, **ONE),
     Medium("palette.png", picture("P"), colours=20, **ONE), Medium("alpha.png", picture("RGBA"), **ONE),
     Medium("lzw.tiff", picture(compression="tiff_lzw"), **ONE), Medium("plain.bmp", picture(), **ONE),
     Medium("from_chrome.jfif", picture(format="JPEG"), **ONE),

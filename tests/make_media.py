@@ -106,10 +106,11 @@ def plain_decode(path):
         container.streams.video[0].codec_context.thread_count = 1
         for packet in container.demux(video=0):
             with contextlib.suppress(av.error.FFmpegError):
-                pictures += [frame.to_ndarray(format="bgr24") for frame in packet.decode()]
+                pictures += [frame.to_ndarray(format="rgb24")[:, :, ::-1] for frame in packet.decode()]
     return pictures
 
 
 def read_frames(path, number_of_frames):
     """Yield (index, BGR picture) for the frames drawn from a clip, as extract_frames_from_videos.py reads them."""
-    yield from read_chosen(path, list_packets(path), FrameSettings(number_of_frames))
+    for index, picture in read_chosen(path, list_packets(path), FrameSettings(number_of_frames)):
+        yield index, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)

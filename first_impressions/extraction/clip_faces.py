@@ -1,4 +1,5 @@
 """From a clip to the faces in its frames, in one pass: to chips on disk, or in memory."""
+import math
 import os
 import tempfile
 from collections.abc import Callable, Container, Iterator
@@ -6,15 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from first_impressions.common.command_line import UserError, counted
 from first_impressions.common.constants import CLIP_SUFFIXES, NO_FACE, clip_stem, face_name, frame_name
-from first_impressions.extraction.detectors import Box, FoundFace, align_face, load_models
+from first_impressions.extraction.detectors import Box, FoundFace, align_face, load_models, resized
 from first_impressions.extraction.faces import (
     CropSettings,
-    encode_jpeg,
     find_faces,
     read_picture,
     with_further_faces,
@@ -31,15 +30,14 @@ from first_impressions.extraction.frames import (
 from first_impressions.extraction.packets import Packets, list_packets
 from first_impressions.extraction.people import describe_face, number_people
 from first_impressions.extraction.second_look import FOUND_BY_CNN, MOST_FRAMES, look_again
-from first_impressions.extraction.sources import check_source, source_of
+from first_impressions.extraction.sources import check_source, encode_jpeg, source_of
 from first_impressions.extraction.tracking import FaceTracker
 from first_impressions.jobs.failures import KnownFailures
 from first_impressions.jobs.target_folder import is_finished
 from first_impressions.jobs.worker_pool import heartbeat
 
 PORTION_BYTES = 20_000_000  # of pictures that are searched one after the other: 8 of 1280 x 720 pixels
-KEPT_HEIGHT = 720  # pixels, of the pictures that are kept to be annotated
-MOST_KEPT = 64      # of them, while a clip is read
+KEPT_HEIGHT = 720  # pixels, of the picture that is kept to be annotated
 
 
 class FrameFaces(NamedTuple):
@@ -77,7 +75,7 @@ def find_clip_faces(path: str, packets: Packets, frames: FrameSettings, crop: Cr
         faces = tracker.find_faces(index, picture)
         return with_further_faces(picture, faces, models) if crop.find_all else faces
 
-    for portion in _portions(read_chosen(path, packets, frames, pick_with_lineage, "rgb24")):
+    for portion in _portions(read_chosen(path, packets, frames, pick_with_lineage)):
         searched = [(index, picture, search(index, picture)) for index, picture in portion]
         found = found or any(faces for *_, faces in searched)
         yield from (FrameFaces(index, picture, faces, "" if faces else NO_FACE) for index, picture, faces in searched)
@@ -85,7 +83,7 @@ def find_clip_faces(path: str, packets: Packets, frames: FrameSettings, crop: Cr
     if found or not again or any(index in with_face for index in drawn - again):
         return
     packets = replace(packets, notes=[])  # what decoding notes is noted already
-    pictures = list(read_chosen(path, packets, frames, lambda _: again, "rgb24"))
+    pictures = list(read_chosen(path, packets, frames, lambda _: again))
     # A run that was killed may have left some of the chips of a second look.
     if not any(index in with_face and find_faces(picture, models) for index, picture in pictures):
         for index, picture in pictures:
@@ -166,25 +164,17 @@ def _frame_and_reason(line):
 
 # ---------------------------------------------------------------- in memory
 
-@dataclass(frozen=True)
-class FaceSettings:
-    """Which frames of a clip are drawn, and how its faces are found and cut.
+@dataclass(frozen=True, kw_only=True)
+class FaceSettings(CropSettings):
+    """How faces become chips, and which faces of which frames are taken.
 
-    size: width and height of a chip in pixels; padding: margin around the landmarks, in parts of the face's size;
-    find_all: all faces of a frame, not only the largest; predictor: path of the landmark model, None for the 5-point
-    one; keep_picture: also return a picture of the middle frame with a face; min_confidence: faces with a lower score
-    of the detector are left out, None: none; most_seconds: longer clips are refused, None: none; detector: as in
-    CropSettings.
+    keep_picture: also return a picture of a frame with a face; min_confidence: faces with a lower score of the detector
+    are left out, None: none; most_seconds: longer clips are refused, None: none.
     """
     frames: FrameSettings
-    size: int
-    padding: float
-    find_all: bool = False
-    predictor: str | None = None
     keep_picture: bool = False
     min_confidence: float | None = None
     most_seconds: float | None = None
-    detector: str = "auto"
 
 
 class Face(NamedTuple):
@@ -206,26 +196,18 @@ class KeptPicture(NamedTuple):
     boxes: dict[int, Box]
 
 
-class FileFaces(NamedTuple):
-    """The faces of a clip or picture: the number of its frames, its faces in the order of frames and people, the path
-    of the file of their chips, with keep_picture a picture of the middle frame with a face, sentences on what is wrong
-    with the file although it could be read, and the length of a clip in seconds (0: a picture, or unknown).
-
-    others: the most further faces seen in one of its frames, which are not among its faces; no_face: why it has none.
-    """
-    frames: int
-    faces: list[Face]
-    others: int
-    no_face: str
-    chips: str
-    picture: KeptPicture | None
-    notes: list[str]
-    length: float
-
-
 @dataclass
-class _Known:
-    """What reading a file tells beside its frames; see FileFaces."""
+class FileFaces:
+    """The faces of a clip or picture: the path of the file of their chips, the number of its frames, its faces in the
+    order of frames and people, the most further faces seen in one of its frames, which are not among its faces, why it
+    has none, with keep_picture the frame with a face that is nearest to its middle, sentences on what is wrong with the
+    file although it could be read, and the length of a clip in seconds (0: a picture, or unknown)."""
+    chips: str
+    frames: int = 0
+    faces: list[Face] = field(default_factory=list)
+    others: int = 0
+    no_face: str = NO_FACE
+    picture: KeptPicture | None = None
     notes: list[str] = field(default_factory=list)
     length: float = 0.0
 
@@ -237,81 +219,58 @@ def faces_of_file(path: str, settings: FaceSettings, chip_dir: str) -> FileFaces
     Raises UserError for a file that cannot be read or that changes meanwhile, OSError for one that cannot be opened and
     for a full disk.
     """
-    crop = CropSettings(settings.predictor, settings.size, settings.padding, settings.find_all,
-                        detector=settings.detector)
-    models = load_models(crop.predictor)
-    faces, descriptors, kept, frames, known = [], [], _KeptFrames(), set(), _Known()
-    others, no_face = 0, NO_FACE
+    models = load_models(settings.predictor)
+    indices, descriptors, kept, least_distance = set(), [], None, math.inf
     with watched_clip(path, chip_dir), tempfile.NamedTemporaryFile(dir=chip_dir, delete=False) as chips:
-        for frame, seconds in _frames_of_file(path, settings, crop, known):
-            frames.add(frame.index)
-            no_face = frame.reason if NO_FACE in frame.reason else NO_FACE
+        found = FileFaces(chips.name)
+        for frame, seconds, distance in _frames_of_file(path, settings, found):
+            indices.add(frame.index)
+            found.no_face = frame.reason if NO_FACE in frame.reason else NO_FACE
             clear = [face for face in frame.faces
                      if settings.min_confidence is None or face.confidence >= settings.min_confidence]
-            found = clear[:None if crop.find_all else 1]
-            others = max(others, len(clear) - len(found))
-            for face in found:
+            taken = clear[:None if settings.find_all else 1]
+            found.others = max(found.others, len(clear) - len(taken))
+            for face in taken:
                 # Networks are trained on chips that went through the JPEG files that the scripts write.
                 begin = chips.tell()
-                chips.write(encode_jpeg(align_face(frame.picture, face.box, models, crop.size, crop.padding)))
-                faces.append(Face(frame.index, seconds, 1, face.box, float(face.confidence),
-                                  face.detector, (begin, chips.tell())))
-                if crop.find_all:
+                chips.write(encode_jpeg(align_face(frame.picture, face.box, models, settings.size, settings.padding)))
+                found.faces.append(Face(frame.index, seconds, 1, face.box, float(face.confidence), face.detector,
+                                        (begin, chips.tell())))
+                if settings.find_all:
                     descriptors.append(describe_face(frame.picture, face.box, models))
-            if found and settings.keep_picture:
-                kept.add(frame.index, frame.picture)
+            if taken and settings.keep_picture and distance < least_distance:
+                kept, least_distance = frame, distance
+    found.frames = len(indices)
     if descriptors:
-        people = number_people(np.array(descriptors), np.array([face.frame for face in faces]),
-                               np.array([face.box.left for face in faces]))
-        faces = [face._replace(person=int(person)) for face, person in zip(faces, people)]
-    faces.sort(key=lambda face: (face.frame, face.person))
-    if others:
-        known.notes.append(f"{counted(others, 'other face')} in the picture")
-    return FileFaces(len(frames), faces, others, no_face, chips.name, kept.middle(faces), known.notes, known.length)
+        people = number_people(np.array(descriptors), np.array([face.frame for face in found.faces]),
+                               np.array([face.box.left for face in found.faces]))
+        found.faces = [face._replace(person=int(person)) for face, person in zip(found.faces, people)]
+    found.faces.sort(key=lambda face: (face.frame, face.person))
+    if kept:
+        scale = min(1, KEPT_HEIGHT / kept.picture.shape[0])
+        found.picture = KeptPicture(encode_jpeg(resized(kept.picture, scale)), {
+            face.person: face.box.scaled(scale) for face in found.faces if face.frame == kept.index})
+    if found.others:
+        found.notes.append(f"{counted(found.others, 'other face')} in the picture")
+    return found
 
 
-def _frames_of_file(path: str, settings: FaceSettings, crop: CropSettings, known: _Known,
-                    ) -> Iterator[tuple[FrameFaces, float]]:
-    """Yield each frame with its faces and its time in seconds; note what else is known of the file."""
+def _frames_of_file(path: str, settings: FaceSettings, found: FileFaces) -> Iterator[tuple[FrameFaces, float, float]]:
+    """Yield each frame with its faces, its time in seconds and how many frames it is from the clip's middle; note what
+    else is known of the file."""
     if os.path.splitext(path)[1].lower() in CLIP_SUFFIXES:
         packets = list_packets(path)
         seconds = packets.seconds.tolist()
-        known.length = packets.length
-        if settings.most_seconds and known.length > settings.most_seconds:
-            raise UserError(f"lasts {known.length / 60:.1f} minutes; at most {settings.most_seconds / 60:g} are taken")
-        for frame in find_clip_faces(path, packets, settings.frames, crop):
-            yield frame, seconds[frame.index] if frame.index < len(seconds) else float("nan")
-        known.notes += packets.notes + packets.remarks
+        found.length = packets.length
+        if settings.most_seconds and found.length > settings.most_seconds:
+            raise UserError(f"lasts {found.length / 60:.1f} minutes; at most {settings.most_seconds / 60:g} are taken")
+        for frame in find_clip_faces(path, packets, settings.frames, settings):
+            yield (frame, seconds[frame.index] if frame.index < len(seconds) else math.nan,
+                   abs(frame.index - len(packets.drawable) / 2))
+        found.notes += packets.notes + packets.remarks
     else:
-        picture, models = read_picture(path), load_models(crop.predictor)
-        faces, reason = find_faces(picture, models, crop.find_all, crop.detector), ""
+        picture, models = read_picture(path), load_models(settings.predictor)
+        faces, reason = find_faces(picture, models, settings.find_all, settings.detector), ""
         if not faces:
-            faces, reason = look_again(picture, models, crop.detector)
-        yield FrameFaces(0, picture, faces, reason), 0.0
-
-
-class _KeptFrames:
-    """At most MOST_KEPT of the frames with a face, evenly over the clip as far as it is read, so that in the end the
-    middle one is among them, or one close to it."""
-
-    def __init__(self):
-        self.kept: list[tuple[int, bytes, float]] = []  # index, JPEG file at most KEPT_HEIGHT high, its scale
-        self.offered, self.step = 0, 1
-
-    def add(self, index: int, picture: np.ndarray) -> None:
-        """Offer the next frame with a face: every step-th is kept, and if they become too many, every other one."""
-        if self.offered % self.step == 0:
-            scale = min(1, KEPT_HEIGHT / picture.shape[0])
-            size = [max(1, round(length * scale)) for length in picture.shape[1::-1]]
-            jpeg = encode_jpeg(cv2.resize(picture, size, interpolation=cv2.INTER_AREA)).tobytes()
-            self.kept.append((index, jpeg, scale))
-            if len(self.kept) == MOST_KEPT:
-                self.kept, self.step = self.kept[::2], 2 * self.step
-        self.offered += 1
-
-    def middle(self, faces: list[Face]) -> KeptPicture | None:
-        """Return the middle one with the boxes of its people; None if there is none."""
-        if not self.kept:
-            return None
-        index, jpeg, scale = self.kept[self.offered // 2 // self.step]
-        return KeptPicture(jpeg, {face.person: face.box.scaled(scale) for face in faces if face.frame == index})
+            faces, reason = look_again(picture, models, settings.detector)
+        yield FrameFaces(0, picture, faces, reason), 0.0, 0.0

@@ -195,13 +195,10 @@ class Models:
 
 
 def find_predictor(predictor_path: str | os.PathLike | None = None) -> str:
-    """Return the path of the landmark model. Raises UserError if there is none."""
-    if predictor_path is None:
-        predictor_path = packaged_model("shape_predictor_5_face_landmarks.dat")
-    if not os.path.isfile(predictor_path):
-        reason = "is not a file" if os.path.exists(predictor_path) else "no such file"
-        raise UserError(f"{predictor_path}: {reason}; name a landmark model of dlib (5 or 68 points)")
-    return os.fspath(predictor_path)
+    """Return the path of a landmark model, default the 5-point one. Raises UserError if it cannot be loaded."""
+    path = os.path.abspath(predictor_path or packaged_model("shape_predictor_5_face_landmarks.dat"))
+    load_models(path)
+    return path
 
 
 def predictor_note(path: str | os.PathLike) -> str:
@@ -209,14 +206,14 @@ def predictor_note(path: str | os.PathLike) -> str:
     return f"{Path(path).name} sha256:{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]}"
 
 
-def load_predictor(predictor_path: str | os.PathLike | None = None) -> dlib.shape_predictor:
-    """Return a landmark predictor (5 or 68 points; default the 5-point one). Raises UserError for a missing file or one
-    that is not a landmark model."""
-    return _load_predictor(find_predictor(predictor_path))
-
-
 @functools.lru_cache(maxsize=2)
-def _load_predictor(path):
+def load_models(predictor_path: str | os.PathLike | None = None) -> Models:
+    """Return Models, loaded once in a process: the detector and a landmark model of dlib with 5 or 68 points, default
+    the 5-point one. Raises UserError for a file that is missing or no such model."""
+    path = str(predictor_path or packaged_model("shape_predictor_5_face_landmarks.dat"))
+    if not os.path.isfile(path):
+        reason = "is no file" if os.path.exists(path) else "no such file"
+        raise UserError(f"{path}: {reason}; name a landmark model of dlib (5 or 68 points)")
     try:
         predictor = dlib.shape_predictor(path)
     except RuntimeError as error:
@@ -224,13 +221,7 @@ def _load_predictor(path):
     points = predictor(np.zeros((100, 100), np.uint8), dlib.rectangle(10, 10, 90, 90)).num_parts
     if points not in (5, 68):
         raise UserError(f"{path}: a model of {points} landmarks; alignment needs one of 5 or 68")
-    return predictor
-
-
-@functools.lru_cache(maxsize=1)
-def load_models(predictor_path: str | os.PathLike | None = None) -> Models:
-    """Return Models: the detector and the predictor of load_predictor. They are loaded once in a process."""
-    return Models(HogDetector(), load_predictor(predictor_path))
+    return Models(HogDetector(), predictor)
 
 
 @functools.lru_cache(maxsize=1)
@@ -246,7 +237,7 @@ def face_size(picture: np.ndarray, box: Box) -> float:
 
     It is that of the mean face that fits the landmarks best, as for chips. picture: uint8 RGB array H x W x 3.
     """
-    landmarks = load_predictor()(picture, dlib.rectangle(*box))
+    landmarks = load_models().predictor(picture, dlib.rectangle(*box))
     return dlib.get_face_chip_details(landmarks, size=100, padding=0.0).rect.width()
 
 

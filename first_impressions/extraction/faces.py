@@ -47,7 +47,7 @@ from first_impressions.extraction.detectors import (
     load_models,
     resized,
 )
-from first_impressions.extraction.sources import source_of_frame, with_source
+from first_impressions.extraction.sources import encode_jpeg, source_of_frame
 from first_impressions.jobs.target_folder import check_name, find_files, write_file
 
 PICTURE_FORMATS = [plugin.format for plugin in (
@@ -80,6 +80,7 @@ NEAR_STEP = 1.25    # two boxes that differ by no more than this factor may be o
 
 Image.MAX_IMAGE_PIXELS = None  # the limit here is checked on the header, before anything is decoded
 cv2.setNumThreads(1)
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # of odd TIFF files, for instance
 
 
 class Search(NamedTuple):
@@ -267,19 +268,13 @@ def read_picture(path: str | os.PathLike) -> np.ndarray:
 def _eight_bit(image):
     """Return what read_picture does of an image of Pillow's. Raises UserError if its values have no known range."""
     image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "I;16":
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     if image.mode not in EIGHT_BIT_MODES:
         raise UserError(f"a picture in the format {image.format} with pixels of another kind than 8 or 16 bits (mode "
                         f"{image.mode}), which cannot be read here; convert it to JPEG")
-    return np.ascontiguousarray(ImageOps.exif_transpose(image).convert("RGB"))
-
-
-def encode_jpeg(picture: np.ndarray, quality: int = JPEG_QUALITY) -> np.ndarray:
-    """Return an RGB picture, uint8 H x W x 3, as the bytes (uint8 array) of a JPEG file. Raises UserError if it is
-    too large for one."""
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not done:
-        raise UserError(f"a picture of {picture.shape[1]} x {picture.shape[0]} pixels cannot be written as JPEG")
-    return data
+    return np.ascontiguousarray(image.convert("RGB"))
 
 
 # ---------------------------------------------------------------- writing
@@ -309,7 +304,7 @@ def write_chips(picture: np.ndarray, faces: list[FoundFace], face_dir: str, fram
     for number in range(len(faces) if settings.find_all else min(1, len(faces)), 0, -1):
         chip = align_face(picture, faces[number - 1].box, models, settings.size, settings.padding)
         names.append(face_name(frame_stem, number))
-        write_file(face_dir, names[-1], with_source(encode_jpeg(chip, settings.quality).tobytes(), source))
+        write_file(face_dir, names[-1], encode_jpeg(chip, settings.quality, source))
     return names
 
 

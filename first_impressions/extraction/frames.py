@@ -16,7 +16,7 @@ from first_impressions.common.command_line import UserError, counted
 from first_impressions.common.constants import JPEG_QUALITY, clip_stem, face_name, frame_name
 from first_impressions.extraction.hdr import to_sdr, transfer_of
 from first_impressions.extraction.packets import Packets, demux, displayed_size, list_packets, open_clip
-from first_impressions.extraction.sources import check_source, source_of, with_source
+from first_impressions.extraction.sources import check_source, encode_jpeg, source_of
 from first_impressions.jobs.target_folder import check_name, is_finished, write_file
 from first_impressions.jobs.worker_pool import heartbeat
 
@@ -133,15 +133,16 @@ def earlier_frames(clip: str, chosen: Iterable[int], seed: int) -> dict[int, int
 
 # ---------------------------------------------------------------- decoding
 
-def _to_picture(frame, reformatter, pixel_format, pixel_aspect):
-    """Return a decoded frame as it is displayed: uint8 array H x W x 3, C-contiguous, its pixels square, turned and
-    mirrored as the clip's display matrix asks."""
+def _to_picture(frame, reformatter, pixel_aspect):
+    """Return a decoded frame as it is displayed: uint8 RGB array H x W x 3, C-contiguous, its pixels square, turned and
+    mirrored as the clip's display matrix asks. Raises UserError for colours that FFmpeg cannot convert."""
     transfer = transfer_of(frame)
-    if transfer is None:
-        picture = reformatter.reformat(frame, format=pixel_format).to_ndarray()
-    else:
-        picture = to_sdr(reformatter.reformat(frame, format="rgb48le").to_ndarray(), transfer)
-        picture = picture if pixel_format == "rgb24" else picture[:, :, ::-1]
+    try:
+        picture = reformatter.reformat(frame, format="rgb48le" if transfer else "rgb24").to_ndarray()
+    except av.error.FFmpegError as error:
+        raise UserError(f"its colours cannot be converted here ({error.strerror}); convert it to MP4 (H.264)") from None
+    if transfer:
+        picture = to_sdr(picture, transfer)
     size = displayed_size(frame.width, frame.height, pixel_aspect)
     if size != (frame.width, frame.height):
         picture = cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC)
@@ -234,20 +235,18 @@ def decode_wanted(path: str | Path, packets: Packets, wanted: set[int]) -> Itera
 
 
 def read_chosen(path: str | Path, packets: Packets, settings: FrameSettings,
-                pick: Callable[[set[int]], set[int]] = set, pixel_format: str = "bgr24",
-                ) -> Iterator[tuple[int, np.ndarray]]:
+                pick: Callable[[set[int]], set[int]] = set) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (index, picture) for those of the frames drawn that pick(frames drawn) returns.
 
-    index: int, counted from 0 in display order; picture: uint8 array H x W x 3, C-contiguous; pixel_format: "bgr24" or
-    "rgb24", the order of the colours. A frame that cannot be decoded is replaced by the next one of the draw. All
-    others come in the order of display, those that replace one after them. packets.notes then says how many could be
-    decoded. Raises UserError if none could.
+    index: int, counted from 0 in display order; picture: uint8 RGB array H x W x 3, C-contiguous. A frame that cannot
+    be decoded is replaced by the next one of the draw. All others come in the order of display, those that replace one
+    after them. packets.notes then says how many could be decoded. Raises UserError if none could.
     """
     def choose(indices):
         return settings.choose(clip_stem(path), packets, indices)
 
     def to_picture(frame):
-        return _to_picture(frame, reformatter, pixel_format, packets.pixel_aspect)
+        return _to_picture(frame, reformatter, packets.pixel_aspect)
 
     reformatter = av.video.reformatter.VideoReformatter()
     wanted = pick(choose(packets.drawable))
@@ -337,10 +336,7 @@ def extract_frames(path: str, frame_dir: str, settings: FrameSettings, dry_run: 
         if dry_run:
             return len(to_make), len(present), settings.problems(packets)
         for index, picture in read_chosen(path, packets, settings, missing):
-            encoded, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, settings.quality])
-            if not encoded:
-                raise UserError(f"a frame of {picture.shape[1]} x {picture.shape[0]} pixels cannot be written as JPEG")
-            write_file(frame_dir, frame_name(clip, index), with_source(data.tobytes(), source))
+            write_file(frame_dir, frame_name(clip, index), encode_jpeg(picture, settings.quality, source))
             made.append(frame_name(clip, index))
             done.add(index)
             heartbeat()

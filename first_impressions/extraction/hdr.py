@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 
 PQ, HLG = 16, 18    # colour transfer characteristics in ITU-T H.273, as FFmpeg numbers them
-HDR_NAMES = {PQ: "PQ", HLG: "HLG"}
+HDR_REMARKS = {transfer: f"high dynamic range ({name}), converted to standard range"
+               for transfer, name in ((PQ, "PQ"), (HLG, "HLG"))}
 WHITE, HLG_PEAK, HLG_GAMMA = 203.0, 1000.0, 1.2     # cd/m2, cd/m2, system gamma
 LUMINANCE = np.array([[0.2627, 0.6780, 0.0593]], np.float32)     # of BT.2020's red, green and blue
 BT2020_TO_BT709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]],
@@ -24,7 +25,7 @@ CODES = 4096    # entries of the tables
 def transfer_of(frame: av.VideoFrame) -> int | None:
     """Return PQ or HLG for a frame in high dynamic range, else None."""
     transfer = int(frame.color_trc)
-    return transfer if transfer in HDR_NAMES else None
+    return transfer if transfer in HDR_REMARKS else None
 
 
 @functools.lru_cache

@@ -1,6 +1,7 @@
 """Packets of a clip's video stream, listed without decoding: their order, their times, where decoding can start."""
 import contextlib
 import itertools
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import numpy as np
 
 from first_impressions.common.command_line import UserError, counted
 from first_impressions.common.constants import MAX_PIXELS
-from first_impressions.extraction.hdr import HDR_NAMES
+from first_impressions.extraction.hdr import HDR_REMARKS
 from first_impressions.jobs.worker_pool import heartbeat
 
 # No camera, disc or broadcast has pixels more elongated than this (the widest, squeezed 3D films, have 2:1).
@@ -28,9 +29,8 @@ READ_OPTIONS = {"protocol_whitelist": "none",
 # In these codecs a picture carries the time stamp of its packet and a packet holds one picture, as a rule.
 TIMED_CODECS = {"h264", "hevc", "vp8", "vp9", "av1"}
 # Formats that store the time of decoding only, and the codecs that then do not tell the order of display.
-DECODING_TIME_FORMATS, REORDERING_CODECS = {"avi", "asf"}, {"h264", "hevc"}
-# Pictures that may be decoded before one that is shown earlier: 16 in H.264 and HEVC (max_dec_frame_buffering).
-REORDERING_DEPTH = 16
+DECODING_TIME_FORMATS, REORDERING_CODECS = {"avi", "asf", "mxf"}, {"h264", "hevc"}
+REORDERING_DEPTH = 16   # pictures decoded before one that is shown earlier, at most (max_dec_frame_buffering)
 
 av.logging.set_level(None)
 
@@ -110,7 +110,8 @@ def open_clip(path: str | Path, explode: bool = False,
         try:
             container = av.open(file, metadata_errors="replace", options=READ_OPTIONS, buffer_size=1 << 18)
         except (av.error.FFmpegError, ValueError) as error:
-            raise UserError(f"no clip that FFmpeg can read ({_reason(error)}); replace or remove it") from None
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"no clip that FFmpeg can read ({reason}); replace or remove it") from None
         with container:
             stream = container.streams.best("video")
             cover = av.stream.Disposition.attached_pic  # of a song
@@ -155,10 +156,6 @@ def _pixel_aspect(stream):
         return Fraction(1), (f"its header gives pixels of {aspect.numerator}:{aspect.denominator} (width to height), "
                              "which cannot be; they were taken for square")
     return aspect, None
-
-
-def _reason(error):
-    return getattr(error, "strerror", None) or str(error)
 
 
 # ---------------------------------------------------------------- where decoding can start
@@ -267,22 +264,21 @@ def _read_listing(path):
         codec = stream.codec_context.name
         codec = {"libdav1d": "av1", "libvpx-vp9": "vp9"}.get(codec, codec)
         length_size = _nal_length_size(stream, codec)
-        # In MP4 the table of samples is exact, without those that an edit list cuts off. So is the index of an AVI that
-        # is there to its end; the header also counts chunks without data, which stand for dropped pictures.
+        # The table of samples is exact, in MP4 without those that an edit list cuts off, in AVI if the file is whole.
+        # An AVI's header also counts chunks without data, which stand for dropped pictures.
         formats = set(container.format.name.split(","))
         is_indexed = "mp4" in formats or ("avi" in formats and _has_all_riffs(path))
         promised = sum(entry.size > 0 for entry in stream.index_entries) if is_indexed else stream.frames
         pixel_aspect, problem = _pixel_aspect(stream)
         seconds = (container.duration or 0) / av.time_base
-        listing = _Listing(formats, codec, promised, seconds, float(stream.time_base), pixel_aspect, problem=problem)
-        if stream.codec_context.color_trc in HDR_NAMES:
-            name = HDR_NAMES[stream.codec_context.color_trc]
-            listing.hdr = f"high dynamic range ({name}), converted to standard range"
+        listing = _Listing(formats, codec, promised, seconds, float(stream.time_base), pixel_aspect, problem=problem,
+                           hdr=HDR_REMARKS.get(stream.codec_context.color_trc))
         try:
             for packet in demux(container, stream):
                 if packet.has_sidedata("encryption_info"):
                     raise UserError("is encrypted; decrypt, replace or remove it")
-                listing.times.append(packet.pts)
+                # The times of display that FFmpeg gives for formats without them may repeat.
+                listing.times.append(packet.dts if formats & DECODING_TIME_FORMATS else packet.pts)
                 listing.decoding_times.append(packet.dts)
                 listing.sizes.append(packet.size)
                 listing.shown.append(not packet.is_discard)
@@ -290,7 +286,7 @@ def _read_listing(path):
                 listing.clean.append(_is_clean_key(packet, codec, length_size))
                 listing.changes = listing.changes or packet.has_sidedata("new_extradata")
         except av.error.FFmpegError as error:
-            listing.end = f"reading stopped after {counted(len(listing.times), 'frame')} ({_reason(error)})"
+            listing.end = f"reading stopped after {counted(len(listing.times), 'frame')} ({error.strerror})"
     return listing
 
 
@@ -380,15 +376,17 @@ def _missing_part(path, listing):
     known = _known_times(listing)
     least_seconds = 0.98 * listing.seconds - 0.5
     if not listing.promised and known and (max(known) - min(known)) * listing.time_base < least_seconds:
-        present = _present_seconds(path)
+        # In Matroska the length counts from 0, even if the first picture comes later.
+        present = _present_seconds(path, 0.0 if "matroska" in listing.formats else math.inf)
         if present < least_seconds:
             return f"seems cut off: its header promises {listing.seconds:.1f} s and {present:.1f} s are there; {remedy}"
     return None
 
 
-def _present_seconds(path):
-    """Return the seconds from the first to the last packet of any stream of a clip: sound may outlast pictures."""
-    first, last = float("inf"), 0.0
+def _present_seconds(path, first):
+    """Return the seconds from `first` or an earlier packet of any stream of a clip to the last one: sound may outlast
+    pictures."""
+    last = 0.0
     with open_clip(path) as (container, _):
         for other in container.streams:
             other.discard = av.stream.Discard.default

@@ -1,6 +1,5 @@
 """A second look at a file in which no face was found: turned pictures, and dlib's CNN detector."""
 import os
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -25,15 +24,10 @@ TURNED_SIDE = 960   # longest side in pixels of the pictures that are turned; fa
 FOUND_BY_CNN = "face found by the CNN detector alone"
 
 
-class SecondLook(NamedTuple):
-    """faces: in a picture, by the CNN detector, the largest first; reason: a line for failures.csv, in any case."""
-    faces: list[FoundFace]
-    reason: str
-
-
-def look_again(picture: np.ndarray, models: Models, detector: str) -> SecondLook:
-    """Return what a second look at a picture finds, uint8 RGB H x W x 3. detector: as in CropSettings; with "auto" the
-    CNN detector is asked if the picture shows no face when it is turned.
+def look_again(picture: np.ndarray, models: Models, detector: str) -> tuple[list[FoundFace], str]:
+    """Return (faces, reason): those that a second look at a picture finds, uint8 RGB H x W x 3, by the CNN detector,
+    the largest first, and a line for failures.csv, in any case. detector: as in CropSettings; with "auto" the CNN
+    detector is asked if the picture shows no face when it is turned.
 
     It is asked last: it also finds faces that lie on their side, which the landmarks cannot turn upright.
     """
@@ -41,12 +35,12 @@ def look_again(picture: np.ndarray, models: Models, detector: str) -> SecondLook
     small = resized(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), scale)
     for quarters in (1, 2, 3) if min(small.shape) >= SMALLEST_BOX else ():
         if models.detector.find(np.ascontiguousarray(np.rot90(small, -quarters)), CLEAR_SCORE):
-            return SecondLook([], f"{NO_FACE}; one is found if the picture is turned by {90 * quarters} degrees "
-                              "clockwise: turn the file")
+            return [], (f"{NO_FACE}; one is found if the picture is turned by {90 * quarters} degrees clockwise: "
+                        "turn the file")
     faces = true_faces(picture, load_cnn().find(picture), models) if detector == "auto" else []
     if faces:
-        return SecondLook(faces, FOUND_BY_CNN)
-    return SecondLook([], f"{NO_FACE}, upright or turned" + (", by either detector" if detector == "auto" else ""))
+        return faces, FOUND_BY_CNN
+    return [], f"{NO_FACE}, upright or turned" + (", by either detector" if detector == "auto" else "")
 
 
 def extract_faces_again(path: str, frame_dir: str, face_dir: str, settings: CropSettings) -> tuple[int, int, list[str]]:

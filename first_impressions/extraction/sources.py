@@ -1,11 +1,14 @@
-"""The file that a frame or a face was made of, noted in its JPEG: two clips of one name must not become one clip."""
+"""The JPEG files of frames and faces, and in them what they were made of: two clips of one name must not become one."""
 import os
 import struct
 import unicodedata
 from pathlib import Path
 
+import cv2
+import numpy as np
+
 from first_impressions.common.command_line import UserError
-from first_impressions.common.constants import FACE_MARK, FRAME_MARK
+from first_impressions.common.constants import FACE_MARK, FRAME_MARK, JPEG_QUALITY
 from first_impressions.jobs.target_folder import find_files
 
 COMMENT = b"\xff\xfe"   # marker of a comment segment (ITU-T T.81, B.2.4.5), here the first one of the file
@@ -24,8 +27,13 @@ def source_of_frame(path: str | os.PathLike, stem: str) -> str:
     return read_source(path) or ("" if FRAME_MARK in stem else source_of(path))
 
 
-def with_source(jpeg: bytes, source: str) -> bytes:
-    """Return a JPEG file that notes what it was made of, unless that is unknown."""
+def encode_jpeg(picture: np.ndarray, quality: int = JPEG_QUALITY, source: str = "") -> bytes:
+    """Return the JPEG file of a picture, uint8 RGB H x W x 3, that notes what it was made of, unless source is "".
+    Raises UserError if it is too large for one."""
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise UserError(f"a picture of {picture.shape[1]} x {picture.shape[0]} pixels cannot be written as JPEG")
+    jpeg = data.tobytes()
     if not source:
         return jpeg
     text = (MARK + source).encode(errors="surrogateescape")
@@ -33,7 +41,7 @@ def with_source(jpeg: bytes, source: str) -> bytes:
 
 
 def read_source(path: str | os.PathLike) -> str | None:
-    """Return what with_source noted in a file; None if it notes nothing."""
+    """Return what encode_jpeg noted in a file; None if it notes nothing."""
     with open(path, "rb") as file:
         head = file.read(1024)
     if head[2:4] != COMMENT:

@@ -27,7 +27,7 @@ from first_impressions.common.device import Machine, pick_device
 from first_impressions.common.files import private_folder
 from first_impressions.data.splits import check_same_faces
 from first_impressions.extraction.clip_faces import FaceSettings, FileFaces, KeptPicture, faces_of_file
-from first_impressions.extraction.detectors import find_predictor, load_predictor, predictor_note
+from first_impressions.extraction.detectors import find_predictor, predictor_note
 from first_impressions.extraction.faces import OTHER_PICTURE_SUFFIXES, unreadable_kind
 from first_impressions.extraction.frames import FrameSettings, number_of_pieces, piece_of
 from first_impressions.jobs.target_folder import find_files
@@ -113,10 +113,9 @@ class Scorer:
         """Return the settings of the faces that the network was trained on. options: further fields of FaceSettings.
         Raises UserError for a landmark model that cannot be used or is not that of the training."""
         predictor = find_predictor(predictor)
-        load_predictor(predictor)  # to refuse it before the work
         check_same_faces({"predictor": predictor_note(predictor)}, self.preprocessing, "the faces here",
                          "those that the network was trained on")
-        return FaceSettings(frames, self.preprocessing["size"], self.preprocessing["padding"], predictor=predictor,
+        return FaceSettings(predictor, self.preprocessing["size"], self.preprocessing["padding"], frames=frames,
                             **options)
 
     def score_faces(self, path: str, found: FileFaces, settings: FrameSettings) -> FileScores:
