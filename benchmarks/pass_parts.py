@@ -79,7 +79,7 @@ def seconds_of_parts(clips: list[str], number_of_frames: int) -> pandas.Series:
     crop = CropSettings(find_predictor())
     load_models(crop.predictor)
     with tempfile.TemporaryDirectory() as folder, open_target(folder, {}), contextlib.ExitStack() as stack:
-        job = clip_faces.ClipJob(folder, FrameSettings(number_of_frames), crop, KnownFailures(folder))
+        job = folder, FrameSettings(number_of_frames), crop, KnownFailures(folder)
         parts = Parts()
         for name, places in TIMED.items():
             for owner, attribute in places:
@@ -87,7 +87,7 @@ def seconds_of_parts(clips: list[str], number_of_frames: int) -> pandas.Series:
                 stack.enter_context(unittest.mock.patch.object(owner, attribute, function))
         with parts.part(REST):
             for clip in clips:
-                clip_faces.extract_clip_faces(clip, job)
+                clip_faces.extract_clip_faces(clip, *job)
     return pandas.Series({name: parts.seconds[name] for name in (*TIMED, REST)})
 
 

@@ -29,8 +29,8 @@ import first_impressions.common.startup  # noqa: F401  (before torch)
 from face_options import add_face_options, crop_settings, next_command, noted_settings
 from first_impressions.common.command_line import UserError, counted, make_parser, printable, run_script
 from first_impressions.common.constants import NO_FACE, PICTURE_SUFFIXES, face_name
-from first_impressions.extraction.faces import extract_faces, find_pictures, stem_of, unreadable_kind
-from first_impressions.extraction.second_look import FOUND_BY_CNN, extract_faces_again, find_second_look
+from first_impressions.extraction.faces import FOUND_BY_CNN, extract_faces, find_pictures, stem_of, unreadable_kind
+from first_impressions.extraction.second_look import find_second_look
 from first_impressions.extraction.sources import Sources
 from first_impressions.jobs.failures import KnownFailures
 from first_impressions.jobs.job import Batch, add_batch_options, print_summary, run_batch
@@ -112,10 +112,9 @@ def main(argv: list[str] | None = None) -> int:
         summary = run_batch(batch, args.workers, args.ray_address)
         lines, again = find_second_look(args.frame_dir, args.face_dir)
         if again and not summary.status:
-            function = functools.partial(extract_faces_again, **function.keywords)
             items = ((path, None if path in again else ((0, 0, [reason]), None)) for path, reason in lines)
-            second = run_batch(replace(batch, function=function, items=items, total=len(lines)), args.workers,
-                               args.ray_address)
+            second = run_batch(replace(batch, function=functools.partial(function, again=True), items=items,
+                                       total=len(lines)), args.workers, args.ray_address)
             summary = replace(second, inputs=summary.inputs, made=summary.made + second.made, present=summary.present,
                               seconds=summary.seconds + second.seconds)
     print_summary(batch, summary, next_command(args.face_dir))

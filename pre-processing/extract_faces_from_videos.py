@@ -27,8 +27,8 @@ from clip_options import add_clip_options, count_clips, find_clips, frame_settin
 from face_options import add_face_options, crop_settings, next_command, noted_settings
 from first_impressions.common.command_line import make_parser, run_script
 from first_impressions.common.constants import NO_FACE
-from first_impressions.extraction.clip_faces import ClipJob, extract_clip_faces
-from first_impressions.extraction.second_look import FOUND_BY_CNN
+from first_impressions.extraction.clip_faces import extract_clip_faces
+from first_impressions.extraction.faces import FOUND_BY_CNN
 from first_impressions.jobs.failures import KnownFailures
 from first_impressions.jobs.job import Batch, add_batch_options, print_dry_run, print_summary, run_batch
 from first_impressions.jobs.target_folder import check_folders, check_settings, open_target
@@ -50,9 +50,10 @@ def main(argv: list[str] | None = None) -> int:
     noted = {**noted_settings(crop), "frames": "decoded", **of_frames}
     check_settings(args.face_dir, noted)
     total, passed_over = count_clips(args.video_dir, args.face_dir)
-    job = ClipJob(os.path.abspath(args.face_dir), frames, crop, KnownFailures(args.face_dir), args.dry_run)
-    batch = Batch(functools.partial(extract_clip_faces, job=job), find_clips(args.video_dir, args.face_dir), total,
-                  args.face_dir, "clip", "face", (NO_FACE, FOUND_BY_CNN), passed_over=passed_over)
+    function = functools.partial(extract_clip_faces, face_dir=os.path.abspath(args.face_dir), frames=frames, crop=crop,
+                                 known=KnownFailures(args.face_dir), dry_run=args.dry_run)
+    batch = Batch(function, find_clips(args.video_dir, args.face_dir), total, args.face_dir, "clip", "face",
+                  (NO_FACE, FOUND_BY_CNN), passed_over=passed_over)
     if args.dry_run:
         print_dry_run(batch, args.workers)
         return 0

@@ -15,7 +15,7 @@ import extract_faces_from_frames
 import extract_faces_from_videos
 from conftest import REPOSITORY, linux_only, run_script_in
 from first_impressions.extraction import clip_faces
-from first_impressions.extraction.clip_faces import ClipJob, extract_clip_faces
+from first_impressions.extraction.clip_faces import extract_clip_faces
 from first_impressions.extraction.detectors import load_models
 from first_impressions.extraction.faces import CropSettings
 from first_impressions.extraction.frames import FrameSettings, choose_frames, earlier_frames
@@ -136,11 +136,11 @@ def test_frames_without_a_face_are_searched_once(clips, tmp_path, run, monkeypat
     searched = []
     monkeypatch.setattr(clip_faces, "find_clip_faces", lambda *arguments: searched.append(arguments) or [])
     with open_target(tmp_path / "faces", None):
-        job = ClipJob(str(tmp_path / "faces"), FrameSettings(3), CropSettings(), KnownFailures(tmp_path / "faces"))
-        made, present, problems = extract_clip_faces(str(clip), job)
+        job = str(tmp_path / "faces"), FrameSettings(3), CropSettings(), KnownFailures(tmp_path / "faces")
+        made, present, problems = extract_clip_faces(str(clip), *job)
         assert (made, present, len(problems), searched) == (0, 0, 3, [])
         clip.write_bytes(clip.read_bytes())
-        extract_clip_faces(str(clip), job)
+        extract_clip_faces(str(clip), *job)
         assert len(searched) == 1
 
 

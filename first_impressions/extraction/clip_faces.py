@@ -13,8 +13,10 @@ from first_impressions.common.command_line import UserError, counted
 from first_impressions.common.constants import CLIP_SUFFIXES, NO_FACE, clip_stem, face_name, frame_name
 from first_impressions.extraction.detectors import Box, FoundFace, align_face, load_models, resized
 from first_impressions.extraction.faces import (
+    FOUND_BY_CNN,
     CropSettings,
     find_faces,
+    look_again,
     read_picture,
     with_further_faces,
     write_chips,
@@ -29,7 +31,7 @@ from first_impressions.extraction.frames import (
 )
 from first_impressions.extraction.packets import Packets, list_packets
 from first_impressions.extraction.people import describe_face, number_people
-from first_impressions.extraction.second_look import FOUND_BY_CNN, MOST_FRAMES, look_again
+from first_impressions.extraction.second_look import MOST_FRAMES
 from first_impressions.extraction.sources import check_source, encode_jpeg, source_of
 from first_impressions.extraction.tracking import FaceTracker
 from first_impressions.jobs.failures import KnownFailures
@@ -107,24 +109,17 @@ def _portions(pictures: Iterator[tuple[int, np.ndarray]]) -> Iterator[list[tuple
 
 # ---------------------------------------------------------------- to disk
 
-@dataclass(frozen=True)
-class ClipJob:
-    """What is made of every clip. known: frames without a face that need no second search; dry_run: make nothing."""
-    face_dir: str
-    frames: FrameSettings
-    crop: CropSettings
-    known: KnownFailures
-    dry_run: bool = False
+def extract_clip_faces(path: str, face_dir: str, frames: FrameSettings, crop: CropSettings, known: KnownFailures,
+                       dry_run: bool = False) -> tuple[int, int, list[str]]:
+    """Write the chips of one clip to face_dir; return (made, present, problems) as job.Batch asks.
 
-
-def extract_clip_faces(path: str, job: ClipJob) -> tuple[int, int, list[str]]:
-    """Write the chips of one clip to job.face_dir; return (made, present, problems) as batch.Batch asks.
+    known: frames without a face that need no second search; dry_run: make nothing.
 
     Call it inside target_folder.open_target. Raises UserError for a clip that cannot be read, OSError for a full disk.
     """
     clip, source = clip_stem(path), source_of(path)
     present, done = set(), set()
-    known = dict(map(_frame_and_reason, job.known.of(path)))
+    before = dict(map(_frame_and_reason, known.of(path)))
     reasons = {}    # by frame, those of the frames that are drawn
 
     def stem(index):
@@ -132,28 +127,28 @@ def extract_clip_faces(path: str, job: ClipJob) -> tuple[int, int, list[str]]:
 
     def missing(chosen):
         rest = chosen - done
-        present.update(i for i in rest if is_finished(os.path.join(job.face_dir, face_name(stem(i)))))
-        reasons.update({i: known[i] for i in rest if (known.get(i) == FOUND_BY_CNN if i in present else
-                                                      NO_FACE in known.get(i, ""))})
+        present.update(i for i in rest if is_finished(os.path.join(face_dir, face_name(stem(i)))))
+        reasons.update({i: before[i] for i in rest if (before.get(i) == FOUND_BY_CNN if i in present else
+                                                      NO_FACE in before.get(i, ""))})
         return rest - present - reasons.keys()
 
-    with watched_clip(path, job.face_dir) as made:
+    with watched_clip(path, face_dir) as made:
         packets = list_packets(path)
-        check_clip_name(path, packets, job.face_dir)
-        to_make = missing(job.frames.choose(clip, packets, packets.drawable))
+        check_clip_name(path, packets, face_dir)
+        to_make = missing(frames.choose(clip, packets, packets.drawable))
         if present:
-            check_source(os.path.join(job.face_dir, face_name(stem(min(present)))), source)
-        if to_make and not job.dry_run:
-            for frame in find_clip_faces(path, packets, job.frames, job.crop, missing, reasons, present):
+            check_source(os.path.join(face_dir, face_name(stem(min(present)))), source)
+        if to_make and not dry_run:
+            for frame in find_clip_faces(path, packets, frames, crop, missing, reasons, present):
                 if frame.index in present:
                     continue
                 done.add(frame.index)
-                made += write_chips(frame.picture, frame.faces, job.face_dir, stem(frame.index), job.crop, source)
+                made += write_chips(frame.picture, frame.faces, face_dir, stem(frame.index), crop, source)
                 if frame.reason:
                     reasons[frame.index] = frame.reason
                 heartbeat()
-    problems = job.frames.problems(packets) + [f"frame {index}: {reason}" for index, reason in sorted(reasons.items())]
-    return len(to_make) if job.dry_run else len(made), len(present), problems
+    problems = frames.problems(packets) + [f"frame {index}: {reason}" for index, reason in sorted(reasons.items())]
+    return len(to_make) if dry_run else len(made), len(present), problems
 
 
 def _frame_and_reason(line):

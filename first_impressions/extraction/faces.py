@@ -10,17 +10,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import (
-    AvifImagePlugin,
-    BmpImagePlugin,
-    Image,
-    ImageOps,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    UnidentifiedImageError,
-    WebPImagePlugin,
-)
+from PIL import AvifImagePlugin, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
 from first_impressions.common.command_line import UserError, printable
 from first_impressions.common.constants import (
@@ -50,9 +40,8 @@ from first_impressions.extraction.detectors import (
 from first_impressions.extraction.sources import encode_jpeg, source_of_frame
 from first_impressions.jobs.target_folder import check_name, find_files, write_file
 
-PICTURE_FORMATS = [plugin.format for plugin in (
-    JpegImagePlugin.JpegImageFile, PngImagePlugin.PngImageFile, BmpImagePlugin.BmpImageFile,
-    WebPImagePlugin.WebPImageFile, TiffImagePlugin.TiffImageFile, AvifImagePlugin.AvifImageFile)]
+PICTURE_FORMATS = ["JPEG", "PNG", "BMP", *(plugin.format for plugin in (
+    WebPImagePlugin.WebPImageFile, TiffImagePlugin.TiffImageFile, AvifImagePlugin.AvifImageFile))]
 # Endings of pictures that neither OpenCV nor Pillow reads. Reported, since skipping them would hide missing pictures.
 OTHER_PICTURE_SUFFIXES = frozenset([".dng", ".heics", ".heifs", ".jp2", ".jxl"])
 EIGHT_BIT_MODES = frozenset(["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB"])  # of Pillow
@@ -76,6 +65,8 @@ FACE_WIDTH = 88
 CLEAR_SCORE = 0.5
 OTHER_WIDTHS = (84, 96, 80, 88, 92, 100, 108)
 SEEN_AGAIN_SCORE = 0.3
+TURNED_SIDE = 960   # longest side in pixels of the pictures that are turned; faces of a twelfth of it are found
+FOUND_BY_CNN = "face found by the CNN detector alone"
 NEAR_STEP = 1.25    # two boxes that differ by no more than this factor may be of faces of one size: a step, rounded
 
 Image.MAX_IMAGE_PIXELS = None  # the limit here is checked on the header, before anything is decoded
@@ -206,6 +197,25 @@ def faces_from_width(picture: np.ndarray, models: Models, width: float) -> list[
     return models.detector.find(resized(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), 1 / scale), WEAK_SCORE, scale)
 
 
+def look_again(picture: np.ndarray, models: Models, detector: str) -> tuple[list[FoundFace], str]:
+    """Return (faces, reason): those that a second look at a picture finds, uint8 RGB H x W x 3, by the CNN detector,
+    the largest first, and a line for failures.csv, in any case. detector: as in CropSettings; with "auto" the CNN
+    detector is asked if the picture shows no face when it is turned.
+
+    It is asked last: it also finds faces that lie on their side, which the landmarks cannot turn upright.
+    """
+    scale = TURNED_SIDE / max(picture.shape[:2])
+    small = resized(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), scale)
+    for quarters in (1, 2, 3) if min(small.shape) >= SMALLEST_BOX else ():
+        if models.detector.find(np.ascontiguousarray(np.rot90(small, -quarters)), CLEAR_SCORE):
+            return [], (f"{NO_FACE}; one is found if the picture is turned by {90 * quarters} degrees clockwise: "
+                        "turn the file")
+    faces = true_faces(picture, load_cnn().find(picture), models) if detector == "auto" else []
+    if faces:
+        return faces, FOUND_BY_CNN
+    return [], f"{NO_FACE}, upright or turned" + (", by either detector" if detector == "auto" else "")
+
+
 # ---------------------------------------------------------------- pictures
 
 def unreadable_kind(path: str | os.PathLike) -> str | None:
@@ -308,15 +318,21 @@ def write_chips(picture: np.ndarray, faces: list[FoundFace], face_dir: str, fram
     return names
 
 
-def extract_faces(path: str, frame_dir: str, face_dir: str, settings: CropSettings) -> tuple[int, int, list[str]]:
+def extract_faces(path: str, frame_dir: str, face_dir: str, settings: CropSettings,
+                  again: bool = False) -> tuple[int, int, list[str]]:
     """Write the chips of one frame to face_dir; return (made, present, problems) as job.Batch asks.
+
+    again: take a second look, at a frame of a clip in none of which there was a face.
 
     Call it inside target_folder.open_target. Raises UserError for a picture that cannot be read, OSError for a full
     disk.
     """
     stem = stem_of(path, frame_dir)
     check_name(face_dir, face_name(stem))
-    picture = read_picture(path)
-    faces = find_faces(picture, load_models(settings.predictor), settings.find_all, settings.detector)
+    picture, models = read_picture(path), load_models(settings.predictor)
+    if again:
+        faces, reason = look_again(picture, models, settings.detector)
+    else:
+        faces, reason = find_faces(picture, models, settings.find_all, settings.detector), NO_FACE
     names = write_chips(picture, faces, face_dir, stem, settings, source_of_frame(path, stem))
-    return len(names), 0, [] if names else [NO_FACE]
+    return len(names), 0, [reason] if again or not names else []
