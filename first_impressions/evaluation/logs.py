@@ -2,12 +2,14 @@
 import random
 from pathlib import Path
 
+import cv2
 import torch
 from torch.nn import functional
 from torch.utils.data import Dataset
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from first_impressions.common.constants import TRAITS
 from first_impressions.data.chips import chip_loader
 from first_impressions.evaluation.text import format_table
 
@@ -52,17 +54,16 @@ def log_hyperparameters(writer: SummaryWriter, values: dict, record: dict) -> No
             writer.add_scalar(f"hparam/{name}", record[name], record["epoch"])
 
 
-def log_evaluation(run_dir: Path, folder: Path, metrics: dict, pictures: dict) -> None:
-    """Write an evaluation's figures, in place of what an earlier one of the same split wrote.
-
-    run_dir: the experiment's folder; folder: the evaluation's; pictures: {trait: plots, uint8 RGB H x W x 3}.
-    """
+def log_evaluation(run_dir: Path, folder: Path, metrics: dict) -> None:
+    """Write an evaluation's figures and its plots of each trait, in place of what an earlier one of the same split
+    wrote. run_dir: the experiment's folder; folder: the evaluation's, with the plots as PNG."""
     split = metrics["split"]
     suffix = f".evaluation_{split}"
     for old in (*folder.glob("events.out.tfevents.*"), *run_dir.glob(f"events.out.tfevents.*{suffix}")):
         old.unlink()
     with SummaryWriter(folder) as writer:
-        for trait, picture in pictures.items():
+        for trait in TRAITS:
+            picture = cv2.imread(str(folder / f"{trait}.png"), cv2.IMREAD_COLOR_RGB)
             writer.add_image(f"evaluation_{split}/{trait}", picture, dataformats="HWC")
         for name, row in metrics["traits"].items():
             writer.add_scalar(f"accuracy_{split}/{name}", row["accuracy"])

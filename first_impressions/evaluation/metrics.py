@@ -76,20 +76,17 @@ def _column_measures(labels, predictions):
 
     NaN is what is not defined: pearson and slope of constant predictions, whose ccc is 0; all but mse of one clip.
     """
-    true = labels[list(TRAITS)].to_numpy(dtype=float)
-    predicted = predictions.loc[labels.index, list(TRAITS)].to_numpy(dtype=float)
-    mse, variance = ((true - predicted) ** 2).mean(0), true.var(0)
-    covariance = ((true - true.mean(0)) * (predicted - predicted.mean(0))).mean(0)
-    sd_true, sd_predicted = true.std(0), predicted.std(0)
-    sd_true, sd_predicted = (np.where(sd > 1e-6, sd, 0) for sd in (sd_true, sd_predicted))
+    true, predicted = labels[list(TRAITS)], predictions.loc[labels.index, list(TRAITS)].astype(float)
+    error, sd_true, sd_predicted = predicted - true, true.std(ddof=0), predicted.std(ddof=0)
+    sd_true, sd_predicted = sd_true.where(sd_true > 1e-6, 0), sd_predicted.where(sd_predicted > 1e-6, 0)
+    covariance = ((true - true.mean()) * (predicted - predicted.mean())).mean()
     covariance[(sd_true == 0) | (sd_predicted == 0)] = 0
-    spread = sd_true ** 2 + sd_predicted ** 2 + (true.mean(0) - predicted.mean(0)) ** 2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        table = pandas.DataFrame({
-            "pearson": covariance / (sd_true * sd_predicted), "ccc": 2 * covariance / spread,
-            "r2": np.where(variance > 0, 1 - mse / variance, np.nan), "mse": mse,
-            "slope": covariance / sd_predicted ** 2,
-            "sd_ratio": np.where(sd_true > 0, sd_predicted / sd_true, np.nan)}, index=list(TRAITS))
+    mse = (error ** 2).mean()
+    table = pandas.DataFrame({
+        "pearson": covariance / (sd_true * sd_predicted),
+        "ccc": 2 * covariance / (sd_true ** 2 + sd_predicted ** 2 + error.mean() ** 2),
+        "r2": (1 - mse / true.var(ddof=0)).where(sd_true > 0), "mse": mse, "slope": covariance / sd_predicted ** 2,
+        "sd_ratio": (sd_predicted / sd_true).where(sd_true > 0)})
     if len(true) < 2:
         table.loc[:, table.columns != "mse"] = np.nan
     return table

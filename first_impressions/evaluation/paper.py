@@ -41,7 +41,7 @@ def _rows_of(tables, title, metrics):
     """Return tables of figures as CSV, a row per table and trait."""
     rows = [{title: name, "trait": trait, **table[trait], MEANS_COLUMN: metrics[MEANS_COLUMN]}
             for name, table in tables.items() for trait in ROWS]
-    return pandas.DataFrame(rows).to_csv(index=False, float_format="%.6f")
+    return pandas.DataFrame(rows).convert_dtypes().to_csv(index=False, float_format="%.6f")
 
 
 def results_table(parts: dict[str, dict]) -> str:

@@ -1,7 +1,6 @@
 """Plots of an evaluation for papers and TensorBoard, drawn by matplotlib."""
 from pathlib import Path
 
-import cv2
 import matplotlib
 import numpy as np
 import pandas
@@ -18,32 +17,33 @@ from first_impressions.evaluation.metrics import ROWS, reliability
 matplotlib.use("Agg")  # draws without a display
 BINS = np.linspace(0, 1, 31)
 POINTS = {"s": 10, "linewidths": 0, "rasterized": True}     # thousands of points stay small in a PDF
-DPI = 150
 ABOVE, BELOW = 0.35, 0.5    # inches above and below a row of panels
 
 
-def save_figures(folder: Path, labels: pandas.DataFrame, predictions: pandas.DataFrame,
-                 metrics: dict) -> dict[str, np.ndarray]:
+def save_figures(folder: Path, labels: pandas.DataFrame, predictions: pandas.DataFrame, metrics: dict) -> None:
     """Write each trait, all_traits, reliability, correlations and gain, all as PNG and PDF.
 
-    labels, predictions: columns TRAITS in [0, 1], index clip; metrics: the figures, what metrics.json holds. Returns
-    the pictures of the traits, uint8 RGB H x W x 3.
+    labels, predictions: columns TRAITS in [0, 1], index clip; metrics: the figures, what metrics.json holds.
     """
     whose = f"mean of {len(metrics['experiments'])} predictions" if "experiments" in metrics else "predictions"
-    pictures = _save_traits(folder, traits_figure(labels, predictions, whose))
-    for name, figure in (("reliability", _reliability_figure(labels, predictions)),
-                         ("correlations", _correlation_figure(labels, predictions, whose)),
-                         ("gain", _gain_figure(metrics))):
-        _save(figure, folder / f"{name}.png", dpi=DPI)
-        _save_pdf(figure, folder / f"{name}.pdf")
+    _save_traits(folder, traits_figure(labels, predictions, whose))
+    _save(_reliability_figure(labels, predictions), folder, "reliability")
+    _save(_correlation_figure(labels, predictions, whose), folder, "correlations")
+    _save(_gain_figure(metrics), folder, "gain")
     pyplot.close("all")
-    return pictures
+
+
+def _save(figure, folder, name, **options):
+    # Without a date: same clips, same bytes.
+    for suffix, more in ((".png", {"dpi": 150}), (".pdf", {"dpi": 200, "metadata": {"CreationDate": None}})):
+        with atomic_write(folder / f"{name}{suffix}") as partial:
+            figure.savefig(partial, **more, **options)
 
 
 def traits_figure(labels: pandas.DataFrame, predictions: pandas.DataFrame, whose: str = "predictions") -> Figure:
     """Return a figure with a row of four panels for each trait: labels, predictions, one against the other, and the
     error over the label beside that of random guesses drawn from the labels (red). whose: title of the predictions."""
-    figure, panels = pyplot.subplots(len(TRAITS), 4, figsize=(13, 16.6), dpi=DPI)
+    figure, panels = pyplot.subplots(len(TRAITS), 4, figsize=(13, 16.6))
     for row, trait in zip(panels, TRAITS, strict=True):
         _draw_trait(row, trait, labels[trait].to_numpy(), predictions[trait].to_numpy(), whose)
     figure.subplots_adjust(left=0.075, right=0.99, top=1 - ABOVE / 16.6, bottom=BELOW / 16.6, wspace=0.26, hspace=0.36)
@@ -51,41 +51,16 @@ def traits_figure(labels: pandas.DataFrame, predictions: pandas.DataFrame, whose
 
 
 def _save_traits(folder, figure):
-    """Write the figure of all traits whole and row by row; return {trait: picture}. The rows of the PNG are cut out,
-    which takes a tenth of drawing them."""
-    figure.canvas.draw()
-    picture = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+    """Write the figure of all traits whole and row by row."""
+    _save(figure, folder, "all_traits")
     width, height = figure.get_size_inches()
-    panels, pictures = np.array(figure.axes).reshape(len(TRAITS), 4), {}
-    _save_png(folder / "all_traits.png", picture)
-    _save_pdf(figure, folder / "all_traits.pdf")
-    for axes in panels.flat:
-        axes.set_visible(False)
+    panels = np.array(figure.axes).reshape(len(TRAITS), 4)
     for trait, row in zip(TRAITS, panels, strict=True):
+        for axes in panels.flat:
+            axes.set_visible(axes in row)
         place = row[0].get_position()
-        bottom, top = place.y0 * height - BELOW, place.y1 * height + ABOVE
-        pictures[trait] = picture[round((height - top) * DPI):round((height - bottom) * DPI)]
-        _save_png(folder / f"{trait}.png", pictures[trait])
-        for axes in row:
-            axes.set_visible(True)
-        _save_pdf(figure, folder / f"{trait}.pdf", bbox_inches=Bbox([[0, bottom], [width, top]]))
-        for axes in row:
-            axes.set_visible(False)
-    return pictures
-
-
-def _save_png(path, picture):
-    with atomic_write(path) as partial:
-        partial.write_bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes())
-
-
-def _save(figure, path, **options):
-    with atomic_write(path) as partial:
-        figure.savefig(partial, **options)
-
-
-def _save_pdf(figure, path, **options):
-    _save(figure, path, dpi=200, metadata={"CreationDate": None}, **options)  # same clips, same bytes
+        box = Bbox([[0, place.y0 * height - BELOW], [width, place.y1 * height + ABOVE]])
+        _save(figure, folder, trait, bbox_inches=box)
 
 
 def _draw_trait(row: np.ndarray, trait: str, true: np.ndarray, predicted: np.ndarray, whose: str) -> None:
@@ -136,24 +111,29 @@ def _correlation_figure(labels, predictions, whose) -> Figure:
     return figure
 
 
+def gain_errors(table: dict[str, dict]) -> np.ndarray:
+    """Return float64 2 x 6, what error bars of the gains show below and above, in the order of ROWS: the 95 % interval
+    or, of several experiments, the standard deviation; 0 if there is none, as of a single speaker."""
+    rows = pandas.DataFrame([table[name] for name in ROWS], dtype=float)
+    errors = ([rows["gain_sd"]] * 2 if "gain_sd" in rows else
+              [rows["gain"] - rows["gain_low"], rows["gain_high"] - rows["gain"]])
+    return np.nan_to_num(np.array(errors))
+
+
 def _gain_figure(metrics) -> Figure:
     """Return bars of the gain over the constant prediction with 95 % intervals or, of several experiments, standard
     deviations, for all clips and for speakers in training and others."""
     figure, (panel,) = _panels(1, 8)
     parts = {title: metrics[part] for part, title in PARTS.items() if part in metrics}
+    width = 0.8 / len(parts)
     for number, (title, table) in enumerate(parts.items()):
-        rows = [table[name] for name in ROWS]
-        gains = np.array([row["gain"] for row in rows])
-        if "gain_sd" in rows[0]:
-            errors = np.array([row["gain_sd"] for row in rows])
-        else:
-            errors = np.abs(np.array([[row["gain_low"], row["gain_high"]] for row in rows]).T - gains)
-        places = np.arange(len(rows)) + (number - (len(parts) - 1) / 2) * 0.8 / len(parts)
-        panel.bar(places, gains, 0.8 / len(parts), yerr=errors, capsize=2, error_kw={"linewidth": 1},
-                  label=f"{title} ({rows[0]['clips']:.0f})")
+        places = np.arange(len(ROWS)) + (number - (len(parts) - 1) / 2) * width
+        panel.bar(places, [table[name]["gain"] for name in ROWS], width, yerr=gain_errors(table), capsize=2,
+                  error_kw={"linewidth": 1}, label=f"{title} ({table['mean']['clips']:.0f})")
     panel.axhline(0, color="0.3", linewidth=0.8)
     panel.set(title="gain in accuracy over the constant prediction", xticks=range(len(ROWS)), xticklabels=ROWS)
-    panel.legend(fontsize="small", framealpha=0.6)
+    panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(parts), frameon=False, fontsize="small")
+    figure.subplots_adjust(left=0.08, bottom=0.2)
     return figure
 
 

@@ -8,7 +8,6 @@ report_template.html.
 import base64
 import html
 import json
-import math
 from pathlib import Path
 
 import cv2
@@ -24,7 +23,8 @@ from first_impressions.common.experiment import TRAINING_RECORD, TRAINING_TABLE
 from first_impressions.common.files import atomic_write, read_json
 from first_impressions.data.chips import read_chip
 from first_impressions.evaluation.measure import PARTS, Evaluation
-from first_impressions.evaluation.metrics import published_table, reliability
+from first_impressions.evaluation.metrics import ROWS, published_table, reliability
+from first_impressions.evaluation.plots import gain_errors
 from first_impressions.evaluation.text import format_number, format_p
 
 CLIPS_SHOWN = 6         # best ones, and as many worst ones
@@ -82,23 +82,20 @@ def _write_page(folder, metrics, **content):
 def _read_training(run_dir, warnings):
     """Return (training.csv as DataFrame or None, content of args.json or {}); adds a warning for a file that cannot be
     read."""
-    history, content, table, record = None, {}, run_dir / TRAINING_TABLE, run_dir / TRAINING_RECORD
+    table, record = run_dir / TRAINING_TABLE, run_dir / TRAINING_RECORD
+    history, content = None, {}
     try:
         if table.exists():
             history = pandas.read_csv(table)
-            if history.empty or not {"epoch", "loss_train"} <= set(history.columns):
-                raise ValueError("it lacks the columns epoch and loss_train, or rows")
-    except (OSError, ValueError) as error:
+            history[["epoch", "loss_train"]].iloc[0]
+    except (OSError, ValueError, LookupError) as error:
         warnings.append(f"{table}: cannot be read ({error}); the page has no training curves")
         history = None
     try:
         if record.exists():
-            content = read_json(record)
-            if not isinstance(content, dict):
-                raise ValueError("it is not an object")
-    except (OSError, ValueError) as error:
+            content = dict(read_json(record))
+    except (OSError, ValueError, TypeError) as error:
         warnings.append(f"{record}: cannot be read ({error}); the page lacks the command and settings of the training")
-        content = {}
     return history, content
 
 
@@ -198,15 +195,9 @@ def _gain_figure(tables):
     """Return the plot of the gain over the constant prediction with its intervals: one series for each table."""
     traces = []
     for name, table in tables.items():
-        rows = [table[trait] for trait in ("mean", *TRAITS)]
-        gains = [row["gain"] for row in rows]
-        intervals = [(row["gain"] - row["gain_sd"], row["gain"] + row["gain_sd"]) if "gain_sd" in row else
-                     (row["gain_low"], row["gain_high"]) for row in rows]
-        # A single speaker has no interval.
-        up = [0 if math.isnan(high) else high - gain for gain, (_, high) in zip(gains, intervals, strict=True)]
-        down = [0 if math.isnan(low) else gain - low for gain, (low, _) in zip(gains, intervals, strict=True)]
-        traces.append(plots.Bar(x=["mean", *TRAITS], y=gains,
-                                name=html.escape(f"{name} ({int(rows[0]['clips'])})", quote=False),
+        down, up = gain_errors(table)
+        traces.append(plots.Bar(x=ROWS, y=[table[row]["gain"] for row in ROWS],
+                                name=html.escape(f"{name} ({table['mean']['clips']:.0f})", quote=False),
                                 error_y={"type": "data", "symmetric": False, "array": up, "arrayminus": down},
                                 hovertemplate="%{x}: %{y:+.4f}<extra>%{fullData.name}</extra>"))
     mean = next(iter(tables.values()))["mean"]  # of all clips

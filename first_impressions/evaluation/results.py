@@ -38,9 +38,9 @@ def write_results(evaluation: Evaluation) -> None:
         predictions = evaluation.predictions.loc[labels.index].assign(**{MEANS_COLUMN: metrics["neuroticism_means"]})
         with atomic_write(folder / "predictions.csv") as partial:
             predictions.join(labels.add_prefix("label_")).to_csv(partial, float_format="%.6f", index_label="clip")
-        pictures = save_figures(folder, labels, predictions, metrics)
+        save_figures(folder, labels, predictions, metrics)
         if own:
-            log_evaluation(run_dir, folder, metrics, pictures)
+            log_evaluation(run_dir, folder, metrics)
         print(f"figures, tables, predictions and plots: {folder}; all of it on one page: {write_report(evaluation)}")
         if own and (run_dir / TRAINING_RECORD).exists():
             try:
