@@ -11,7 +11,7 @@ from face_options import next_command
 from first_impressions.common.command_line import UserError
 from first_impressions.common.constants import TRAITS
 from first_impressions.data.division import draw_splits
-from first_impressions.data.labels import read_labels, read_speakers
+from first_impressions.data.labels import read_labelled, read_labels
 from first_impressions.data.splits import load_split
 
 
@@ -94,7 +94,7 @@ def test_a_folder_is_divided_by_speakers_and_nothing_is_moved(run, own, monkeypa
 
 
 def test_draws_differ_by_seed_and_need_three_speakers(run, own):
-    speakers = read_speakers(own / "labels.csv", read_labels(own / "labels.csv").index, RULE[1])
+    _, speakers = read_labelled(own / "labels.csv", RULE[1])
     assert len({tuple(draw_splits(speakers, (3, 1, 1), seed)) for seed in range(5)}) > 1
     assert draw_splits(speakers[:6], (98, 1, 1), 0).nunique() == 3
     for arguments, complaint in ((("3:1",), "three whole numbers"), (("3:1:0",), "three whole numbers"),

@@ -76,7 +76,7 @@ def test_shipped_model_is_an_experiment_like_any_other(tmp_path, chip_data, run)
             face.rename(face.with_name(face.name.replace(old, new)))
     table.assign(clip=names).to_csv(data / "test" / "labels.csv", index=False)
     status, output, errors = run(evaluate, "pretrained", "--data-dir", data)
-    assert status == 0 and "3 of these 16 clips are among them" in errors and "speakers in training" in output
+    assert status == 0 and "3 of these 16 clips are among those" in errors and "speakers in training" in output
     assert run(export, "pretrained", "--format", "torch")[0] == 0
     assert (tmp_path / "runs" / "pretrained" / "model.pt2").stat().st_size > 10**7
     assert sorted(os.listdir(SHIPPED.parent)) == ["LICENSE", "MODEL_CARD.md", "make.sh", "model.pt"]

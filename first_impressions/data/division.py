@@ -18,7 +18,7 @@ from first_impressions.common.constants import (
     clip_name,
     clip_stem,
 )
-from first_impressions.data.labels import read_labels, read_speakers, say_tables
+from first_impressions.data.labels import read_labelled, say_tables
 from first_impressions.data.splits import LEAST_SPEAKERS, draw_speakers, list_faces
 from first_impressions.jobs.target_folder import count_files, find_files
 
@@ -93,8 +93,7 @@ def divide(data_dir: Path, parts: tuple[int, ...], speaker_regex: str, seed: int
             raise UserError(f"{data_dir / split}: is there already; move it away, or divide another folder")
     if not (data_dir / LABEL_TABLE).is_file():
         raise UserError(f"{data_dir / LABEL_TABLE}: no such file{say_tables(data_dir)}")
-    labels = read_labels(data_dir / LABEL_TABLE)
-    speakers = read_speakers(data_dir / LABEL_TABLE, labels.index, speaker_regex)
+    labels, speakers = read_labelled(data_dir / LABEL_TABLE, speaker_regex)
     splits, sources = draw_splits(speakers, parts, seed), find_sources(data_dir)
     unlabelled = sorted({clip for _, clip in sources} - set(labels.index))
     scratch = data_dir / SCRATCH

@@ -15,7 +15,7 @@ import pandas
 from first_impressions.common.command_line import UserError
 from first_impressions.common.constants import ANNOTATION_FILES, LABEL_TABLE, TRAITS, clip_name
 from first_impressions.data.annotation_pickle import read_annotation
-from first_impressions.data.tables import SIZE_LIMIT, numbers_of, read_table
+from first_impressions.data.tables import check_table, numbers_of, read_table
 
 # A ChaLearn clip is called <YouTube id>.<number>: the clips of one video show one speaker.
 SPEAKER_REGEX = r"^(.+)\.\d+$"
@@ -101,11 +101,7 @@ def read_labels(path: str | os.PathLike) -> pandas.DataFrame:
     path = Path(path)
     if path.suffix.lower() != ".pkl":
         return _check_range(_score_table(path), path, 0, 1)
-    if not path.is_file():
-        raise UserError(f"{path}: is a folder; name a file" if path.is_dir() else
-                        f"{path}: no such file; the README says where the labels come from")
-    if path.stat().st_size > SIZE_LIMIT:
-        raise UserError(f"{path}: is larger than any file of labels ({SIZE_LIMIT // 10**6} MB)")
+    check_table(path)
     return _check_range(_annotation_scores(path), path, 0, 1)
 
 
@@ -146,17 +142,19 @@ def speakers_of(clips: Iterable[str], speaker_regex: str = SPEAKER_REGEX) -> lis
     return [match.group(1) if (match := pattern.search(clip)) and match.group(1) else clip for clip in clips]
 
 
-def read_speakers(path: str | os.PathLike, clips: Iterable[str], speaker_regex: str = SPEAKER_REGEX) -> pandas.Series:
-    """Return a Series, index clips: each clip's speaker from the column `speaker` of a table of labels, if it has
-    one and the cell is not empty, else from the clip's name by speakers_of."""
-    speakers = pandas.Series(speakers_of(clips, speaker_regex), index=clips, dtype=object)
+def read_labelled(path: str | os.PathLike,
+                  speaker_regex: str = SPEAKER_REGEX) -> tuple[pandas.DataFrame, pandas.Series]:
+    """Return the labels in a file as read_labels does, and each clip's speaker, a Series with their index: from the
+    column `speaker` of a table, if it has one and the cell is not empty, else from the clip's name by speakers_of."""
+    labels = read_labels(path)
+    speakers = pandas.Series(speakers_of(labels.index, speaker_regex), index=labels.index, dtype=object)
     if Path(path).suffix.lower() != ".pkl":
         table = read_table(path, ("clip",), ("speaker",))
         if "speaker" in table:
             named = pandas.Series(table["speaker"].to_list(), index=[clip_name(clip) for clip in table["clip"]],
                                   dtype=object)
             speakers.update(named[named != ""])
-    return speakers
+    return labels, speakers
 
 
 # ---------------------------------------------------------------- files of a split

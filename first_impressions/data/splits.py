@@ -21,7 +21,7 @@ from first_impressions.common.constants import (
     frame_name,
 )
 from first_impressions.common.files import read_json
-from first_impressions.data.labels import SPEAKER_REGEX, label_file, read_labels, read_speakers
+from first_impressions.data.labels import SPEAKER_REGEX, label_file, read_labelled
 
 LEAST_SPEAKERS = 20     # of the clips of a test; fewer tell nothing from chance, and get no p value
 
@@ -129,7 +129,7 @@ def load_split(data_dir: str | os.PathLike, split: str, speaker_regex: str = SPE
         raise UserError(f"{split_dir if split_dir.parent.is_dir() else data_dir}: no such folder; the README says how "
                         "to lay out the data, and --data-dir names another folder")
     labels_path = label_file(split_dir, split)
-    labels = read_labels(labels_path)
+    labels, speakers = read_labelled(labels_path, speaker_regex)
     face_dir = split_dir / "faces"
     faces = list_faces(face_dir)
     if faces.empty and (pictures := sum(1 for _ in face_dir.rglob("*.jpg"))):
@@ -141,8 +141,8 @@ def load_split(data_dir: str | os.PathLike, split: str, speaker_regex: str = SPE
     if unlabelled:
         raise UserError(f"{labels_path}: has no label for {len(unlabelled)} clip(s) with faces in {face_dir}, the "
                         f"first is {unlabelled[0]}; add them or move their faces away")
-    return Split(split, faces, labels, read_speakers(labels_path, labels.index, speaker_regex),
-                 read_preprocessing(face_dir), speaker_regex, labels_path.name in ANNOTATION_FILES.values())
+    return Split(split, faces, labels, speakers, read_preprocessing(face_dir), speaker_regex,
+                 labels_path.name in ANNOTATION_FILES.values())
 
 
 def join_splits(first: Split, second: Split) -> Split:

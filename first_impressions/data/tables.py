@@ -37,29 +37,28 @@ def read_table(path: str | os.PathLike, needed: tuple[str, ...],
     rows = _rows(path, text, needed)
     header, _ = rows[0]
     places = _places(path, header, needed, optional)
-    width = len(header)
-    while width and not header[width - 1] and all(not cell for row, _ in rows[1:] for cell in row[width - 1:width]):
-        width -= 1  # an empty column at the end
-    cells, lines = [], []
+    named = max(number for number, name in enumerate(header, 1) if name)    # empty columns may follow
     for row, line in rows[1:]:
-        while len(row) > width and not row[-1]:
+        while len(row) > len(header) and not row[-1]:
             row.pop()
-        if len(row) != width:
-            raise UserError(f"{path}: line {line} has {len(row)} cells, the header {width}; correct the line (a "
+        if not named <= len(row) <= len(header):
+            raise UserError(f"{path}: line {line} has {len(row)} cells, the header {named}; correct the line (a "
                             "decimal comma needs quotes or another separator)")
-        cells.append([row[place] for place in places.values()])
-        lines.append(line)
-    return pandas.DataFrame(cells, columns=list(places), index=lines, dtype=object)
+    return pandas.DataFrame([[row[place] for place in places.values()] for row, _ in rows[1:]], dtype=object,
+                            columns=list(places), index=[line for _, line in rows[1:]])
+
+
+def check_table(path: Path) -> None:
+    """Raise UserError if a path is not that of a file, or the file is too large for labels or scores."""
+    if not path.is_file():
+        raise UserError(f"{path}: {'is a folder; name a file' if path.is_dir() else 'no such file'}")
+    if path.stat().st_size > SIZE_LIMIT:
+        raise UserError(f"{path}: is larger than any table of clips ({SIZE_LIMIT // 10**6} MB)")
 
 
 def _decode(path):
     """Return the text of a file."""
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; name a file")
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    if path.stat().st_size > SIZE_LIMIT:
-        raise UserError(f"{path}: is larger than any table of clips ({SIZE_LIMIT // 10**6} MB)")
+    check_table(path)
     data = path.read_bytes()
     if data.startswith(b"PK\3\4"):
         raise UserError(f"{path}: is a spreadsheet's own file; save it as CSV")

@@ -12,7 +12,7 @@ from first_impressions.common.command_line import UserError, counted
 from first_impressions.common.constants import ANNOTATION_FILES, NEUROTICISM_MEANS, SPLITS, TRAITS
 from first_impressions.common.experiment import TRAINING_RECORD
 from first_impressions.common.files import read_json
-from first_impressions.data.labels import SPEAKER_REGEX, read_labels, read_scores, read_speakers, speakers_of
+from first_impressions.data.labels import SPEAKER_REGEX, read_labelled, read_scores, speakers_of
 from first_impressions.data.official_clips import official_clips, official_split_of
 from first_impressions.data.splits import LEAST_SPEAKERS, Split
 from first_impressions.evaluation.metrics import (
@@ -67,69 +67,49 @@ def evaluate_experiment(args: argparse.Namespace, run_dir: Path, checkpoint: Che
                "trained_on": checkpoint.trained_on, "data_fingerprint": split.fingerprint(),
                "constant_of": "mean label of the training clips", "is_chalearn": split.is_chalearn,
                "neuroticism_means": NEUROTICISM_MEANS[checkpoint.neuroticism_is_stability]}
-    seen = set(speakers_of(checkpoint.clips, split.speaker_regex)) | set(checkpoint.speakers)
-    evaluation = Evaluation(split.labels, predictions, split.speakers, pandas.Series(checkpoint.constant), folder,
-                            metrics, seen, run_dir, split, of_faces, seed=args.seed)
+    learned = _learned_from(checkpoint, split.labels.index)
+    seen = set(speakers_of(learned, split.speaker_regex)) | set(checkpoint.speakers)
     if args.train_labels:
-        _, evaluation.seen = read_training_labels(args.train_labels, split.speaker_regex)
-    elif not seen:
-        _note_without_names(evaluation, checkpoint)
+        _, speakers = read_labelled(args.train_labels, split.speaker_regex)
+        seen = set(speakers)
+    evaluation = Evaluation(split.labels, predictions, split.speakers, pandas.Series(checkpoint.constant), folder,
+                            metrics, seen or None, run_dir, split, of_faces, seed=args.seed)
+    if not seen:
+        evaluation.notes.append(f"{run_dir.name} stores no names of its training clips; with --train-labels FILE the "
+                                "speakers among them are told from others")
+    known = len(learned.intersection(split.labels.index))
+    if known:
+        evaluation.warnings.append(f"{known} of these {counted(len(split.labels), 'clip')} are among those that the "
+                                   "experiment learned from: the figures are too good and say nothing about new clips")
     if checkpoint.neuroticism_is_stability != split.is_chalearn:
         evaluation.warnings.append(
             f"trained on labels whose neuroticism means {metrics['neuroticism_means']}, while that of the labels of "
             f"{split.name} is taken for {NEUROTICISM_MEANS[split.is_chalearn]}; if it is, the figures of this trait "
             "say nothing")
-    known = len(set(split.labels.index) & set(checkpoint.clips))
-    if known:
-        evaluation.warnings.append(f"this experiment was trained on {known} of these "
-                                   f"{counted(split.number_with_face, 'clip')}; "
-                                   "the figures say nothing about new clips")
-    trained_in = _trained_in(run_dir)
+    try:
+        trained_in = Path(read_json(run_dir / TRAINING_RECORD)["data_dir"])
+    except (OSError, ValueError, LookupError, TypeError):
+        trained_in = Path(args.data_dir).resolve()
     # If that folder is gone, the data were moved: nothing to warn of.
-    if trained_in and Path(trained_in).is_dir() and Path(trained_in) != Path(args.data_dir).resolve():
+    if trained_in.is_dir() and trained_in != Path(args.data_dir).resolve():
         evaluation.warnings.append(f"trained on the clips in {trained_in}, evaluated on those in {args.data_dir}; "
                                    "--data-dir names another folder")
     return evaluation
 
 
-def _note_without_names(evaluation, checkpoint):
-    """Tell the clips and speakers that a checkpoint without names has learned from by the challenge's list of clips, if
-    it learned from the challenge and these clips are its, too."""
-    evaluation.seen, official = None, official_split_of(evaluation.labels.index)
-    name = evaluation.run_dir.name
-    if not checkpoint.neuroticism_is_stability or not official.any():
-        evaluation.notes.append(f"{name} stores no names of its training clips; with --train-labels FILE the speakers "
-                                "among them are told from others")
-        return
-    splits = [name for name in SPLITS if name in checkpoint.trained_on]
-    table = official_clips()
-    evaluation.seen = set(speakers_of(table.index[table["split"].isin(splits)], evaluation.split.speaker_regex))
-    known = int(official.isin(splits).sum())
-    if known:
-        evaluation.warnings.append(f"{name} learned from the challenge's clips ({'+'.join(splits)}), and "
-                                   f"{known} of these {counted(len(official), 'clip')} are among them: the figures are "
-                                   "too good and say nothing about new clips")
-
-
-def _trained_in(run_dir):
-    """Return the data folder that args.json of an experiment names, None if it names none."""
-    try:
-        return read_json(run_dir / TRAINING_RECORD).get("data_dir")
-    except (OSError, ValueError, AttributeError):
-        return None
-
-
-def read_training_labels(path: str, speaker_regex: str) -> tuple[pandas.DataFrame, set[str]]:
-    """Return (the labels in the file of --train-labels, the speakers of their clips)."""
-    labels = read_labels(path)
-    return labels, set(read_speakers(path, labels.index, speaker_regex))
+def _learned_from(checkpoint, clips):
+    """Return the names of a checkpoint's training clips; if it stores none, has learned from the challenge, and these
+    clips are the challenge's, too, by the list of its clips."""
+    if checkpoint.clips or not (checkpoint.neuroticism_is_stability and official_split_of(clips).any()):
+        return set(checkpoint.clips)
+    splits = official_clips()["split"]
+    return set(splits.index[splits.isin([name for name in SPLITS if name in checkpoint.trained_on])])
 
 
 def evaluate_file(args: argparse.Namespace, folder: Path) -> Evaluation:
     """Return the Evaluation of external predictions in a CSV file."""
     rule = args.speaker_regex or SPEAKER_REGEX
-    labels, predictions = read_labels(args.labels), read_scores(args.predictions)
-    speakers = read_speakers(args.labels, labels.index, rule)
+    (labels, speakers), predictions = read_labelled(args.labels, rule), read_scores(args.predictions)
     unknown = predictions.index.difference(labels.index)
     if len(unknown) == len(predictions):
         raise UserError(f"{args.predictions}: none of its clips is in {args.labels}; its first is {unknown[0]}, theirs "
@@ -137,8 +117,9 @@ def evaluate_file(args: argparse.Namespace, folder: Path) -> Evaluation:
     is_chalearn, constant, seen = Path(args.labels).name in ANNOTATION_FILES.values(), labels.mean(), None
     constant_of = f"mean of the very labels in {args.labels}; --train-labels FILE takes that of the training clips"
     if args.train_labels:
-        training_labels, seen = read_training_labels(args.train_labels, rule)
-        constant, constant_of = training_labels.mean(), f"mean of the labels in {args.train_labels}"
+        training_labels, training_speakers = read_labelled(args.train_labels, rule)
+        constant, seen = training_labels.mean(), set(training_speakers)
+        constant_of = f"mean of the labels in {args.train_labels}"
     metrics = {"constant_of": constant_of, "is_chalearn": is_chalearn,
                "neuroticism_means": NEUROTICISM_MEANS[is_chalearn]}
     return Evaluation(labels, predictions.drop(unknown), speakers, constant, folder, metrics, seen, seed=args.seed)
