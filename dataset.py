@@ -48,9 +48,7 @@ def augmentation(strength: float) -> Callable[[torch.Tensor], torch.Tensor] | No
     """Return torchvision transforms for a uint8 3 x H x W chip: small crops, colour and erasing; None for 0."""
     if not strength:
         return None
-    from torchvision.transforms import (
-        v2,  # here, since it takes seconds, which training without augmentation can do without
-    )
+    from torchvision.transforms import v2  # here, since it takes seconds, which most trainings can do without
 
     return v2.Compose([
         v2.RandomResizedCrop(FACE_SIZE, scale=(1 - 0.3 * strength, 1.0), ratio=(0.95, 1.05), antialias=True),

@@ -145,15 +145,15 @@ def common_name(names: list[str]) -> str:
     return start if start and start not in names else f"{names[0]}_and_{len(names) - 1}_more"
 
 
-def results_folder(args: argparse.Namespace, experiment: str | None) -> Path:
-    """Return the folder of the results, after checking that it can be written. experiment: a name in --runs-dir, None
-    for --predictions."""
-    if experiment is None:
-        folder = Path(args.out or Path(args.predictions).with_name(Path(args.predictions).stem + "_evaluation"))
-    elif args.out:
-        folder = Path(args.out) if len(args.experiments) == 1 else Path(args.out) / experiment
+def results_folder(args: argparse.Namespace, name: str | None, within: str = "") -> Path:
+    """Return the folder of the results, after checking that it can be written. name: of an experiment or of several
+    together, None for --predictions; within: a folder in --out."""
+    if args.out:
+        folder = Path(args.out, within)
+    elif name is None:
+        folder = Path(args.predictions).with_name(Path(args.predictions).stem + "_evaluation")
     else:
-        folder = experiment_folder(args.runs_dir, experiment) / f"evaluation_{args.split}"
+        folder = experiment_folder(args.runs_dir, name) / f"evaluation_{args.split}"
         make_folder(folder.parent, OTHER_FOLDER)     # where the lock and TensorBoard's log lie
     make_folder(folder, OTHER_FOLDER)
     return folder
@@ -190,12 +190,11 @@ def main(argv=None):
     several, evaluations = len(args.experiments) > 1, []
     if several:
         name = common_name(args.experiments)
-        together = Path(args.out) if args.out else experiment_folder(args.runs_dir, name) / f"evaluation_{args.split}"
-        make_folder(together, OTHER_FOLDER)
+        together = results_folder(args, name)
     for experiment in args.experiments or [None]:
         if several:
             print(f"\n==== {printable(experiment)}")
-        folder = results_folder(args, experiment)
+        folder = results_folder(args, experiment, experiment if several else "")
         evaluation = (evaluate_experiment(args, experiment, folder) if experiment else
                       measure.evaluate_file(args, folder))
         evaluation.metrics.update(command=args.command, split=args.split if experiment else "given",

@@ -77,10 +77,6 @@ class _ReadableRows(Dataset):
                 torch.tensor(kept, dtype=torch.int64))
 
 
-def _as_it_is(batch):
-    return batch
-
-
 def _leave_interrupts_to_the_parent(_):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # else every process prints a traceback at Ctrl-C
 
@@ -97,6 +93,6 @@ def chip_loader(dataset: Dataset, batches: list[list[int]], num_workers: int, de
         if needed > free:
             raise UserError(f"--num-workers {num_workers}: needs {needed / 1e6:.0f} MB of {SHARED_MEMORY}, which has "
                             f"{free / 1e6:.0f} MB left; give --num-workers 0, or in Docker --shm-size")
-    return DataLoader(_ReadableRows(dataset), batch_sampler=batches, num_workers=num_workers, collate_fn=_as_it_is,
+    return DataLoader(_ReadableRows(dataset), batch_sampler=batches, num_workers=num_workers, collate_fn=tuple,
                       worker_init_fn=_leave_interrupts_to_the_parent, pin_memory=device.type == "cuda",
                       prefetch_factor=PREFETCHED if num_workers else None)

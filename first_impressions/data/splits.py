@@ -15,13 +15,13 @@ from first_impressions.common.constants import (
     ANNOTATION_FILES,
     DEFAULT_PREPROCESSING,
     PREPROCESSING_FILE,
-    SYSTEM_FOLDERS,
     clip_of_face,
     face_name,
     frame_name,
 )
 from first_impressions.common.files import read_json
 from first_impressions.data.labels import SPEAKER_REGEX, label_file, read_labelled
+from first_impressions.jobs.target_folder import find_files
 
 LEAST_SPEAKERS = 20     # of the clips of a test; fewer tell nothing from chance, and get no p value
 
@@ -79,23 +79,16 @@ def list_faces(face_dir: str | os.PathLike) -> pandas.DataFrame:
     Links to other folders are followed, each folder is visited once. Raises UserError if two folders have faces of
     clips of one name: they would be taken for one clip.
     """
-    rows, visited, folder_of_clip = [], set(), {}
-    for folder, subfolders, names in os.walk(face_dir, followlinks=True):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in visited:
-            subfolders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        subfolders[:] = sorted(name for name in subfolders if name.lower() not in SYSTEM_FOLDERS)
-        for name in sorted(names):
-            clip = clip_of_face(name)
-            if clip is not None:
-                if folder_of_clip.setdefault(clip, folder) != folder:
-                    raise UserError(f"{folder_of_clip[clip]} and {folder}: both have faces of a clip called "
-                                    f"{printable(clip)}, which would be taken for one clip; rename one clip, or remove "
-                                    "its faces there")
-                rows.append((os.path.join(folder, name), clip))
-    return pandas.DataFrame(rows, columns=["path", "clip"], dtype=str)
+    rows, folder_of_clip = [], {}
+    for path, _ in find_files(face_dir, (".jpg",)):
+        clip, folder = clip_of_face(os.path.basename(path)), os.path.dirname(path)
+        if clip is not None:
+            if folder_of_clip.setdefault(clip, folder) != folder:
+                raise UserError(f"{folder_of_clip[clip]} and {folder}: both have faces of a clip called "
+                                f"{printable(clip)}, which would be taken for one clip; rename one clip, or remove "
+                                "its faces there")
+            rows.append((path, clip))
+    return pandas.DataFrame(sorted(rows), columns=["path", "clip"], dtype=str)
 
 
 def read_preprocessing(face_dir: str | os.PathLike) -> dict:

@@ -6,6 +6,7 @@ One file that needs no network and no server: pictures and the plotting library 
 report_template.html.
 """
 import base64
+import contextlib
 import html
 import json
 from pathlib import Path
@@ -39,100 +40,73 @@ def write_report(evaluation: Evaluation) -> Path:
     What its metrics lack (seen, unseen, groups, comparison) the page leaves out. Without an experiment the page shows
     no pictures and no training curves.
     """
-    metrics, labels = evaluation.metrics, evaluation.labels
-    predictions = evaluation.predictions.loc[labels.index]
-    warnings, history, record = list(metrics["warnings"]), None, {}
-    if evaluation.run_dir is not None:
-        history, record = _read_training(evaluation.run_dir, warnings)
-    tables = _tables(metrics)
+    metrics, labels, split = evaluation.metrics, evaluation.labels, evaluation.split
+    predictions, warnings = evaluation.predictions.loc[labels.index], list(metrics["warnings"])
+    training, curves = _training_of(evaluation.run_dir, warnings)
+    tables = {title: metrics[part] for part, title in PARTS.items() if part in metrics}
+    if len(tables) == 2:    # all clips are of one kind: one table says it
+        title, table = tables.popitem()
+        tables = {f"{PARTS['traits']}: {title}": table}
     groups = {f"group {name}": table for name, table in metrics.get("groups", {}).items()}
-    best, worst = _best_and_worst(labels, predictions, evaluation.split)
+    best, worst = _best_and_worst(labels, predictions, None if split is None else split.faces)
     figures = {"gain": _gain_figure({**tables, **groups}),
                "traits": {trait: _trait_figures(trait, labels[trait], predictions[trait]) for trait in TRAITS}}
-    if history is not None:
-        figures["training"] = _training_figures(history)
-    return _write_page(evaluation.folder, metrics, warnings=warnings, tables=tables, groups=groups, best=best,
-                       worst=worst, figures=figures, training_command=record.get("command"), settings=_settings(record))
-
-
-def _tables(metrics):
-    """Return {title: table} of all clips and of the known and unknown speakers; if all clips are of one kind, one table
-    says it."""
-    parts = {title: metrics[part] for part, title in PARTS.items() if part in metrics}
-    if len(parts) == 2:
-        title, table = parts.popitem()
-        return {f"{PARTS['traits']}: {title}": table}
-    return parts
-
-
-def _write_page(folder, metrics, **content):
+    if curves:
+        figures["training"] = curves
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).resolve().parent), autoescape=True,
                                      undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(number=format_number, p=format_p)
     page = environment.get_template("report_template.html").render(
         metrics=metrics, traits=TRAITS, published=published_table().to_dict("index") if metrics["is_chalearn"] else {},
-        plotly=jinja2.utils.markupsafe.Markup(get_plotlyjs()), **content)
-    path = folder / "report.html"
+        plotly=jinja2.utils.markupsafe.Markup(get_plotlyjs()), warnings=warnings, tables=tables, groups=groups,
+        best=best, worst=worst, figures=figures, **training)
+    path = evaluation.folder / "report.html"
     # A clip's name may contain bytes that are not UTF-8; they are shown as question marks.
     with atomic_write(path) as partial:
         partial.write_text(page, encoding="utf-8", errors="replace")
     return path
 
 
-def _read_training(run_dir, warnings):
-    """Return (training.csv as DataFrame or None, content of args.json or {}); adds a warning for a file that cannot be
-    read."""
-    table, record = run_dir / TRAINING_TABLE, run_dir / TRAINING_RECORD
-    history, content = None, {}
+def _training_of(run_dir, warnings):
+    """Return (command and settings that an experiment's training really used, plots of its training.csv); empty for one
+    that was given away. Adds a warning if its files are damaged."""
+    empty = {"training_command": None, "settings": {}}, []
+    if run_dir is None or not (run_dir / TRAINING_RECORD).exists():
+        return empty
     try:
-        if table.exists():
-            history = pandas.read_csv(table)
-            history[["epoch", "loss_train"]].iloc[0]
-    except (OSError, ValueError, LookupError) as error:
-        warnings.append(f"{table}: cannot be read ({error}); the page has no training curves")
-        history = None
-    try:
-        if record.exists():
-            content = dict(read_json(record))
-    except (OSError, ValueError, TypeError) as error:
-        warnings.append(f"{record}: cannot be read ({error}); the page lacks the command and settings of the training")
-    return history, content
-
-
-def _settings(record):
-    """Return {name: value} of what a training run really used, its hyperparameters among it."""
-    used = record.get("used") if isinstance(record.get("used"), dict) else {}
-    settings = used.get("settings") if isinstance(used.get("settings"), dict) else {}
-    return {name: value for name, value in {**used, **settings}.items()
-            if isinstance(value, (int, float, str, bool))}
+        record = read_json(run_dir / TRAINING_RECORD)
+        settings = {name: value for name, value in {**record["used"], **record["used"]["settings"]}.items()
+                    if isinstance(value, (int, float, str, bool))}
+        return ({"training_command": record["command"], "settings": settings},
+                _training_figures(pandas.read_csv(run_dir / TRAINING_TABLE)))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        warnings.append(f"{run_dir}: {TRAINING_RECORD} or {TRAINING_TABLE} cannot be read ({error}); the page does not "
+                        "show the training")
+        return empty
 
 
 # ---------------------------------------------------------------- clips
 
-def _best_and_worst(labels, predictions, split):
+def _best_and_worst(labels, predictions, faces):
     """Return the clips with the smallest and with the largest error, mean over the traits, as lists for the page."""
     error = (labels[list(TRAITS)] - predictions[list(TRAITS)]).abs().mean(axis=1)
     order = error.sort_values(kind="stable").index
     shown = min(CLIPS_SHOWN, len(order) // 2) or 1
-    paths, size = ({}, 0) if split is None else (split.faces.groupby("clip")["path"].apply(list).to_dict(),
-                                                 split.preprocessing["size"])
-    cards = [[{"clip": str(clip), "error": float(error[clip]), "chip": _chip_picture(paths.get(clip, ()), size),
+    paths = {} if faces is None else faces.groupby("clip")["path"].apply(list).to_dict()
+    cards = [[{"clip": str(clip), "error": float(error[clip]), "chip": _chip_picture(paths.get(clip, ())),
                "scores": [(trait, float(labels.loc[clip, trait]), float(predictions.loc[clip, trait]))
                           for trait in TRAITS]}
               for clip in clips] for clips in (order[:shown], order[::-1][:shown])]
     return cards[0], cards[1] if len(order) > 1 else []
 
 
-def _chip_picture(paths, chip_size):
+def _chip_picture(paths):
     """Return the first readable face chip as data URI, or None."""
     for path in paths:
-        try:
-            chip = read_chip(path, chip_size).permute(1, 2, 0).numpy()
-        except UserError:
-            continue  # the evaluation has named it already
-        chip = cv2.cvtColor(cv2.resize(chip, (CHIP_SIZE_SHOWN,) * 2, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
-        jpeg = cv2.imencode(".jpg", chip, [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
-        return "data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode()
+        with contextlib.suppress(UserError):  # the evaluation has named it already
+            chip = read_chip(path, CHIP_SIZE_SHOWN).permute(1, 2, 0).numpy()
+            jpeg = cv2.imencode(".jpg", cv2.cvtColor(chip, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
+            return "data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode()
     return None
 
 
@@ -140,55 +114,50 @@ def _chip_picture(paths, chip_size):
 
 def _figure(alt, traces, **layout):
     """Return {"alt", "data", "layout"}: what the page hands to plotly. Colours come from the page's theme."""
-    figure = plots.Figure(traces, {"template": "none", **layout})
-    content = json.loads(figure.to_json())
-    return {"alt": alt, **{key: value for key, value in content.items() if key in ("data", "layout")}}
+    return {"alt": alt, **json.loads(plots.Figure(traces, {"template": "none", **layout}).to_json())}
 
 
 def _trait_figures(trait, true, predicted):
     """Return the plots of a trait: predictions over labels, both distributions, errors beside random guesses',
     reliability."""
-    chosen = np.arange(len(true))
-    if len(true) > MOST_POINTS:
-        chosen = np.sort(np.random.default_rng(0).choice(len(true), MOST_POINTS, replace=False))
-    calibrated = reliability(true, predicted)
+    scores = pandas.DataFrame({"label": true, "prediction": predicted}, dtype=float)
+    scores["error"] = (scores["label"] - scores["prediction"]).abs()
+    scores["guess"] = (scores["label"] - np.random.default_rng(0).permutation(scores["label"])).abs()
+    shown = scores.sample(min(len(scores), MOST_POINTS), random_state=0).round(4)
+    part = f", {len(shown)} of them drawn" if len(shown) < len(scores) else ""
     # plotly reads a small part of HTML in hover texts, so the names are escaped there too.
-    names = [html.escape(str(clip), quote=False) for clip in true.index[chosen]]
-    true, predicted = true.to_numpy(dtype=float), predicted.to_numpy(dtype=float)
-    errors, guesses = np.abs(true - predicted), np.abs(true - np.random.default_rng(0).permutation(true))
+    names = [html.escape(str(clip), quote=False) for clip in shown.index]
+    mean, deviation, calibrated = scores.mean(), scores.std(ddof=0), reliability(true, predicted)
     bins = np.linspace(0, 1, 31)
-    middles = (bins[:-1] + bins[1:]) / 2
-    part = f", {len(chosen)} of them drawn" if len(chosen) < len(true) else ""
-    score_axis = {"range": [0, 1], "title": "label"}
+
+    def points(column, opacity, name=None):
+        return plots.Scatter(x=shown["label"], y=shown[column], mode="markers", text=names, name=name,
+                             hovertemplate=f"%{{text}}<br>label %{{x:.3f}}, {column} %{{y:.3f}}<extra></extra>",
+                             marker={"size": 6, "opacity": opacity})
+
+    def axis(title):
+        return {"range": [0, 1], "title": title}
+
     return [
-        _figure(f"Scatter plot of the predicted over the true {trait} of {len(true)} clips{part}. Means: labels "
-                f"{true.mean():.3f}, predictions {predicted.mean():.3f}.",
-                [plots.Scatter(x=true[chosen].round(4), y=predicted[chosen].round(4), mode="markers", text=names,
-                               hovertemplate="%{text}<br>label %{x:.3f}, prediction %{y:.3f}<extra></extra>",
-                               marker={"size": 6, "opacity": 0.6})],
-                title="Prediction over label", xaxis=score_axis, yaxis={"range": [0, 1], "title": "prediction"},
-                shapes=DIAGONAL),
-        _figure(f"Histograms of {trait}: the labels' standard deviation is {true.std():.3f}, the predictions' "
-                f"{predicted.std():.3f}.",
-                [plots.Bar(x=middles, y=np.histogram(values, bins)[0], name=name, opacity=0.6, width=1 / 30)
-                 for name, values in (("labels", true), ("predictions", predicted))],
-                title="Distributions", barmode="overlay", xaxis={"range": [0, 1], "title": "score"},
-                yaxis={"title": "clips"}),
-        _figure(f"Absolute errors of {trait} over the label: mean {errors.mean():.3f}; guesses drawn at random from "
-                f"the labels would have {guesses.mean():.3f}.",
-                [plots.Scatter(x=true[chosen].round(4), y=values[chosen].round(4), mode="markers", text=names,
-                               name=f"{name}, mean {values.mean():.3f}",
-                               hovertemplate="%{text}<br>label %{x:.3f}, error %{y:.3f}<extra></extra>",
-                               marker={"size": 6, "opacity": opacity})
-                 for name, values, opacity in (("predictions", errors, 0.7), ("random guesses", guesses, 0.35))],
-                title="Error over label", xaxis=score_axis, yaxis={"range": [0, 1], "title": "absolute error"}),
+        _figure(f"Scatter plot of the predicted over the true {trait} of {len(scores)} clips{part}. Means: labels "
+                f"{mean['label']:.3f}, predictions {mean['prediction']:.3f}.", [points("prediction", 0.6)],
+                title="Prediction over label", xaxis=axis("label"), yaxis=axis("prediction"), shapes=DIAGONAL),
+        _figure(f"Histograms of {trait}: the labels' standard deviation is {deviation['label']:.3f}, the predictions' "
+                f"{deviation['prediction']:.3f}.",
+                [plots.Bar(x=(bins[:-1] + bins[1:]) / 2, y=np.histogram(scores[column], bins)[0], name=f"{column}s",
+                           opacity=0.6, width=1 / 30) for column in ("label", "prediction")],
+                title="Distributions", barmode="overlay", xaxis=axis("score"), yaxis={"title": "clips"}),
+        _figure(f"Absolute errors of {trait} over the label: mean {mean['error']:.3f}; guesses drawn at random from "
+                f"the labels would have {mean['guess']:.3f}.",
+                [points("error", 0.7, f"predictions, mean {mean['error']:.3f}"),
+                 points("guess", 0.35, f"random guesses, mean {mean['guess']:.3f}")],
+                title="Error over label", xaxis=axis("label"), yaxis={"title": "absolute error"}),
         _figure(f"Reliability of {trait}: mean label over mean prediction of {len(calibrated)} bins of as many clips "
                 "each; on the dotted line predictions are right on average.",
                 [plots.Scatter(x=calibrated["prediction"].round(4), y=calibrated["label"].round(4),
                                mode="lines+markers", error_y={"type": "data", "array": 1.96 * calibrated["error"]},
                                hovertemplate="prediction %{x:.3f}, label %{y:.3f}<extra></extra>")],
-                title="Reliability", xaxis={"range": [0, 1], "title": "mean prediction"},
-                yaxis={"range": [0, 1], "title": "mean label"}, shapes=DIAGONAL)]
+                title="Reliability", xaxis=axis("mean prediction"), yaxis=axis("mean label"), shapes=DIAGONAL)]
 
 
 def _gain_figure(tables):
@@ -208,26 +177,18 @@ def _gain_figure(tables):
 
 def _training_figures(history):
     """Return the plots of training.csv: losses, and its accuracies if there was a validation."""
-    epochs = history["epoch"]
-    epoch_axis = {"title": "epoch", "tickformat": "d", **({"dtick": 1} if len(history) <= 10 else {})}
-
-    def curve(column, name, **line):
-        return plots.Scatter(x=epochs, y=history[column].round(6), name=name, mode="lines+markers", line=line,
-                             marker={"size": 5})
-
-    losses = [(column, name) for column, name in (("loss_train", "training"), ("loss_valid", "validation"))
-              if column in history]
-    figures = [_figure(f"Losses over {len(history)} epochs: "
-                       + ", ".join(f"{name} from {history[column].iat[0]:.4f} to {history[column].iat[-1]:.4f}"
-                                   for column, name in losses) + ".",
-                       [curve(column, name) for column, name in losses], title="Loss",
-                       xaxis=epoch_axis, yaxis={"title": "loss", "rangemode": "tozero"})]
-    if "accuracy_mean" in history:
-        best = history["accuracy_mean"].idxmax()
-        figures.append(_figure(f"Validation accuracies over {len(history)} epochs; the best mean, "
-                               f"{history['accuracy_mean'][best]:.4f}, is that of epoch {epochs[best]}.",
-                               [curve("accuracy_mean", "mean", width=4)]
-                               + [curve(f"accuracy_{trait}", trait, dash="dot") for trait in TRAITS
-                                  if f"accuracy_{trait}" in history],
-                               title="Validation accuracy", xaxis=epoch_axis, yaxis={"title": "accuracy"}))
+    epochs, figures = {"title": "epoch", "tickformat": "d", **({"dtick": 1} if len(history) <= 10 else {})}, []
+    for title, axis, names in (
+            ("Loss", {"title": "loss", "rangemode": "tozero"},
+             {"loss_train": "training", "loss_valid": "validation"}),
+            ("Validation accuracy", {"title": "accuracy"},
+             {"accuracy_mean": "mean", **{f"accuracy_{trait}": trait for trait in TRAITS}})):
+        curves = history[[column for column in names if column in history]].rename(columns=names)
+        if len(curves.columns):
+            figures.append(_figure(
+                f"{title} over {len(history)} epochs: " + ", ".join(
+                    f"{name} from {curve.iat[0]:.4f} to {curve.iat[-1]:.4f}" for name, curve in curves.items()) + ".",
+                [plots.Scatter(x=history["epoch"], y=curve.round(6), name=name, mode="lines+markers",
+                               marker={"size": 5}, line={"width": 4} if name == "mean" else {})
+                 for name, curve in curves.items()], title=title, xaxis=epochs, yaxis=axis))
     return figures
