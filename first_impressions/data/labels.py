@@ -32,7 +32,7 @@ SCORE_MARGIN = 0.5  # a prediction may be so far outside of [0, 1]; further mean
 def _named(names, places, path):
     """Return the clips' names; places: of each in the file. Raises UserError for one that is missing or there twice."""
     clips, first = [clip_name(name) for name in names], {}
-    for clip, name, place in zip(clips, names, places):
+    for clip, name, place in zip(clips, names, places, strict=True):
         if not clip:
             raise UserError(f"{path}: {place} has an empty clip name; name it or remove the line")
         if clip in first:

@@ -146,7 +146,7 @@ def numbers_of(table: pandas.DataFrame, columns: tuple[str, ...], path: str | os
     texts = table[list(columns)]
     marks = {}
     for column in columns:
-        for line, text in zip(texts.index, texts[column]):
+        for line, text in texts[column].items():
             if not NUMBER.fullmatch(text) or not math.isfinite(float(text.replace(",", "."))):
                 raise UserError(f"{path}: line {line}, clip {table.at[line, 'clip']}, {column}: {text!r} is not a "
                                 "number; correct it or remove the clip")

@@ -24,7 +24,7 @@ from first_impressions.common.experiment import TRAINING_RECORD, TRAINING_TABLE
 from first_impressions.common.files import atomic_write, read_json
 from first_impressions.data.chips import read_chip
 from first_impressions.evaluation.measure import PARTS, Evaluation
-from first_impressions.evaluation.metrics import ROWS, published_table, reliability
+from first_impressions.evaluation.metrics import PUBLISHED, ROWS, reliability
 from first_impressions.evaluation.plots import gain_errors
 from first_impressions.evaluation.text import format_number, format_p
 
@@ -57,7 +57,7 @@ def write_report(evaluation: Evaluation) -> Path:
                                      undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(number=format_number, p=format_p)
     page = environment.get_template("report_template.html").render(
-        metrics=metrics, traits=TRAITS, published=published_table().to_dict("index") if metrics["is_chalearn"] else {},
+        metrics=metrics, traits=TRAITS, published=PUBLISHED.to_dict("index") if metrics["is_chalearn"] else {},
         plotly=jinja2.utils.markupsafe.Markup(get_plotlyjs()), warnings=warnings, tables=tables, groups=groups,
         best=best, worst=worst, figures=figures, **training)
     path = evaluation.folder / "report.html"

@@ -8,7 +8,7 @@ from first_impressions.common.command_line import counted, printable
 from first_impressions.common.constants import TRAITS
 from first_impressions.data.splits import LEAST_SPEAKERS
 from first_impressions.evaluation.measure import PARTS
-from first_impressions.evaluation.metrics import ROWS, published_table
+from first_impressions.evaluation.metrics import PUBLISHED, ROWS
 
 # Title and form of each figure.
 FIGURES = {"accuracy": ("accuracy", ".4f"), "constant": ("constant", ".4f"), "gain": ("gain", "+.4f"),
@@ -79,7 +79,7 @@ def print_results(metrics: dict, notes: list[str]) -> None:
     if metrics["is_chalearn"]:  # other people's data do not compare with them
         print("\npublished, on the official 2,000 test clips (standard error about 0.001); their predictions of single "
               "clips are not at hand, so no difference from them can be tested\n"
-              f"{published_table().to_string(float_format='{:.4f}'.format)}\n")
+              f"{PUBLISHED.to_string(float_format='{:.4f}'.format)}\n")
     for kind, lines in (("note", notes), ("warning", metrics["warnings"])):
         for line in lines:
             print(f"{kind}: {printable(line)}", file=sys.stderr)
