@@ -1,5 +1,6 @@
 """TensorBoard logs of training, search and evaluation, under the same tags."""
 import random
+import re
 from pathlib import Path
 
 import cv2
@@ -21,13 +22,8 @@ def log_epoch(writer: SummaryWriter, record: dict) -> None:
     """Write an epoch's record."""
     for key, value in record.items():
         if key not in ("epoch", "seconds"):
-            measure, _, rest = key.partition("_")
-            tag = f"{measure}/{rest}"
-            if key.startswith("learning_rate"):
-                tag = f"learning_rate/{key.removeprefix('learning_rate_')}"
-            elif key == "samples_per_second":
-                tag = "speed/samples_per_second"
-            writer.add_scalar(tag, value, record["epoch"])
+            # accuracy_mean is accuracy/mean, learning_rate_heads is learning_rate/heads
+            writer.add_scalar(re.sub(r"^(learning_rate|[a-z]+)_", r"\1/", key), value, record["epoch"])
 
 
 def log_pictures(writer: SummaryWriter, dataset: Dataset, input_size: int, seed: int) -> None:

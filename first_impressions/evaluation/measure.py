@@ -233,7 +233,8 @@ def summarise(evaluations: list[Evaluation], name: str, folder: Path) -> Evaluat
     for part in PARTS:
         if all(part in content for content in contents):
             tables = pandas.concat([pandas.DataFrame(content[part]).T for content in contents])
-            grouped = tables[[figure for figure in tables if not figure.endswith(("_low", "_high"))]].groupby(level=0)
+            figures = [figure for figure in tables if not figure.endswith(("_low", "_high"))]
+            grouped = tables[figures].groupby(level=0, sort=False)
             spread = grouped.std().drop(columns=["clips", "speakers", "constant"]).add_suffix("_sd")
             metrics[part] = grouped.agg(lambda values: values.mean(skipna=False)).join(spread).T.to_dict()
     labels = evaluations[0].split.labels.loc[predictions.index]

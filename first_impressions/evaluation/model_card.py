@@ -28,10 +28,8 @@ LICENCE = ("## Licence\n\nThe suite's code has the MIT licence. A model follows 
 
 def render_model_card(content: dict) -> str:
     """Return the text of a model card, Markdown. content: the variables of model_card_template.md."""
-    loader = jinja2.FileSystemLoader(Path(__file__).resolve().parent)
-    environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined,
-                                     keep_trailing_newline=True)
-    return environment.get_template("model_card_template.md").render(**content)
+    template = Path(__file__).with_name("model_card_template.md").read_text(encoding="utf-8")
+    return jinja2.Template(template, undefined=jinja2.StrictUndefined, keep_trailing_newline=True).render(content)
 
 
 def write_model_card(folder: Path) -> Path:
@@ -45,8 +43,7 @@ def write_model_card(folder: Path) -> Path:
         model = {"network": used["model"], "backbone starts from": used["weights"],
                  "regression beside the heads": settings["memory"], "epochs": used["num_epochs"],
                  "batch size": used["batch_size"], "seed": used["seed"], "command": f"`{record['command']}`"}
-        trained_on = f"{record['training_data']}."
-        preprocessing = record["preprocessing"]
+        trained_on, preprocessing = f"{record['training_data']}.", record["preprocessing"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / TRAINING_RECORD}: is missing or damaged ({type(error).__name__}); "
                         "train again") from None

@@ -5,7 +5,6 @@ import matplotlib
 import numpy as np
 import pandas
 from matplotlib import pyplot
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
@@ -26,7 +25,7 @@ def save_figures(folder: Path, labels: pandas.DataFrame, predictions: pandas.Dat
     labels, predictions: columns TRAITS in [0, 1], index clip; metrics: the figures, what metrics.json holds.
     """
     whose = f"mean of {len(metrics['experiments'])} predictions" if "experiments" in metrics else "predictions"
-    _save_traits(folder, traits_figure(labels, predictions, whose))
+    _save_traits(folder, labels, predictions, whose)
     _save(_reliability_figure(labels, predictions), folder, "reliability")
     _save(_correlation_figure(labels, predictions, whose), folder, "correlations")
     _save(_gain_figure(metrics), folder, "gain")
@@ -40,22 +39,17 @@ def _save(figure, folder, name, **options):
             figure.savefig(partial, **more, **options)
 
 
-def traits_figure(labels: pandas.DataFrame, predictions: pandas.DataFrame, whose: str = "predictions") -> Figure:
-    """Return a figure with a row of four panels for each trait: labels, predictions, one against the other, and the
-    error over the label beside that of random guesses drawn from the labels (red). whose: title of the predictions."""
-    figure, panels = pyplot.subplots(len(TRAITS), 4, figsize=(13, 16.6))
+def _save_traits(folder, labels, predictions, whose):
+    """Write a figure with a row of four panels for each trait, whole and row by row: labels, predictions, one against
+    the other, and the error over the label beside that of random guesses drawn from the labels (red)."""
+    width, height = 13, 16.6
+    figure, panels = pyplot.subplots(len(TRAITS), 4, figsize=(width, height))
     for row, trait in zip(panels, TRAITS, strict=True):
         _draw_trait(row, trait, labels[trait].to_numpy(), predictions[trait].to_numpy(), whose)
-    figure.subplots_adjust(left=0.075, right=0.99, top=1 - ABOVE / 16.6, bottom=BELOW / 16.6, wspace=0.26, hspace=0.36)
-    return figure
-
-
-def _save_traits(folder, figure):
-    """Write the figure of all traits whole and row by row."""
+    figure.subplots_adjust(left=0.075, right=0.99, top=1 - ABOVE / height, bottom=BELOW / height, wspace=0.26,
+                           hspace=0.36)
     _save(figure, folder, "all_traits")
-    width, height = figure.get_size_inches()
-    panels = np.array(figure.axes).reshape(len(TRAITS), 4)
-    for trait, row in zip(TRAITS, panels, strict=True):
+    for row, trait in zip(panels, TRAITS, strict=True):
         for axes in panels.flat:
             axes.set_visible(axes in row)
         place = row[0].get_position()
@@ -106,7 +100,13 @@ def _correlation_figure(labels, predictions, whose) -> Figure:
     """Return the correlations of the five traits with each other, of the labels beside the predictions."""
     figure, panels = _panels(2, 8)
     for panel, title, scores in zip(panels, ("labels", whose), (labels, predictions), strict=True):
-        _draw_correlations(panel, title, scores[list(TRAITS)].corr().to_numpy())
+        matrix, places = scores[list(TRAITS)].corr().to_numpy(), range(len(TRAITS))
+        panel.imshow(matrix, vmin=-1, vmax=1, cmap="RdBu_r")
+        for (row, column), value in np.ndenumerate(matrix):
+            panel.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize="small",
+                       color="white" if abs(value) > 0.6 else "black")
+        panel.set(title=title, xticks=places, yticks=places, xticklabels=[trait[0].upper() for trait in TRAITS],
+                  yticklabels=TRAITS)
     figure.subplots_adjust(left=0.17, bottom=0.12, wspace=0.6)
     return figure
 
@@ -135,14 +135,3 @@ def _gain_figure(metrics) -> Figure:
     panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(parts), frameon=False, fontsize="small")
     figure.subplots_adjust(left=0.08, bottom=0.2)
     return figure
-
-
-def _draw_correlations(panel: Axes, title: str, matrix: np.ndarray) -> None:
-    panel.imshow(matrix, vmin=-1, vmax=1, cmap="RdBu_r")
-    for row, column in np.ndindex(matrix.shape):
-        value = matrix[row, column]
-        panel.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize="small",
-                   color="white" if abs(value) > 0.6 else "black")
-    places = range(len(TRAITS))
-    panel.set(title=title, xticks=places, yticks=places, xticklabels=[trait[0].upper() for trait in TRAITS],
-              yticklabels=TRAITS)

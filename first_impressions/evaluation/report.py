@@ -53,10 +53,11 @@ def write_report(evaluation: Evaluation) -> Path:
                "traits": {trait: _trait_figures(trait, labels[trait], predictions[trait]) for trait in TRAITS}}
     if curves:
         figures["training"] = curves
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).resolve().parent), autoescape=True,
-                                     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+                                     lstrip_blocks=True)
     environment.filters.update(number=format_number, p=format_p)
-    page = environment.get_template("report_template.html").render(
+    template = Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")
+    page = environment.from_string(template).render(
         metrics=metrics, traits=TRAITS, published=PUBLISHED.to_dict("index") if metrics["is_chalearn"] else {},
         plotly=jinja2.utils.markupsafe.Markup(get_plotlyjs()), warnings=warnings, tables=tables, groups=groups,
         best=best, worst=worst, figures=figures, **training)
