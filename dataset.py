@@ -111,19 +111,6 @@ def print_split(split: Split, video_dir: Path) -> None:
             print(f"    {kind}: {len(clips)} (the first: {printable(min(clips))})")
 
 
-def print_shared_speakers(splits: list[Split]) -> None:
-    """Print which splits have speakers in common: clips of them are easier than those of unknown people."""
-    if len(splits) < 2:
-        return
-    shared = []
-    for first, second in itertools.combinations(splits, 2):
-        known = second.speakers[second.speakers.isin(set(first.speakers))]
-        if len(known):
-            shared.append(f"{first.name} and {second.name} share {counted(known.nunique(), 'speaker')} "
-                          f"({len(known) / len(second.speakers):.0%} of the clips of {second.name})")
-    print(f"speakers in two splits: {'; '.join(shared) or 'none'}")
-
-
 def parse_args(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("data_dir", metavar="DATA_DIR", help="data folder with train, valid and test")
@@ -150,18 +137,23 @@ def main(argv=None):
         divide(Path(args.data_dir), args.split, args.speaker_regex, args.seed)
         print(f"next: {printable(shlex.join(['python', 'dataset.py', args.data_dir]))}")
         return 0
-    found = [split_name for split_name in SPLITS if (Path(args.data_dir) / split_name).is_dir()]
-    if not found:
+    splits = []
+    for name in SPLITS:
+        if not Path(args.data_dir, name).is_dir():
+            print(f"{name}: not there")
+            continue
+        splits.append(load_split(args.data_dir, name, args.speaker_regex, need_faces=False))
+        print_split(splits[-1], Path(args.data_dir, name, "videos"))
+    if not splits:
         raise UserError(f"{args.data_dir}: contains no folder train, valid or test; the README says how to lay out "
                         "the data, and --split 3:1:1 divides one folder of clips")
-    splits = []
-    for split_name in SPLITS:
-        if split_name not in found:
-            print(f"{split_name}: not there")
-            continue
-        splits.append(load_split(args.data_dir, split_name, args.speaker_regex, need_faces=False))
-        print_split(splits[-1], Path(args.data_dir, split_name, "videos"))
-    print_shared_speakers(splits)
+    lines = []
+    for first, second in itertools.combinations(splits, 2):
+        known = second.speakers[second.speakers.isin(set(first.speakers))]
+        if len(known):
+            lines.append(f"{counted(known.nunique(), 'speaker')} of {second.name} in {first.name}, too: "
+                         f"{len(known) / len(second.speakers):.0%} of its clips")
+    print("\n".join(lines) or "no speaker is in two splits")
     for split in splits:
         if split.faces.empty:
             print(f"next: {faces_command(Path(args.data_dir, split.name))}")

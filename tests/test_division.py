@@ -54,7 +54,7 @@ def test_a_folder_is_divided_by_speakers_and_nothing_is_moved(run, own, monkeypa
         assert (split.labels == labels.loc[split.labels.index]).all(axis=None)
     status, output, errors = run(dataset, own)
     assert status == 0 and "speakers: person" in output and "no name matches" not in output, errors
-    assert "speakers in two splits: none" in output and "next:" not in output
+    assert "no speaker is in two splits" in output and "next:" not in output
     linked = files_below(own)
     for clip in labels.index:
         assert [text for name, text in linked.items() if clip in name] == [clip] * 4
@@ -74,7 +74,7 @@ def test_a_folder_is_divided_by_speakers_and_nothing_is_moved(run, own, monkeypa
     table.replace({"speaker": {known: splits["test"].speakers.iat[0]}}).to_csv(moved / "train" / "labels.csv")
     shutil.rmtree(moved / "valid" / "faces")
     output = run(dataset, moved)[1]
-    assert "speakers in two splits: train and test share 1 speaker (50% of the clips of test)" in output
+    assert "1 speaker of test in train, too: 50% of its clips" in output
     command = f"python pre-processing/extract_faces_from_videos.py {moved}/valid/videos {moved}/valid/faces 10"
     assert f"next: {command}" in output and next_command(f"{moved}/train/faces") == command
     (moved / "valid" / "frames").mkdir()
