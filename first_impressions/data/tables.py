@@ -96,24 +96,18 @@ def _rows(path, text, needed):
     first = re.match(r"\s*\"?sep=(.)\"?[ \t]*\r?\n", text)  # a spreadsheet's own hint
     if first:
         text = "\n" * text[:first.end()].count("\n") + text[first.end():]
-    best, problem = None, None
+    tables, problem = [], "it is empty"
     for separator in [first[1]] if first else SEPARATORS:
         try:
             rows = _parse(text, separator)
         except csv.Error as error:
-            problem = str(error)
-            continue
-        if rows and (best is None or _worth(rows, needed) > _worth(best, needed)):
-            best = rows
-    if best is None:
-        raise UserError(f"{path}: cannot be read as a table ({problem or 'it is empty'}); write CSV with the columns "
+            problem = error
+        else:
+            tables += [rows] if rows else []
+    if not tables:
+        raise UserError(f"{path}: cannot be read as a table ({problem}); write CSV with the columns "
                         f"{','.join(needed)}")
-    return best
-
-
-def _worth(rows, needed):
-    header, _ = rows[0]
-    return sum(_meaning(name) in needed for name in header), len(header)
+    return max(tables, key=lambda rows: (sum(_meaning(name) in needed for name in rows[0][0]), len(rows[0][0])))
 
 
 def _meaning(name):

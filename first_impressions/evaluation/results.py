@@ -56,12 +56,13 @@ def keep_earlier(folder: Path, metrics: dict) -> list[str]:
     try:
         earlier = read_json(folder / METRICS)
         same = all(metrics["traits"][trait]["accuracy"] == earlier["traits"][trait]["accuracy"] for trait in TRAITS)
-        for key, what, identity in (("comparison", "comparison with {}", lambda comparison: comparison["with"]),
-                                    ("groups", "figures of groups", list)):
-            if key in earlier and same:
+        for key in ("comparison", "groups"):
+            if same and key in earlier:
                 metrics.setdefault(key, earlier[key])
-            if key in earlier and (key not in metrics or identity(metrics[key]) != identity(earlier[key])):
-                lost.append(what.format(identity(earlier[key])))
+        if "comparison" in earlier and metrics.get("comparison", {}).get("with") != earlier["comparison"]["with"]:
+            lost.append(f"comparison with {earlier['comparison']['with']}")
+        if "groups" in earlier and metrics.get("groups", {}).keys() != earlier["groups"].keys():
+            lost.append("figures of groups")
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         pass  # none, or of an older version
     return lost
