@@ -27,14 +27,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
-from first_impressions.common.command_line import (
-    UserError,
-    counted,
-    make_parser,
-    printable,
-    run_script,
-    seed_number,
-)
+from first_impressions.common.command_line import UserError, counted, make_parser, printable, run_script, seed_number
 from first_impressions.common.constants import CLIP_SUFFIXES, FACE_SIZE, SPLITS, TRAITS, clip_name
 from first_impressions.common.files import check_output_file
 from first_impressions.data.chips import read_chip

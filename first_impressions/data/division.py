@@ -10,14 +10,7 @@ import numpy as np
 import pandas
 
 from first_impressions.common.command_line import UserError, counted, printable, progress_bar
-from first_impressions.common.constants import (
-    CLIP_SUFFIXES,
-    LABEL_TABLE,
-    PREPROCESSING_FILE,
-    SPLITS,
-    clip_name,
-    clip_stem,
-)
+from first_impressions.common.constants import CLIP_SUFFIXES, LABEL_TABLE, PREPROCESSING_FILE, SPLITS, clip_name
 from first_impressions.data.labels import read_labelled, say_tables
 from first_impressions.data.splits import LEAST_SPEAKERS, draw_speakers, list_faces
 from first_impressions.jobs.target_folder import count_files, find_files
@@ -56,7 +49,7 @@ def find_sources(data_dir: Path) -> list[tuple[str, str]]:
     video_dir = data_dir / "videos"
     found = []
     if video_dir.is_dir():
-        count_files(lambda: find_files(video_dir, CLIP_SUFFIXES), clip_stem, "clips", data_dir)
+        count_files(lambda: find_files(video_dir, CLIP_SUFFIXES), clip_name, "clips", data_dir)
         found = [(path, clip_name(path)) for path, problem in find_files(video_dir, CLIP_SUFFIXES) if not problem]
     found += list_faces(data_dir / "faces").itertuples(index=False, name=None)
     if not found:

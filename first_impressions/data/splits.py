@@ -10,15 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas
 
+from first_impressions.common import constants
 from first_impressions.common.command_line import UserError, counted, printable
-from first_impressions.common.constants import (
-    ANNOTATION_FILES,
-    DEFAULT_PREPROCESSING,
-    PREPROCESSING_FILE,
-    clip_of_face,
-    face_name,
-    frame_name,
-)
 from first_impressions.common.files import read_json
 from first_impressions.data.labels import SPEAKER_REGEX, label_file, read_labelled
 from first_impressions.jobs.target_folder import find_files
@@ -81,7 +74,7 @@ def list_faces(face_dir: str | os.PathLike) -> pandas.DataFrame:
     """
     rows, folder_of_clip = [], {}
     for path, _ in find_files(face_dir, (".jpg",)):
-        clip, folder = clip_of_face(os.path.basename(path)), os.path.dirname(path)
+        clip, folder = constants.clip_of_face(os.path.basename(path)), os.path.dirname(path)
         if clip is not None:
             if folder_of_clip.setdefault(clip, folder) != folder:
                 raise UserError(f"{folder_of_clip[clip]} and {folder}: both have faces of a clip called "
@@ -93,9 +86,9 @@ def list_faces(face_dir: str | os.PathLike) -> pandas.DataFrame:
 
 def read_preprocessing(face_dir: str | os.PathLike) -> dict:
     """Return what the face script wrote about its crop, or the defaults if the faces come from elsewhere."""
-    path = Path(face_dir) / PREPROCESSING_FILE
+    path = Path(face_dir) / constants.PREPROCESSING_FILE
     if not path.exists():
-        return dict(DEFAULT_PREPROCESSING)
+        return dict(constants.DEFAULT_PREPROCESSING)
     try:
         content = read_json(path)
         return {**content, "size": int(content["size"]), "padding": float(content["padding"])}
@@ -126,8 +119,9 @@ def load_split(data_dir: str | os.PathLike, split: str, speaker_regex: str = SPE
     face_dir = split_dir / "faces"
     faces = list_faces(face_dir)
     if faces.empty and (pictures := sum(1 for _ in face_dir.rglob("*.jpg"))):
-        raise UserError(f"{face_dir}: contains {counted(pictures, 'picture')}, none named after a clip as "
-                        f"{face_name(frame_name('CLIP', 7)[:-4])}; make the faces with the scripts of pre-processing")
+        example = constants.face_name(Path(constants.frame_name("CLIP", 7)).stem)
+        raise UserError(f"{face_dir}: contains {counted(pictures, 'picture')}, none named after a clip as {example}; "
+                        "make the faces with the scripts of pre-processing")
     if faces.empty and need_faces:
         raise UserError(f"{face_dir}: contains no faces; make them with {faces_command(split_dir)}")
     unlabelled = sorted(set(faces["clip"]) - set(labels.index))
@@ -135,7 +129,7 @@ def load_split(data_dir: str | os.PathLike, split: str, speaker_regex: str = SPE
         raise UserError(f"{labels_path}: has no label for {len(unlabelled)} clip(s) with faces in {face_dir}, the "
                         f"first is {unlabelled[0]}; add them or move their faces away")
     return Split(split, faces, labels, speakers, read_preprocessing(face_dir), speaker_regex,
-                 labels_path.name in ANNOTATION_FILES.values())
+                 labels_path.name in constants.ANNOTATION_FILES.values())
 
 
 def join_splits(first: Split, second: Split) -> Split:

@@ -15,17 +15,7 @@ from first_impressions.common.files import read_json
 from first_impressions.data.labels import SPEAKER_REGEX, read_labelled, read_scores, speakers_of
 from first_impressions.data.official_clips import official_clips, official_split_of
 from first_impressions.data.splits import LEAST_SPEAKERS, Split
-from first_impressions.evaluation.metrics import (
-    RESAMPLES,
-    ROWS,
-    bias_tests,
-    compare,
-    correlations,
-    group_order,
-    measure,
-    trait_accuracies,
-    trait_correlations,
-)
+from first_impressions.evaluation import metrics as figures
 from first_impressions.networks.checkpoint import LEVEL, Checkpoint
 
 FEW_SPEAKERS = 30   # fewer, and all figures are rough
@@ -54,7 +44,8 @@ class Evaluation:
 
     def measure(self, clips: pandas.Index) -> dict[str, dict]:
         """Return the figures of some labelled clips, {"mean" or trait: {figure: value}}, as metrics.measure does."""
-        return measure(self.labels.loc[clips], self.predictions, self.constant, self.speakers, self.seed).T.to_dict()
+        table = figures.measure(self.labels.loc[clips], self.predictions, self.constant, self.speakers, self.seed)
+        return table.T.to_dict()
 
 
 # ---------------------------------------------------------------- predictions
@@ -148,9 +139,10 @@ def add_figures(evaluation: Evaluation) -> None:
         parts.update({name: labels.index[rows] for name, rows in (("seen", is_seen), ("unseen", ~is_seen))
                       if rows.any()})
     metrics.update(clips=len(labels), clips_without_prediction=list(missing),
-                   bootstrap={"kind": "percentile, over speakers", "resamples": RESAMPLES, "seed": evaluation.seed,
-                              "speakers": speakers.nunique()},
-                   correlations={"labels": correlations(labels), "predictions": correlations(predictions)},
+                   bootstrap={"kind": "percentile, over speakers", "resamples": figures.RESAMPLES,
+                              "seed": evaluation.seed, "speakers": speakers.nunique()},
+                   correlations={name: figures.correlations(scores)
+                                 for name, scores in (("labels", labels), ("predictions", predictions))},
                    **{name: evaluation.measure(clips) for name, clips in parts.items()})
     if "faces" in predictions:
         counts = predictions["faces"]
@@ -158,8 +150,8 @@ def add_figures(evaluation: Evaluation) -> None:
     if evaluation.of_faces is not None:
         of_faces = evaluation.of_faces.reset_index(drop=True)
         true = split.labels.loc[evaluation.of_faces.index].reset_index(drop=True)
-        metrics["per_frame"] = {"accuracy": trait_accuracies(true, of_faces),
-                                "pearson": trait_correlations(true, of_faces)}
+        metrics["per_frame"] = {"accuracy": figures.trait_accuracies(true, of_faces),
+                                "pearson": figures.trait_correlations(true, of_faces)}
     if "half_width_openness" in predictions:
         metrics["intervals"] = coverage(labels, predictions, parts)
 
@@ -184,7 +176,7 @@ def add_groups(evaluation: Evaluation, groupings: dict[str, pandas.Series], path
         of_clips = groups[groups.index.isin(evaluation.labels.index)]
         small = of_clips.value_counts().loc[lambda counts: counts < least].index
         of_clips = of_clips.where(~of_clips.isin(small), OTHER)
-        names = group_order(of_clips)
+        names = figures.group_order(of_clips)
         if len(names) > MOST_GROUPS:
             raise UserError(f"{path}: the column {column} has {len(names)} groups; remove it, or join small groups "
                             "with --groups-of")
@@ -194,7 +186,7 @@ def add_groups(evaluation: Evaluation, groupings: dict[str, pandas.Series], path
             evaluation.notes.append(f"{counted(len(without), 'clip')} of {len(evaluation.labels)} in no group of "
                                     f"{path}{f', column {column}' if len(groupings) > 1 else ''}, the first: "
                                     f"{without[0]}")
-        p_values = bias_tests(evaluation.labels, evaluation.predictions, of_clips, evaluation.speakers)
+        p_values = figures.bias_tests(evaluation.labels, evaluation.predictions, of_clips, evaluation.speakers)
         for name in names:
             table = evaluation.measure(of_clips.index[of_clips == name])
             for trait in TRAITS:
@@ -211,7 +203,7 @@ def add_comparison(evaluation: Evaluation, ours: list[pandas.DataFrame], name: s
                    others: dict[str, pandas.DataFrame]) -> None:
     """Compare predictions of the evaluation's clips, of one or more experiments, with those of one or more others.
     name: that of the others together; others: {experiment or file: predictions}."""
-    table = compare(evaluation.labels, ours, list(others.values()), evaluation.speakers, evaluation.seed)
+    table = figures.compare(evaluation.labels, ours, list(others.values()), evaluation.speakers, evaluation.seed)
     evaluation.metrics["comparison"] = {"with": name, "others": list(others), **table.T.to_dict()}
 
 
@@ -233,8 +225,8 @@ def summarise(evaluations: list[Evaluation], name: str, folder: Path) -> Evaluat
     for part in PARTS:
         if all(part in content for content in contents):
             tables = pandas.concat([pandas.DataFrame(content[part]).T for content in contents])
-            figures = [figure for figure in tables if not figure.endswith(("_low", "_high"))]
-            grouped = tables[figures].groupby(level=0, sort=False)
+            names = [figure for figure in tables if not figure.endswith(("_low", "_high"))]
+            grouped = tables[names].groupby(level=0, sort=False)
             spread = grouped.std().drop(columns=["clips", "speakers", "constant"]).add_suffix("_sd")
             metrics[part] = grouped.agg(lambda values: values.mean(skipna=False)).join(spread).T.to_dict()
     labels = evaluations[0].split.labels.loc[predictions.index]
@@ -270,10 +262,10 @@ def _few_speakers(metrics):
     tables = {f"gain of {title}": (metrics[part], ("gain_",)) for part, title in PARTS.items() if part in metrics}
     tables.update({f"group {name}": (table, ("gain_", "bias_")) for name, table in metrics.get("groups", {}).items()})
     if "comparison" in metrics:
-        rows = {name: metrics["comparison"][name] for name in ROWS}
+        rows = {name: metrics["comparison"][name] for name in figures.ROWS}
         tables[f"difference from {metrics['comparison']['with']}"] = (rows, ("",))
-    found = [title for title, (table, figures) in tables.items() if table["mean"]["speakers"] < LEAST_SPEAKERS
-             and any(row.get(f"{figure}low", 0) > 0 or row.get(f"{figure}high", 0) < 0
-                     for row in table.values() for figure in figures)]
+    found = [title for title, (table, names) in tables.items() if table["mean"]["speakers"] < LEAST_SPEAKERS
+             and any(row.get(f"{name}low", 0) > 0 or row.get(f"{name}high", 0) < 0
+                     for row in table.values() for name in names)]
     return [f"fewer than {LEAST_SPEAKERS} speakers make intervals too narrow; that they exclude 0 shows nothing here: "
             + ", ".join(found)] if found else []
