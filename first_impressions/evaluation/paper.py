@@ -10,7 +10,7 @@ from first_impressions.common.command_line import printable
 from first_impressions.common.constants import MEANS_COLUMN, TRAITS
 from first_impressions.common.files import atomic_write
 from first_impressions.evaluation.measure import PARTS
-from first_impressions.evaluation.text import NO_TEST, format_figure, format_p
+from first_impressions.evaluation.text import NO_TEST, format_figure
 
 ROWS = (*TRAITS, "mean")
 
@@ -79,9 +79,8 @@ def comparison_table(comparison: dict) -> str:
     """Return the LaTeX table of a comparison: both accuracies, their difference with its interval, p."""
     rows = []
     for trait in ROWS:
-        row = comparison[trait]
-        rows.append([trait.capitalize(), *(format_figure(row, name) for name in ("first", "second", "difference")),
-                     format_p(row["p"])])
+        rows.append([trait.capitalize(), *(format_figure(comparison[trait], name)
+                                           for name in ("first", "second", "difference", "p"))])
     return _table(["", "This", escape(Path(comparison["with"]).name), "Difference", "$p$"], rows, {"--": NO_TEST})
 
 

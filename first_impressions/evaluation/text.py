@@ -14,7 +14,8 @@ from first_impressions.evaluation.metrics import PUBLISHED, ROWS
 FIGURES = {"accuracy": ("accuracy", ".4f"), "constant": ("constant", ".4f"), "gain": ("gain", "+.4f"),
            "pearson": ("Pearson r", ".3f"), "ccc": ("CCC", ".3f"), "r2": ("R2", ".3f"), "slope": ("slope", ".2f"),
            "mse": ("MSE", ".4f"), "sd_ratio": ("SD ratio", ".2f"), "bias": ("signed error", "+.3f"),
-           "first": ("this", ".4f"), "second": ("other", ".4f"), "difference": ("difference", "+.4f")}
+           "first": ("this", ".4f"), "second": ("other", ".4f"), "difference": ("difference", "+.4f"),
+           "p": ("p", "p"), "bias_p": ("p", "p")}
 NO_TEST = f"fewer than {LEAST_SPEAKERS} speakers tell nothing from chance"
 
 
@@ -29,10 +30,12 @@ def format_p(value: float | None) -> str:
 
 
 def format_figure(row: dict, name: str, interval: bool = True) -> str:
-    """Return a figure of a row as text, with its standard deviation over experiments if it has one, else with its
-    interval if it has one and interval is True."""
-    form = FIGURES[name][1]
-    text, bounds = format_number(row[name], form), "" if name == "difference" else f"{name}_"
+    """Return a figure of a row as text, nothing if the row has none: with its standard deviation over experiments if it
+    has one, else with its interval if it has one and interval is True."""
+    form, bounds = FIGURES[name][1], "" if name == "difference" else f"{name}_"
+    if name not in row or form == "p":
+        return format_p(row[name]) if name in row else ""
+    text = format_number(row[name], form)
     if f"{name}_sd" in row:
         return f"{text} ± {format_number(row[f'{name}_sd'], form.lstrip('+'))}"
     if interval and f"{bounds}low" in row:
@@ -40,19 +43,16 @@ def format_figure(row: dict, name: str, interval: bool = True) -> str:
     return text
 
 
-def format_table(table: dict[str, dict]) -> str:
-    """Return figures {"mean" or trait: {figure: value}} as text, one line per trait, intervals in brackets. A group's
-    table shows the signed error and its p instead of MSE and calibration."""
-    shown = ["accuracy", "constant", "gain", "pearson", "ccc", "r2"]
-    if "bias_p" in table[TRAITS[0]]:
-        shown.append("bias")
-    else:
-        shown += ["slope"] if "accuracy_sd" in table["mean"] else ["mse", "slope", "sd_ratio"]
-    columns = {FIGURES[name][0]: [format_figure(table[row], name, name in ("accuracy", "bias")) for row in ROWS]
-               for name in shown}
-    if "bias" in shown:
-        columns["p"] = ["", *(format_p(table[trait]["bias_p"]) for trait in TRAITS)]
-    return pandas.DataFrame(columns, index=list(ROWS)).to_string()
+def format_table(table: dict[str, dict], names: tuple[str, ...] = ()) -> str:
+    """Return figures {"mean" or trait: {figure: value}} as text, one line per trait; names: of the figures, by default
+    those of an evaluation. A group's table shows the signed error and its p instead of MSE and calibration."""
+    if not names:
+        names = ("accuracy", "constant", "gain", "pearson", "ccc", "r2", *(
+            ("bias", "bias_p") if "bias_p" in table[TRAITS[0]] else
+            ("slope",) if "accuracy_sd" in table["mean"] else ("mse", "slope", "sd_ratio")))
+    with_intervals = ("accuracy", "bias", "difference")     # of all the lines would be too long
+    return pandas.DataFrame({FIGURES[name][0]: [format_figure(table[row], name, name in with_intervals) for row in ROWS]
+                             for name in names}, index=list(ROWS)).to_string()
 
 
 # ---------------------------------------------------------------- what evaluate.py prints
@@ -106,9 +106,7 @@ def _print_details(metrics):
 
 def _print_comparison(comparison):
     several = f" (errors averaged over {len(comparison['others'])})" if len(comparison["others"]) > 1 else ""
-    columns = {FIGURES[name][0]: [format_figure(comparison[row], name) for row in ROWS]
-               for name in ("first", "second", "difference")}
-    table = pandas.DataFrame({**columns, "p": [format_p(comparison[row]["p"]) for row in ROWS]}, index=list(ROWS))
     print(f"\nagainst {printable(comparison['with'])}{several} on "
           f"{counted(int(comparison['mean']['clips']), 'common clip')} (positive: better; p: that there is no "
-          f"difference, of the five traits corrected by Holm; -: {NO_TEST})\n{table.to_string()}")
+          f"difference, of the five traits corrected by Holm; -: {NO_TEST})\n"
+          f"{format_table(comparison, ('first', 'second', 'difference', 'p'))}")
