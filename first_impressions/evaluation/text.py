@@ -32,10 +32,10 @@ def format_p(value: float | None) -> str:
 def format_figure(row: dict, name: str, interval: bool = True) -> str:
     """Return a figure of a row as text, nothing if the row has none: with its standard deviation over experiments if it
     has one, else with its interval if it has one and interval is True."""
+    if name not in row:
+        return ""
     form, bounds = FIGURES[name][1], "" if name == "difference" else f"{name}_"
-    if name not in row or form == "p":
-        return format_p(row[name]) if name in row else ""
-    text = format_number(row[name], form)
+    text = format_p(row[name]) if form == "p" else format_number(row[name], form)
     if f"{name}_sd" in row:
         return f"{text} ± {format_number(row[f'{name}_sd'], form.lstrip('+'))}"
     if interval and f"{bounds}low" in row:
