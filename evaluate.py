@@ -47,9 +47,6 @@ from first_impressions.evaluation.text import print_results
 from first_impressions.networks.checkpoint import Checkpoint, Intervals, find_checkpoint, read_experiment, versions
 from first_impressions.training.inputs import make_source, score_rows
 
-OTHER_FOLDER = "--out names another folder for the results"
-
-
 # ---------------------------------------------------------------- scores
 
 def score_split(path: Path, checkpoint: Checkpoint, split: Split,
@@ -148,14 +145,15 @@ def common_name(names: list[str]) -> str:
 def results_folder(args: argparse.Namespace, name: str | None, within: str = "") -> Path:
     """Return the folder of the results, after checking that it can be written. name: of an experiment or of several
     together, None for --predictions; within: a folder in --out."""
+    remedy = "--out names another folder for the results"
     if args.out:
         folder = Path(args.out, within)
     elif name is None:
         folder = Path(args.predictions).with_name(Path(args.predictions).stem + "_evaluation")
     else:
         folder = experiment_folder(args.runs_dir, name) / f"evaluation_{args.split}"
-        make_folder(folder.parent, OTHER_FOLDER)     # where the lock and TensorBoard's log lie
-    make_folder(folder, OTHER_FOLDER)
+        make_folder(folder.parent, remedy)  # where the lock and TensorBoard's log lie
+    make_folder(folder, remedy)
     return folder
 
 
