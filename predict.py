@@ -53,17 +53,10 @@ from first_impressions.extraction.frames import FrameSettings
 from first_impressions.jobs.target_folder import say_passed_over
 from first_impressions.jobs.worker_pool import UNEXPECTED, warn_of_unexpected
 from first_impressions.networks.checkpoint import find_checkpoint
+from first_impressions.networks.network import PersonalityNetwork
 from first_impressions.prediction.drawings import annotate, plot_course
 from first_impressions.prediction.saliency import draw_heat_maps
-from first_impressions.prediction.scoring import (
-    FRAMES,
-    FileScores,
-    Scorer,
-    check_paths,
-    files_below,
-    load_scorer,
-    score_files,
-)
+from first_impressions.prediction.scoring import FRAMES, FileScores, check_paths, files_below, load_scorer, score_files
 from first_impressions.prediction.tables import FRAME_COLUMNS, check_replaceable, columns_of, print_table, write_table
 
 LONGEST_STEM = 200  # bytes of a picture's name before its ending; a file's name has at most 255
@@ -74,7 +67,7 @@ LONGEST_STEM = 200  # bytes of a picture's name before its ending; a file's name
 @dataclass
 class Results:
     """What was scored so far, and where the pictures go."""
-    scorer: Scorer
+    network: PersonalityNetwork
     annotate_dir: Path | None
     explain_dir: Path | None
     plot_dir: Path | None
@@ -91,20 +84,14 @@ class Results:
             return
         self.scored_files += 1
         self.frame_rows += scores.faces
-        name, stability = _plain_name(scores.clip, self.names), self.scorer.neuroticism_is_stability
+        name = _plain_name(scores.clip, self.names)
         if self.annotate_dir:
-            write_picture(self.annotate_dir / f"{name}_scores.jpg", annotate(scores.picture, scores.people, stability))
-        if self.plot_dir and scores.frames > 1:
-            write_picture(self.plot_dir / f"{name}_course.png", plot_course(scores, stability))
+            write_picture(self.annotate_dir / f"{name}_scores.jpg", annotate(scores.picture, scores.people))
+        if self.plot_dir and scores.people[0]["frames"] > 1:
+            write_picture(self.plot_dir / f"{name}_course.png", plot_course(scores))
             self.courses += 1
         if self.explain_dir:
-            heat_maps = draw_heat_maps(self.scorer.network, scores, stability)
-            write_picture(self.explain_dir / f"{name}_heat_maps.png", heat_maps)
-
-    @property
-    def scored(self) -> list[dict]:
-        """The rows with scores."""
-        return [row for row in self.rows if not row["problem"]]
+            write_picture(self.explain_dir / f"{name}_heat_maps.png", draw_heat_maps(self.network, scores))
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
@@ -202,14 +189,14 @@ def main(argv=None):
     total, status = sum(1 for _ in files_below(args.paths, passed_over)), 0
     if not total:
         raise UserError(f"{args.paths[0]}: contains neither a clip nor a picture{say_passed_over(passed_over)}")
-    results, failure = Results(scorer, args.annotate, args.explain, args.plot), None
+    results, failure = Results(scorer.network, args.annotate, args.explain, args.plot), None
     try:
         answers = score_files(scorer, files_below(args.paths), settings, min(args.workers, total))
         with contextlib.closing(answers), progress_bar(total=total, unit="file") as bar:
             for scores in answers:
                 bar.update()
                 results.add(scores)
-                if warning := scores.problem or scores.note:
+                if warning := scores.problem or scores.people[0]["note"]:
                     bar.write(f"warning: {printable(scores.clip)}: {printable(warning)}", file=sys.stderr)
     except KeyboardInterrupt as error:
         status = stop_status(error)
@@ -221,22 +208,23 @@ def main(argv=None):
         if disk_error(error) is None or not results.rows:
             raise
         failure = error  # what was scored is shown before the line on the full disk
-    if results.scored:
-        print_table(results.scored, args.all_columns)
+    scored = [row for row in results.rows if not row["problem"]]
+    if scored:
+        print_table(scored, args.all_columns)
     if args.out:
         write_table(args.out, columns_of(results.rows, args.all_columns), results.rows)
     if args.per_frame:
         write_table(args.per_frame, FRAME_COLUMNS, results.frame_rows)
     if failure:
         raise failure
-    if args.plot and results.scored and not results.courses:
+    if args.plot and scored and not results.courses:
         print("note: no course is drawn of a single frame", file=sys.stderr)
     course_dir = args.plot if results.courses else None
     written = [str(place) for place in (args.out, args.per_frame, args.annotate, args.explain, course_dir) if place]
     print(f"{results.scored_files} of {total} files scored{say_passed_over(passed_over)}"
           + (f"; results: {', '.join(written)}" if written else "; --out FILE.csv writes the table"))
     is_suspect = warn_of_unexpected(sum(row["problem"].startswith(UNEXPECTED) for row in results.rows), total, "file")
-    return status or (0 if results.scored and not is_suspect else 1)
+    return status or (0 if scored and not is_suspect else 1)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from first_impressions.common.constants import TRAITS
+from first_impressions.common.constants import MEANS_COLUMN, NEUROTICISM_MEANS, TRAITS
 from first_impressions.networks.network import build_network
 from first_impressions.networks.settings import Settings
 from first_impressions.prediction.drawings import annotate
@@ -130,11 +130,12 @@ def test_picture_shows_the_maps_in_colour_over_a_grey_face():
 
 
 def test_high_means_calm_only_if_the_labels_say_so():
-    row = {"person": 1, **{f"{kind}{trait}": 0.5 for trait in TRAITS for kind in ("", "low_", "high_", "percentile_",
-                                                                                "half_width_")}}
-    assert "calm" in show_people([row], True) and "calm" not in show_people([row], False)
+    kinds = ("", "low_", "high_", "percentile_", "half_width_")
+    rows = [{"person": 1, MEANS_COLUMN: NEUROTICISM_MEANS[stability],
+             **{f"{kind}{trait}": 0.5 for trait in TRAITS for kind in kinds}} for stability in (True, False)]
+    assert "calm" in show_people([rows[0]]) and "calm" not in show_people([rows[1]])
     face = cv2.imencode(".jpg", np.full((400, 400, 3), 127, np.uint8))[1].tobytes()
-    pictures = [annotate(KeptPicture(face, {1: (100, 100, 200, 200)}), [row], stability) for stability in (True, False)]
+    pictures = [annotate(KeptPicture(face, {1: (100, 100, 200, 200)}), [row]) for row in rows]
     differing = np.argwhere((pictures[0] != pictures[1]).any(2))
     assert len(differing) and differing[:, 1].min() >= 400  # the note beside the picture
 

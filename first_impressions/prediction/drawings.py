@@ -7,6 +7,7 @@ import numpy as np
 
 from first_impressions.common.constants import TRAITS
 from first_impressions.prediction.scoring import FileScores, KeptPicture
+from first_impressions.prediction.tables import high_means_calm
 
 COLOURS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189))  # RGB, one per trait
 # In pixels, beside a picture that is SMALL_HEIGHT high; beside larger ones up to twice as much.
@@ -47,11 +48,10 @@ def draw_boxes(picture: KeptPicture, numbered: bool) -> np.ndarray:
     return image
 
 
-def annotate(picture: KeptPicture, people: list[dict], neuroticism_is_stability: bool) -> np.ndarray:
+def annotate(picture: KeptPicture, people: list[dict]) -> np.ndarray:
     """Return a uint8 BGR picture with a box around each face and, at its side, five bars for each person.
 
     people: rows of tables.ALL_COLUMNS. A whisker on a bar is the interval, the number behind it the percentile.
-    neuroticism_is_stability: whether a high score means calm, as in the challenge's labels.
     """
     image = draw_boxes(picture, len(people) > 1)
     # The bars stand beside the picture, where they hide nothing.
@@ -59,12 +59,12 @@ def annotate(picture: KeptPicture, people: list[dict], neuroticism_is_stability:
     scale = min(2, max(1, image.shape[0] / max(SMALL_HEIGHT, needed)))
     height = max(image.shape[0], round(scale * needed))
     panel = Panel(np.full((height, round(scale * PANEL_WIDTH), 3), 255, np.uint8), scale)
-    _draw_people(panel, people, neuroticism_is_stability)
+    _draw_people(panel, people)
     image = cv2.copyMakeBorder(image, 0, height - image.shape[0], 0, 0, cv2.BORDER_CONSTANT, value=WHITE)
     return np.hstack([image, panel.picture])
 
 
-def _draw_people(panel, people, neuroticism_is_stability):
+def _draw_people(panel, people):
     y = 0
     for row in people:
         y += LINE
@@ -73,10 +73,10 @@ def _draw_people(panel, people, neuroticism_is_stability):
             y += LINE
             _draw_bar(panel, y, trait, row, colour[::-1])
         y += GAP
-    notes = ["neuroticism: high means calm"] if neuroticism_is_stability else []
-    if people and people[0]["half_width_openness"] is not None:
+    notes = ["neuroticism: high means calm"] if high_means_calm(people[0]) else []
+    if people[0]["half_width_openness"] is not None:
         notes.append("whisker: 4 of 5 judgements lie within")
-    if people and people[0]["percentile_openness"] is not None:
+    if people[0]["percentile_openness"] is not None:
         notes.append("%: of the training clips that are judged lower")
     for number, note in enumerate(notes):
         panel.write(note, 12, y + 8 + 20 * number, 0.4)
@@ -99,17 +99,16 @@ def _draw_bar(panel, y, trait, row, colour):
         panel.write(f"{percentile:.0f} %", place(1) + 60, y)
 
 
-def plot_course(scores: FileScores, neuroticism_is_stability: bool) -> np.ndarray:
+def plot_course(scores: FileScores) -> np.ndarray:
     """Return a plot, uint8 BGR, of the scores of each frame, or of each piece, over the time of a clip: one panel per
     person.
 
     Of more than MOST_POINTS faces of a person, each point is the mean over neighbouring ones.
-    neuroticism_is_stability: as in annotate().
     """
     from matplotlib.figure import Figure  # here, since it takes a second
 
     numbers = [row["person"] for row in scores.people]
-    names = [*TRAITS[:-1], "neuroticism (high: calm)" if neuroticism_is_stability else "neuroticism"]
+    names = [*TRAITS[:-1], "neuroticism (high: calm)" if high_means_calm(scores.people[0]) else "neuroticism"]
     figure = Figure(figsize=(9, 0.8 + 2.4 * len(numbers)), layout="constrained")
     panels = figure.subplots(len(numbers), 1, sharex=True, squeeze=False)[:, 0]
     timed = all(face["seconds"] is not None for face in scores.faces)

@@ -14,7 +14,7 @@ import numpy as np
 from first_impressions.common.command_line import counted
 from first_impressions.common.constants import TRAITS
 from first_impressions.prediction.drawings import COLOURS
-from first_impressions.prediction.tables import write_csv
+from first_impressions.prediction.tables import high_means_calm, write_csv
 
 LONGEST_PROBLEM = 300  # characters; messages of libraries may hold whole arrays
 TITLE = "Apparent personality"
@@ -78,13 +78,11 @@ def show_problem(path: str, problem: str) -> str:
             f"<p>Not scored. {html.escape(sentence)}</p></article>")
 
 
-def show_people(people: list[dict], neuroticism_is_stability: bool) -> str:
-    """Return the bars of each person of a file, with intervals and percentiles if the experiment has them.
-
-    people: rows of the table of people (tables.ALL_COLUMNS). neuroticism_is_stability: whether high means calm.
-    """
+def show_people(people: list[dict]) -> str:
+    """Return the bars of each person of a file, with intervals and percentiles if the experiment has them. people: rows
+    of tables.ALL_COLUMNS."""
     names = {trait: trait.capitalize() for trait in TRAITS}
-    if neuroticism_is_stability:
+    if high_means_calm(people[0]):
         names["neuroticism"] += " <small>(high means calm)</small>"
     lines = []
     for row in people:

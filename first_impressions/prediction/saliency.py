@@ -20,6 +20,7 @@ from torch.nn import functional
 from first_impressions.common.constants import TRAITS
 from first_impressions.networks.network import PersonalityNetwork
 from first_impressions.prediction.scoring import FileScores
+from first_impressions.prediction.tables import high_means_calm
 
 CAPTION, LEGEND = 28, 28    # heights in pixels of what stands below the maps
 BAR = 112                   # width in pixels of the legend's bar of colours
@@ -100,13 +101,10 @@ def overlay(chip: np.ndarray, maps: np.ndarray, labels: list[str], note: str = "
     return strip
 
 
-def draw_heat_maps(network: PersonalityNetwork, scores: FileScores, neuroticism_is_stability: bool) -> np.ndarray:
-    """Return overlay()'s picture, uint8 BGR, of the chip of a file's scores; of several people it names the chip's.
-
-    neuroticism_is_stability: whether a high score means calm, as in the challenge's labels.
-    """
+def draw_heat_maps(network: PersonalityNetwork, scores: FileScores) -> np.ndarray:
+    """Return overlay()'s picture, uint8 BGR, of the chip of a file's scores; of several people it names the chip's."""
     chips = torch.from_numpy(np.ascontiguousarray(scores.chip.transpose(2, 0, 1)))[None].to(network.mean.device)
-    star = "*" if neuroticism_is_stability else ""
+    star = "*" if high_means_calm(scores.people[0]) else ""
     labels = [f"person {scores.chip_face['person']}, one face" if len(scores.people) > 1 else "one face",
               *(f"{trait}{star if trait == 'neuroticism' else ''} {scores.chip_face[trait]:.2f}" for trait in TRAITS)]
     return overlay(chips[0].cpu().numpy(), explain_chips(network, chips)[0], labels, star and "* high means calm")[

@@ -54,18 +54,15 @@ BATCH_SIZE = 32     # chips that are scored at once
 class FileScores:
     """Scores of a file: its rows of tables.ALL_COLUMNS, one per person (people) and one per piece of a clip in pieces
     (pieces), and of tables.FRAME_COLUMNS, one per face (faces). chip: uint8 RGB H x W x 3, a face of the middle frame,
-    and its row of the faces; note: what is wrong with the file although it could be scored. If there is a problem, all
-    else is empty."""
+    and its row of the faces. If there is a problem, all else is empty."""
     clip: str
     problem: str = ""
-    frames: int = 0
     people: list[dict] = field(default_factory=list)
     pieces: list[dict] = field(default_factory=list)
     faces: list[dict] = field(default_factory=list)
     picture: KeptPicture | None = None
     chip: np.ndarray | None = None
     chip_face: dict | None = None
-    note: str = ""
 
     @property
     def rows(self) -> list[dict]:
@@ -151,8 +148,8 @@ class Scorer:
                   "detector": face.detector, **dict(zip(TRAITS, of_face))}
                  for face, of_face in zip(found.faces, scores.tolist())]
         middle = len(faces) // 2
-        return FileScores(path, "", found.frames, people, pieces, faces, found.picture,
-                          _read_chips(found, [middle])[0], faces[middle], "; ".join(found.notes))
+        [chip] = _read_chips(found, [middle])
+        return FileScores(path, "", people, pieces, faces, found.picture, chip, faces[middle])
 
     def _row(self, path, found, places, scores, of_faces):
         """Return a row of the table of people: the scores, from the faces at some places; None for what the checkpoint

@@ -37,6 +37,11 @@ def columns_of(rows: list[dict], everything: bool = False) -> list[str]:
     return [name for name in (ALL_COLUMNS if everything else COLUMNS) if in_pieces or name not in PIECE_COLUMNS]
 
 
+def high_means_calm(row: dict) -> bool:
+    """Return whether the neuroticism of a row is emotional stability, as in the challenge's labels."""
+    return row[MEANS_COLUMN] == NEUROTICISM_MEANS[True]
+
+
 def check_replaceable(option: str, path: Path) -> None:
     """Raise UserError if a file exists that is not a table of this suite: a slip must not replace somebody's labels."""
     if path.is_file() and path.stat().st_size:
@@ -92,7 +97,7 @@ def print_table(scored: list[dict], everything: bool) -> None:
     halves = [np.mean([row[name] for name in HALF_WIDTHS]) for row in scored if row[HALF_WIDTHS[0]] is not None]
     notes = [f"4 of 5 labels lie within ± {' to '.join(sorted({f'{half:.2f}' for half in (min(halves), max(halves))}))}"
              " of the score"] if halves else []
-    notes += ["neuroticism: high means calm"] if scored[0][MEANS_COLUMN] == NEUROTICISM_MEANS[True] else []
+    notes += ["neuroticism: high means calm"] if high_means_calm(scored[0]) else []
     notes += ["spread: standard deviation over the faces"] if everything else []
     if notes:
         print("; ".join(notes))
