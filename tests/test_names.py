@@ -75,6 +75,7 @@ def test_files_whose_names_begin_with_a_dash(run, tmp_path):
     status, output, errors = run(predict, "pretrained", "-AmMDnVl4s8.003.jpg", "-clips", "--frames", 1, "--workers", 1)
     assert status == 0 and "2 of 2 files scored" in output, errors
     assert "unrecognized arguments" in run(evaluate, "one", "--no-such-option")[2]
+    assert "-a is not an option" in run(train, 1, "-a", "FaceResNet29_v1.0", "true", 16)[2]
 
 
 def test_a_folder_of_pictures_per_clip_leads_to_a_data_folder(run, tmp_path):

@@ -99,12 +99,15 @@ class OneLineParser(argparse.ArgumentParser):
     existing files for files: the names of 117 of the challenge's 10,000 clips begin with "-"."""
 
     def parse_known_args(self, args=None, namespace=None):
-        args = [os.path.join(".", word) if word.startswith("-") and os.path.lexists(word)
-                and word.partition("=")[0] not in self._option_string_actions else word
-                for word in (sys.argv[1:] if args is None else args)]
+        args = list(sys.argv[1:] if args is None else args)
+        self.unknown = [word for word in args if word.startswith("-") and not self._negative_number_matcher.match(word)
+                        and word.partition("=")[0] not in {"--", *self._option_string_actions}]
+        args = [os.path.join(".", word) if word in self.unknown and os.path.lexists(word) else word for word in args]
         return super().parse_known_args(args, namespace)
 
     def error(self, message):
+        if self.unknown and "unrecognized" not in message:  # they are left out, and the next word takes their place
+            message += f"; {self.unknown[0]} is not an option"
         self.exit(2, f"{self.prog}: error: {message} (--help explains all arguments)\n")
 
 
@@ -115,30 +118,24 @@ def make_parser(docstring: str) -> argparse.ArgumentParser:
     return parser
 
 
-def positive_int(text: str) -> int:
-    """argparse type: a whole number from 1 to 1,000,000,000."""
-    return _number_between(1, MOST, text)
+def whole_number_between(least: int, most: int) -> Callable[[str], int]:
+    """Return an argparse type: a whole number from least to most."""
+    def number(text):
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= most:
+            shown = repr(text) if len(text) < 40 else f"{text[:20]!r}..."
+            raise argparse.ArgumentTypeError(f"{shown} is not a whole number from {least} to {most}")
+        return value
+
+    return number
 
 
-def whole_number(text: str) -> int:
-    """argparse type: a whole number from 0 to 1,000,000,000."""
-    return _number_between(0, MOST, text)
-
-
-def seed_number(text: str) -> int:
-    """argparse type: a whole number from 0 to 2^63 - 1, which every generator takes."""
-    return _number_between(0, 2**63 - 1, text)
-
-
-def _number_between(least, most, text):
-    try:
-        value = int(text)
-    except ValueError:
-        value = least - 1
-    if not least <= value <= most:
-        shown = repr(text) if len(text) < 40 else f"{text[:20]!r}..."
-        raise argparse.ArgumentTypeError(f"{shown} is not a whole number from {least} to {most}")
-    return value
+positive_int = whole_number_between(1, MOST)
+whole_number = whole_number_between(0, MOST)
+seed_number = whole_number_between(0, 2**63 - 1)    # which every generator takes
 
 
 def usable_cores() -> int:

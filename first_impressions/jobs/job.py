@@ -1,6 +1,7 @@
 """A run of a pre-processing script over all its files: options, progress, failures.csv, and what is said at the end."""
 import argparse
 import contextlib
+import itertools
 import os
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ from first_impressions.common.command_line import (
     stop_status,
     undisturbed,
     usable_cores,
+    whole_number_between,
 )
 from first_impressions.common.constants import JPEG_QUALITY
 from first_impressions.jobs.failures import Failures
@@ -32,8 +34,8 @@ class Batch:
     function: picklable function of a module; function(path) returns (made, present, problems): two numbers of files in
     the target folder, and a list of reasons, each a line in failures.csv. items: as in worker_pool.map_files; total:
     their number. inputs, outputs: the words for one file of the source and of the target. expected: texts that mark
-    reasons which are not errors; expected_in: the word for what they are said of; passed_over: how many files in the
-    source have another ending, by ending.
+    reasons which are not errors, each of one frame; passed_over: how many files in the source have another ending, by
+    ending.
     """
     function: Callable[[str], tuple[int, int, list[str]]]
     items: Iterable[tuple[str, Known]]
@@ -42,18 +44,13 @@ class Batch:
     inputs: str
     outputs: str
     expected: tuple[str, ...] = ()
-    expected_in: str = "frame"
     passed_over: Counter = field(default_factory=Counter)
-
-    def count_expected(self, reasons: Iterable[str]) -> Counter:
-        """Return how many of the reasons each text in `expected` marks."""
-        return Counter(text for reason in reasons for text in self.expected if text in reason)
 
 
 @dataclass
 class Summary:
-    """What a run did: made and present count files in the target folder, failed counts lines in failures.csv (of these,
-    `expected` bear a reason that is not an error, by its text), status is the exit status."""
+    """What a run did: made and present count files in the target folder, expected counts the lines in failures.csv that
+    bear a reason which is not an error, by its text, failed the inputs with another one; status is the exit status."""
     inputs: int = 0
     made: int = 0
     present: int = 0
@@ -64,16 +61,10 @@ class Summary:
     seconds: float = 0.0
 
 
-def jpeg_quality(text: str) -> int:
-    """argparse type: a whole number from 1 to 100."""
-    if not text.isdecimal() or not 1 <= len(text) <= 3 or not 1 <= int(text) <= 100:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from 1 to 100")
-    return int(text)
-
-
 def add_batch_options(parser: argparse.ArgumentParser, inputs: str) -> None:
     """Add the options that all runs share. inputs: the word for one file of the source."""
-    parser.add_argument("--quality", type=jpeg_quality, metavar="1-100", default=JPEG_QUALITY, help="JPEG quality")
+    parser.add_argument("--quality", type=whole_number_between(1, 100), metavar="1-100", default=JPEG_QUALITY,
+                        help="JPEG quality")
     parser.add_argument("--workers", type=positive_int, default=usable_cores(),
                         help=f"processes, one {inputs} each at a time")
     parser.add_argument("--ray-address", default=os.environ.get("RAY_ADDRESS"), metavar="ADDRESS",
@@ -95,8 +86,9 @@ def run_batch(batch: Batch, workers: int | None = None, ray_address: str | None 
                 summary.inputs += 1
                 summary.made += made
                 summary.present += present
-                summary.failed += len(problems)
-                summary.expected += batch.count_expected(problems)
+                marks = [[text for text in batch.expected if text in reason] for reason in problems]
+                summary.expected.update(itertools.chain(*marks))
+                summary.failed += not all(marks)
                 summary.unexpected += any(reason.startswith(UNEXPECTED) for reason in problems)
                 failures.add(path, *problems)
                 bar.update()
@@ -141,12 +133,10 @@ def print_summary(batch: Batch, summary: Summary, following: str) -> None:
     print(f"{counted(summary.inputs, inputs)} in {summary.seconds:.1f} s{speed}: "
           f"{counted(summary.made, batch.outputs)} made, {summary.present} there already"
           f"{say_passed_over(batch.passed_over)}.")
-    problems = [f"{text}: {counted(summary.expected[text], batch.expected_in)}" for text in batch.expected
+    problems = [f"{text}: {counted(summary.expected[text], 'frame')}" for text in batch.expected
                 if summary.expected[text]]
-    others = summary.failed - summary.expected.total()
-    if others:
-        problems.append(f"other problems: {others}" if problems
-                        else f"problems: {counted(summary.failed, inputs)}")
+    if summary.failed:
+        problems.append(f"{'other ' if problems else ''}problems: {counted(summary.failed, inputs)}")
     if problems:
         line = ", ".join(problems)
         print(f"{line[0].upper()}{line[1:]}; listed in {printable(listed)}")
@@ -155,7 +145,7 @@ def print_summary(batch: Batch, summary: Summary, following: str) -> None:
         print(f"Stopped. {batch.outputs.capitalize()}s that were finished stay in {printable(target)}; next: the same "
               "command, which goes on")
         return
-    if not summary.made + summary.present and others:
+    if not summary.made + summary.present and summary.failed:
         raise UserError(f"{target}: {counted(summary.inputs, inputs)}, and nothing could be made of any; {listed} says "
                         "why")
     print(f"{batch.outputs.capitalize()}s: {printable(target)}   next: {following}")
