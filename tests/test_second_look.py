@@ -16,8 +16,7 @@ import extract_frames_from_videos
 import predict
 from conftest import REPOSITORY, linux_only
 from first_impressions.extraction.detectors import load_models
-from first_impressions.extraction.faces import find_faces
-from first_impressions.extraction.second_look import FOUND_BY_CNN
+from first_impressions.extraction.faces import FOUND_BY_CNN, CropSettings, find_faces, look_again
 from make_media import portrait, write_clip
 from test_preprocessing_faults import CLUSTER, contents
 
@@ -128,6 +127,15 @@ def test_the_detector_of_a_folder_stays(clips, tmp_path, run):
     shutil.copy(clips / "hidden.mp4", tmp_path / "clips")
     assert run(extract_faces_from_videos, "clips", "cnn", 2, "--detector", "cnn")[0] == 0
     assert len(content_of(tmp_path / "cnn")[0]) == 2
+
+
+@pytest.mark.parametrize("turn, degrees", [(cv2.ROTATE_90_COUNTERCLOCKWISE, 90), (cv2.ROTATE_90_CLOCKWISE, 270)])
+def test_a_tilted_face_on_its_side_is_not_taken_for_an_upright_one(turn, degrees):
+    """The CNN detector finds it as it lies there, and the HOG detector is not sure of it even in the turned picture."""
+    tilted = cv2.warpAffine(portrait(300), cv2.getRotationMatrix2D((150, 150), -12, 1), (300, 300))
+    picture = np.ascontiguousarray(cv2.rotate(scene(tilted), turn)[:, :, ::-1])
+    faces, reason = look_again(picture, load_models(CropSettings().predictor), "auto")
+    assert not faces and f"turned by {degrees} degrees" in reason
 
 
 def test_predict_says_which_detector_found_the_face(clips, tmp_path, run):

@@ -200,14 +200,18 @@ def faces_from_width(picture: np.ndarray, models: Models, width: float) -> list[
 def look_again(picture: np.ndarray, models: Models, detector: str) -> tuple[list[FoundFace], str]:
     """Return (faces, reason): those that a second look at a picture finds, uint8 RGB H x W x 3, by the CNN detector,
     the largest first, and a line for failures.csv, in any case. detector: as in CropSettings; with "auto" the CNN
-    detector is asked if the picture shows no face when it is turned.
+    detector is asked if the picture shows no clear face when it is turned.
 
-    It is asked last: it also finds faces that lie on their side, which the landmarks cannot turn upright.
+    It is asked last: it also finds faces that lie on their side, which the landmarks cannot turn upright. Of a turned
+    picture it is asked only if the HOG detector sees a face there without being sure.
     """
     scale = TURNED_SIDE / max(picture.shape[:2])
     small = resized(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), scale)
     for quarters in (1, 2, 3) if min(small.shape) >= SMALLEST_BOX else ():
-        if models.detector.find(np.ascontiguousarray(np.rot90(small, -quarters)), CLEAR_SCORE):
+        turned, turned_small = (np.ascontiguousarray(np.rot90(side, -quarters)) for side in (picture, small))
+        found = models.detector.find(turned_small, 0.0, 1 / scale)
+        if any(face.confidence >= CLEAR_SCORE for face in found) or (found and detector == "auto" and any(
+                face.box.overlap(seen.box) > SAME_FACE for face in load_cnn().find(turned) for seen in found)):
             return [], (f"{NO_FACE}; one is found if the picture is turned by {90 * quarters} degrees clockwise: "
                         "turn the file")
     faces = true_faces(picture, load_cnn().find(picture), models) if detector == "auto" else []
