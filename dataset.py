@@ -145,7 +145,7 @@ def main(argv=None):
         known = second.speakers[second.speakers.isin(set(first.speakers))]
         if len(known):
             lines.append(f"{counted(known.nunique(), 'speaker')} of {second.name} in {first.name}, too: "
-                         f"{len(known) / len(second.speakers):.0%} of its clips")
+                         f"{100 * len(known) / len(second.speakers):.0f} % of its clips")
     print("\n".join(lines) or "no speaker is in two splits")
     for split in splits:
         if split.faces.empty:

@@ -95,7 +95,7 @@ def show_coverage(name: str, portraits: Portraits, fold: tuple[list[str], list[s
     """Print and return one row of the table on intervals."""
     training, at_random, unseen = fold
     row = measure_coverage(portraits, training, {"random": at_random, "unseen": unseen}, changes, 0)
-    print(f"{name:<40} " + "  ".join(f"{key} {value:.1%}" for key, value in row.items()), flush=True)
+    print(f"{name:<40} " + "  ".join(f"{key} {100 * value:.1f} %" for key, value in row.items()), flush=True)
     return {"what": name, **row}
 
 

@@ -2,6 +2,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 
 import cv2
@@ -16,6 +17,7 @@ import extract_faces_from_videos
 import extract_frames_from_videos
 import predict
 import train
+from conftest import REPOSITORY
 from first_impressions.common.command_line import UserError
 from first_impressions.common.constants import TRAITS, clip_name, clip_of_face
 from first_impressions.data.labels import read_labels, read_scores, speakers_of
@@ -151,3 +153,12 @@ def test_scores_that_are_too_large_or_a_little_outside(tmp_path):
         with pytest.raises(UserError, match=complaint) as caught:
             read_labels(path)
         assert len(str(caught.value)) < 300
+
+
+def test_per_cent_is_written_in_one_way():
+    """80 %, as in docs and output, and never 80%."""
+    patterns = ("*.py", "*.md", "docs/*.md", "pretrained/*.md", "benchmarks/*.py", "first_impressions/**/*.py")
+    files = [path for pattern in patterns for path in REPOSITORY.glob(pattern)]
+    wrong = re.compile(r"\d%(?![\d;,)])|:\.\d%\}")
+    found = [f"{path.name}: {line}" for path in files for line in path.read_text().splitlines() if wrong.search(line)]
+    assert len(files) > 60 and not found

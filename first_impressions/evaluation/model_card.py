@@ -76,8 +76,8 @@ def figures_of(metrics: dict) -> str:
         lines += ["", f"One frame alone: accuracy {metrics['per_frame']['accuracy']['mean']:.4f}."]
     if "intervals" in metrics:
         intervals = metrics["intervals"]
-        lines += ["", f"Intervals of {intervals['level']:.0%}: score ± {intervals['mean_half_width']:.3f} on average; "
-                  f"they hold {intervals['coverage']['all']['mean']:.1%} of the labels."]
+        lines += ["", f"Intervals of {100 * intervals['level']:.0f} %: score ± {intervals['mean_half_width']:.3f} on "
+                  f"average; they hold {100 * intervals['coverage']['all']['mean']:.1f} % of the labels."]
     if "groups" in metrics:
         lines += ["", groups_of(metrics["groups"])]
     return "\n".join(lines)

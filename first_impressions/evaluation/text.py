@@ -99,8 +99,8 @@ def _print_details(metrics):
               f"{mean['pearson']:.3f}")
     if "intervals" in metrics:
         intervals = metrics["intervals"]
-        print(f"intervals of {intervals['level']:.0%}: score ± {intervals['mean_half_width']:.3f} on average; they "
-              "hold " + ", ".join(f"{value['mean']:.1%} of the labels of {name} speakers"
+        print(f"intervals of {100 * intervals['level']:.0f} %: score ± {intervals['mean_half_width']:.3f} on average; "
+              "they hold " + ", ".join(f"{100 * value['mean']:.1f} % of the labels of {name} speakers"
                                   for name, value in intervals["coverage"].items()))
 
 
