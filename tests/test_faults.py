@@ -353,11 +353,21 @@ def test_data_with_training_clips_only(run, tmp_path):
     (["2", "a", MODEL, "true", "4", "--runs-dir", "a_file"], "a_file: is not a folder"),
     (["2", "a", MODEL, "true", "4", "--runs-dir", "a_file/runs"], "cannot be made"),
     (["2", ".new", MODEL, "true", "4"], "plain name"),
+    (["2", "two\nlines", MODEL, "true", "4"], r"EXPERIMENT 'two\nlines': give a plain name"),
+    (["2", "a", MODEL, "true", "4", "--speaker-regex", r"^.+\.\d+$"], r"needs a group, as in '^(.+)\.\d+$'"),
 ])
 def test_impossible_arguments_are_one_line(run, chip_data, tmp_path, arguments, complaint):
     (tmp_path / "a_file").touch()
     status, _, errors = run(train, *arguments, "--data-dir", chip_data)
     assert status == 2 and complaint in errors and len(errors.splitlines()) == 1
+
+
+def test_the_originals_own_search_space(run, chip_data, monkeypatch):
+    space = """{"l1": tune.sample_from(lambda _: 2 ** np.random.randint(2, 9)), "lr": tune.loguniform(1e-4, 1e-1),
+                "batch_size": tune.choice([2, 4, 8, 16])}"""
+    monkeypatch.setattr(search, "config", eval(space, vars(search)))
+    status, output, errors = run(search, 2, 1, "s", MODEL, "--data-dir", chip_data, "--dry-run")
+    assert status == 0 and "lr: Float (0.0001, 0.1)" in output, errors
 
 
 def test_export_on_a_full_disk(run, runs, small_disk, monkeypatch):

@@ -30,7 +30,8 @@ LONGEST_NAME = 200  # bytes; a name in a folder has at most 255, and files of th
 
 def experiment_folder(runs_dir: str | os.PathLike, experiment: str) -> Path:
     """Return the path of an experiment. Raises UserError for a name that is not a plain folder's name in runs_dir."""
-    if not experiment or experiment.startswith((".", "-")) or any(mark in experiment for mark in "/\\\0"):
+    if not experiment or experiment.startswith((".", "-")) or not {"/", "\\"}.isdisjoint(experiment) or (
+            not experiment.isprintable()):
         raise UserError(f"EXPERIMENT {experiment!r}: give a plain name; its folder is made in {runs_dir}")
     if len(os.fsencode(experiment)) > LONGEST_NAME:
         raise UserError(f"EXPERIMENT {experiment[:20]}...: is longer than {LONGEST_NAME} bytes; give a shorter name")
