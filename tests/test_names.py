@@ -162,3 +162,11 @@ def test_per_cent_is_written_in_one_way():
     wrong = re.compile(r"\d%(?![\d;,)])|:\.\d%\}")
     found = [f"{path.name}: {line}" for path in files for line in path.read_text().splitlines() if wrong.search(line)]
     assert len(files) > 60 and not found
+
+
+def test_the_tests_that_the_list_of_faults_names_are_there():
+    named = re.findall(r"(?:(test_\w+))?::(test_\w+)", (REPOSITORY / "docs" / "faults.md").read_text())
+    assert len(named) > 60
+    for module, name in named:
+        files = REPOSITORY.glob(f"tests/{module or 'test_*'}.py")
+        assert any(f"def {name}(" in path.read_text() for path in files), (module, name)
