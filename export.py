@@ -133,8 +133,6 @@ def main(argv=None):
     args = parse_args(argv)
     folder = experiment_folder(args.runs_dir, args.experiment)
     find_checkpoint(folder)
-    if not args.out:
-        folder.mkdir(parents=True, exist_ok=True)   # of the experiment that comes with the suite
     target = Path(args.out) if args.out else folder / FILE_OF_FORMAT[args.format]
     check_output_file("--out", target)
     if target.suffix != Path(FILE_OF_FORMAT[args.format]).suffix:

@@ -43,7 +43,9 @@ def folder_lock(folder: str | os.PathLike, seconds: float = 5.0, name: str = ".l
         lock.acquire()
     except Timeout:
         raise UserError(f"{folder}: another run is working there; wait for its end or name another folder") from None
-    except PermissionError as error:
+    except OSError as error:
+        if disk_error(error):
+            raise
         raise UserError(f"{folder}: cannot be written ({error.strerror}); name another folder") from None
     except NotImplementedError:
         pass  # a file system without locks: the user must make sure that only one run uses the folder

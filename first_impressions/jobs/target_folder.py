@@ -3,7 +3,6 @@
 Every written file appears whole under its final name or not at all, and one run at a time works in a target folder.
 """
 import contextlib
-import errno
 import functools
 import itertools
 import json
@@ -16,9 +15,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from first_impressions.common.command_line import UserError, counted, disk_error, printable
+from first_impressions.common.command_line import UserError, counted, printable
 from first_impressions.common.constants import FRAME_MARK, PREPROCESSING_FILE, SYSTEM_FOLDERS
-from first_impressions.common.files import folder_lock, read_json
+from first_impressions.common.files import folder_lock, make_folder, read_json
 
 SCRATCH = ".unfinished"
 FAILURES = "failures.csv"
@@ -215,21 +214,15 @@ def open_target(target: str | os.PathLike, settings: dict | None) -> Iterator[No
     (None: there is nothing to note). Raises UserError if the folder cannot be written, is in use or has other
     settings."""
     target = Path(target)
-    with contextlib.ExitStack() as stack:
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(folder_lock(target))
-            scratch = target / SCRATCH
-            if scratch.is_symlink() or (scratch.exists() and not scratch.is_dir()):
-                raise UserError(f"{scratch}: is in the way of unfinished files; remove it")
-            _remove_unfinished(target)
-            scratch.mkdir(exist_ok=True)
-            if settings is not None and not check_settings(target, settings):
-                write_file(target, PREPROCESSING_FILE, (json.dumps(settings, indent=1) + "\n").encode())
-        except OSError as error:
-            if disk_error(error):
-                raise
-            raise UserError(f"{target}: cannot be written ({error.strerror}); name another target folder") from None
+    make_folder(target, "name another target folder")
+    with folder_lock(target):
+        scratch = target / SCRATCH
+        if scratch.is_symlink() or (scratch.exists() and not scratch.is_dir()):
+            raise UserError(f"{scratch}: is in the way of unfinished files; remove it")
+        _remove_unfinished(target)
+        make_folder(scratch, "name another target folder")
+        if settings is not None and not check_settings(target, settings):
+            write_file(target, PREPROCESSING_FILE, (json.dumps(settings, indent=1) + "\n").encode())
         try:
             yield
         finally:
@@ -258,8 +251,8 @@ def _make_folder(folder, target):
 def write_file(target: str | os.PathLike, name: str, data: bytes) -> None:
     """Write the bytes data to target/name so that the file is seen whole or not at all. Call it inside open_target.
 
-    name: relative path; folders in it are made. Raises UserError if a link would lead out of the target folder or
-    the name is too long, and OSError if the disk is full.
+    name: relative path, with a last part that check_name allows; folders in it are made. Raises UserError if a link
+    would lead out of the target folder, and OSError if the disk is full.
     """
     path = os.path.join(target, name)
     _make_folder(os.path.dirname(path), os.fspath(target))
@@ -271,8 +264,6 @@ def write_file(target: str | os.PathLike, name: str, data: bytes) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(unfinished)
-        if getattr(error, "errno", None) == errno.ENAMETOOLONG:
-            raise UserError(NAME_TOO_LONG) from None
         if isinstance(error, OSError):  # the unfinished file's name, another in each run, tells nobody anything
             raise OSError(error.errno, error.strerror, path) from None
         raise
