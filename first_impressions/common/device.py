@@ -37,10 +37,11 @@ def pick_device(wanted: str = "auto") -> torch.device:
         return torch.device("cpu")
     with warnings.catch_warnings(record=True) as told:  # PyTorch tells of old GPUs and drivers in many lines
         warnings.simplefilter("always")
-        name, started = wanted, "LOCAL_RANK" in os.environ
+        name = wanted
         if wanted == "auto":
             # The processes of torchrun cannot exchange what lies on MPS.
-            name = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() and not started else "cpu"
+            has_mps = torch.backends.mps.is_available() and "LOCAL_RANK" not in os.environ
+            name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if name == "cuda" else torch.device(name)
         problem = _problem_of(device)
     if wanted != "auto" and problem:
@@ -51,10 +52,6 @@ def pick_device(wanted: str = "auto") -> torch.device:
         print(f"warning: the GPU cannot be used ({problem}); computing on the CPU", file=sys.stderr)
         return torch.device("cpu")
     return device
-
-
-def _has_mps():
-    return torch.backends.mps.is_available()
 
 
 def _first_sentence(text):
@@ -73,7 +70,7 @@ def _problem_of(device):
             if not _is_compiled_for(capability, torch.cuda.get_arch_list()):
                 return (f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}, "
                         f"which PyTorch {torch.__version__} was not compiled for")
-        elif device.type == "mps" and not _has_mps():
+        elif device.type == "mps" and not torch.backends.mps.is_available():
             return "PyTorch finds no Apple GPU here"
         float(torch.ones(PROBE, device=device).add(1).sum())
     except (RuntimeError, AssertionError) as error:     # of CUDA: no kernel for it, out of memory, no driver

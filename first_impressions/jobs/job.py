@@ -12,7 +12,6 @@ from pathlib import Path
 from first_impressions.common.command_line import (
     UserError,
     counted,
-    disk_error,
     positive_int,
     printable,
     progress_bar,
@@ -95,10 +94,6 @@ def run_batch(batch: Batch, workers: int | None = None, ray_address: str | None 
         complete = True
     except KeyboardInterrupt as error:
         summary.status = stop_status(error)
-    except OSError as error:
-        if disk_error(error):
-            error.filename = os.fspath(batch.target)
-        raise
     finally:
         with undisturbed():
             bar.close()

@@ -15,6 +15,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
@@ -56,7 +57,6 @@ class Answer(NamedTuple):
 class _Watchdog:
     """Ends this process if a file makes no progress: state of heartbeat()."""
     next_beat = math.inf    # no file is being worked on
-    devnull = None
 
 
 def heartbeat() -> None:
@@ -66,13 +66,12 @@ def heartbeat() -> None:
     """
     if time.monotonic() >= _Watchdog.next_beat:
         # The C timer of faulthandler works even if a codec never comes back to Python.
-        faulthandler.dump_traceback_later(STALL_SECONDS, exit=True, file=_Watchdog.devnull)
+        faulthandler.dump_traceback_later(STALL_SECONDS, exit=True)
         _Watchdog.next_beat = time.monotonic() + min(1.0, STALL_SECONDS / 4)
 
 
 def answer_for(function: Callable[[str], Any], path: str) -> Answer:
     """Return the Answer of function(path), whatever it raises, under the watchdog."""
-    _Watchdog.devnull = _Watchdog.devnull or open(os.devnull, "w")
     _Watchdog.next_beat = 0.0
     heartbeat()
     try:
@@ -93,9 +92,8 @@ def answer_for(function: Callable[[str], Any], path: str) -> Answer:
 
 def _unexpected(error):
     """Return one short line that is the same in each run: objects without their addresses."""
-    text = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(str(error).split()))
-    line = f"{UNEXPECTED}{type(error).__name__}: {text}"
-    return line if len(line) <= LONGEST_UNEXPECTED else line[:LONGEST_UNEXPECTED - 3] + "..."
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", str(error))
+    return textwrap.shorten(f"{UNEXPECTED}{type(error).__name__}: {text}", LONGEST_UNEXPECTED, placeholder="...")
 
 
 def warn_of_unexpected(number: int, total: int, kind: str) -> bool:
