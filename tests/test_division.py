@@ -74,7 +74,7 @@ def test_a_folder_is_divided_by_speakers_and_nothing_is_moved(run, own, monkeypa
     table.replace({"speaker": {known: splits["test"].speakers.iat[0]}}).to_csv(moved / "train" / "labels.csv")
     shutil.rmtree(moved / "valid" / "faces")
     output = run(dataset, moved)[1]
-    assert "1 speaker of test in train, too: 50% of its clips" in output
+    assert "1 speaker of test in train, too: 50 % of its clips" in output
     command = f"python pre-processing/extract_faces_from_videos.py {moved}/valid/videos {moved}/valid/faces 10"
     assert f"next: {command}" in output and next_command(f"{moved}/train/faces") == command
     (moved / "valid" / "frames").mkdir()
