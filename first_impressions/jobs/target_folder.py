@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 import socket
-import stat
 import tempfile
 import unicodedata
 from collections import Counter
@@ -281,8 +280,4 @@ def check_name(target: str | os.PathLike, name: str) -> None:
 
 def is_finished(path: str | os.PathLike) -> bool:
     """Return True for a file that exists and is not empty: a power cut can leave empty ones."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return False
-    return stat.S_ISREG(status.st_mode) and status.st_size > 0
+    return os.path.isfile(path) and os.path.getsize(path) > 0
