@@ -44,7 +44,7 @@ from first_impressions.evaluation import measure
 from first_impressions.evaluation.metrics import group_order, scores_of_clips
 from first_impressions.evaluation.results import write_results
 from first_impressions.evaluation.text import print_results
-from first_impressions.networks.checkpoint import Checkpoint, Intervals, find_checkpoint, read_experiment, versions
+from first_impressions.networks.checkpoint import Checkpoint, find_checkpoint, read_experiment, versions
 from first_impressions.training.inputs import make_source, score_rows
 
 # ---------------------------------------------------------------- scores
@@ -68,7 +68,7 @@ def score_split(path: Path, checkpoint: Checkpoint, split: Split,
         predictions = predictions[list(TRAITS)].assign(faces=pandas.Series(source.faces, index=source.clips))
         scores = score_rows(network, source, alone=True)
     if checkpoint.intervals:
-        widths = Intervals(**checkpoint.intervals).half_widths(predictions["faces"].to_numpy())
+        widths = checkpoint.intervals.half_widths(predictions["faces"].to_numpy())
         widths = pandas.DataFrame(widths, index=predictions.index, columns=list(TRAITS))
         predictions = predictions.join(widths.add_prefix("half_width_"))
     return predictions, pandas.DataFrame(scores, index=source.clips, columns=list(TRAITS)).dropna()

@@ -19,7 +19,7 @@ from first_impressions.common.constants import TRAITS
 from first_impressions.common.device import Machine, pick_device
 from first_impressions.networks.checkpoint import Checkpoint, load_experiment
 from first_impressions.networks.network import Architecture, PersonalityNetwork, build_network
-from first_impressions.networks.settings import SETTING_NAMES, resolve_settings, settle_memory
+from first_impressions.networks.settings import SETTING_NAMES, resolve_settings, settle_gp
 
 ARCHITECTURES = {architecture.name: architecture for architecture in (
     Architecture("ResNet18_v1.0", "resnet18", (), ("l1", "l2")),
@@ -58,7 +58,7 @@ def load_model(name: str, config: dict | None = None, weights: str | None = None
     architecture, unknown = architecture_named(name), sorted(set(config or {}) - set(SETTING_NAMES) - {"batch_size"})
     if unknown:
         raise UserError(f"unknown setting {unknown[0]!r}; known are {', '.join(SETTING_NAMES)}")
-    settings = settle_memory(resolve_settings(config or {}), 0, architecture.has_memory)
+    settings = settle_gp(resolve_settings(config or {}), 0, architecture.has_gp)
     return build_network(architecture, settings, weights or architecture.kind.default_weights)
 
 

@@ -36,18 +36,10 @@ from first_impressions.common.command_line import (
     positive_int,
     printable,
     run_script,
-    seed_number,
     stop_name,
     true_or_false,
 )
-from first_impressions.common.device import (
-    Machine,
-    add_machine_options,
-    is_main_process,
-    seed_everything,
-    start_processes,
-    world_size,
-)
+from first_impressions.common.device import Machine, is_main_process, seed_everything, start_processes, world_size
 from first_impressions.common.experiment import (
     TRAINING_RECORD,
     check_experiment,
@@ -72,7 +64,7 @@ from first_impressions.networks.settings import (
     read_config,
     reads_clips,
     resolve_settings,
-    settle_memory,
+    settle_gp,
 )
 from first_impressions.training.conformal import calibrate
 from first_impressions.training.inputs import make_source
@@ -80,7 +72,7 @@ from first_impressions.training.loop import fit, start_training
 from first_impressions.training.run import Record, Run, Stopped, Used, accuracy_of
 from first_impressions.training.samples import (
     Samples,
-    add_data_options,
+    add_run_options,
     check_batch_size,
     load_training_and_validation,
     number_of_samples,
@@ -100,24 +92,16 @@ def parse_args(argv=None):
                         help="clips per step (and process) of a frozen network, faces of a trained one")
     parser.add_argument("--config", metavar="FILE",
                         help="settings found by the search: runs/EXPERIMENT/best_config.json")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the same command; "
-                        "with --seeds the finished runs stay as they are, the others go on or start")
-    parser.add_argument("--overwrite", action="store_true", help="replace a training run of the same name")
-    parser.add_argument("--dry-run", action="store_true",
-                        help="check everything and say what would be done; write nothing")
-    parser.add_argument("--seed", type=seed_number, default=0, help="of everything random")
     parser.add_argument("--seeds", metavar="N", type=positive_int, help="train N runs one after the other, "
-                        "EXPERIMENT_seed0, EXPERIMENT_seed1, ..., from --seed on")
+                        "EXPERIMENT_seed0, EXPERIMENT_seed1, ..., from --seed on; with --resume the finished ones stay "
+                        "as they are, the others go on or start")
     add_settings_options(parser)
-    add_data_options(parser)
-    add_machine_options(parser)
+    add_run_options(parser, "training run")
     words = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(words)
     config = read_config(args.config) if args.config else {}
     args = parser.parse_args([*options_of(config), *words])  # the command line wins
     args.found = config
-    if args.resume and args.overwrite:
-        raise UserError("--resume and --overwrite contradict each other; give one")
     words = [word for word in words if word != "--resume"]
     args.command = shlex.join(["python", Path(sys.argv[0]).name, *words])
     return args
@@ -135,7 +119,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         config = {name: value for name, value in config.items() if name != "memory_weight"}
     settings = resolve_settings(config, {name: getattr(args, name) for name in SETTING_NAMES})
     architecture = architecture_named(args.model)
-    if args.memory not in (None, "auto", "none") and not architecture.has_memory:
+    if args.memory not in (None, "auto", "none") and not architecture.has_gp:
         raise UserError(f"--memory {args.memory}: {args.model} has none; FaceResNet29_v1.0 has")
     if settings.augment and not architecture.trained and is_main_process():
         print("note: --augment needs the pictures, so the heads train on single faces and BATCH_SIZE counts faces",
@@ -164,14 +148,7 @@ def make_samples(network: PersonalityNetwork, splits: tuple[Split, Split | None]
                  machine: Machine) -> tuple[Samples, Samples | None]:
     """Return training and validation samples; the latter are None if this process does not validate."""
     training, validation = splits
-    samples = None
-    for turn in (True, False):
-        # With several processes the first one makes the cached features, the others then find them.
-        if is_main_process() == turn:
-            samples = Samples(training, make_source(
-                network, FaceDataset(training, plan.settings.augment, plan.seed), machine))
-        if world_size() > 1:
-            distributed.barrier()
+    samples = Samples(training, make_source(network, FaceDataset(training, plan.settings.augment, plan.seed), machine))
     if validation is None or not is_main_process():
         return samples, None
     return samples, Samples(validation, make_source(network, FaceDataset(validation), machine))
@@ -197,9 +174,8 @@ def train(run: Run, network: PersonalityNetwork, splits: tuple[Split, Split | No
         with run.stop.listen():
             samples, validation = make_samples(network, splits, plan, machine)
             if saved is None and samples.source.of_clips and world_size() == 1:
-                intervals = calibrate(run.architecture, samples, plan, run.record.used.weights, machine)
-                run.intervals = dataclasses.asdict(intervals) if intervals else None
-                if intervals is None:
+                run.intervals = calibrate(run.architecture, samples, plan, run.record.used.weights, machine)
+                if run.intervals is None:
                     print("note: too few training clips to estimate the intervals of scores", flush=True)
             state = start_training(network, samples, plan, machine, saved)
             for _ in fit(state, plan, samples, validation, run.after_step):
@@ -241,7 +217,7 @@ def train_experiment(args: argparse.Namespace) -> int:
     seed_everything(args.seed)
     training, validation = load_training_and_validation(args.data_dir, args.final_run, args.val_split,
                                                         args.speaker_regex, args.seed)
-    settings = settle_memory(plan.settings, training.number_with_face, architecture.has_memory)
+    settings = settle_gp(plan.settings, training.number_with_face, architecture.has_gp)
     plan = dataclasses.replace(plan, settings=settings)
     useless = [name for name in SETTING_NAMES if getattr(args, name) is not None
                and name not in names_with_effect(architecture, settings)]
@@ -254,14 +230,13 @@ def train_experiment(args: argparse.Namespace) -> int:
     network = build_network(architecture, plan.settings, weights)
     used = Used(args.model, args.num_epochs, args.final_run, args.batch_size, args.seed, weights, args.val_split,
                 args.cache, args.precision, plan.settings, training.name, training.fingerprint(), world_size())
-    if is_main_process():  # the others may look when it has already begun to write
-        check_experiment(folder / TRAINING_RECORD, has_training(folder), dataclasses.asdict(used), args)
-    if args.dry_run:
-        print_dry_run(args, plan, network, weights, number_of_samples(training, in_clips), folder)
-        return 0
-    with open_experiment(folder) if is_main_process() else contextlib.nullcontext():
+    writes = is_main_process() and not args.dry_run
+    with open_experiment(folder) if writes else contextlib.nullcontext():
         if is_main_process():
             check_experiment(folder / TRAINING_RECORD, has_training(folder), dataclasses.asdict(used), args)
+        if args.dry_run:
+            print_dry_run(args, plan, network, weights, number_of_samples(training, in_clips), folder)
+            return 0
         last = load_last(folder) if args.resume else None
         saved = last.training if last else None
         if saved and saved["epoch"] >= args.num_epochs:

@@ -42,6 +42,7 @@ config = {
 
 # isort: split
 import argparse
+import contextlib
 import dataclasses
 import errno
 import functools
@@ -55,7 +56,6 @@ from pathlib import Path
 
 import pandas
 import ray
-import torch
 from ray.tune.schedulers import ASHAScheduler
 from torch.utils.tensorboard import SummaryWriter
 
@@ -69,9 +69,8 @@ from first_impressions.common.command_line import (
     pass_over,
     positive_int,
     run_script,
-    seed_number,
 )
-from first_impressions.common.device import add_machine_options, pick_device, seed_everything
+from first_impressions.common.device import pick_device, seed_everything
 from first_impressions.common.experiment import (
     SEARCH_RECORD,
     TRAINING_TABLE,
@@ -90,10 +89,10 @@ from first_impressions.networks.settings import (
     names_with_effect,
     reads_clips,
     resolve_settings,
-    settle_memory,
+    settle_gp,
 )
 from first_impressions.training.inputs import make_source
-from first_impressions.training.samples import add_data_options, load_training_and_validation, number_of_samples
+from first_impressions.training.samples import add_run_options, load_training_and_validation, number_of_samples
 from first_impressions.training.search_space import (
     describe_entry,
     example_of,
@@ -158,8 +157,8 @@ def best_config(search: Search, table: pandas.DataFrame, space: dict, weights: s
     """Return all that train.py --config needs to repeat the best trial: its settings, resolved for a training set of
     this size, and what they were found with."""
     best = table.iloc[0]
-    settings = settle_memory(resolve_settings({key: best[key] for key in space}), number_of_clips,
-                             search.architecture.has_memory)
+    settings = settle_gp(resolve_settings({key: best[key] for key in space}), number_of_clips,
+                             search.architecture.has_gp)
     return {"model": search.architecture.name, "weights": weights, "val_split": search.val_split,
             "speaker_regex": search.speaker_regex, "seed": search.seed, "batch_size": int(best["batch_size"]),
             **{name: getattr(settings, name) for name in names_with_effect(search.architecture, settings)}}
@@ -215,6 +214,7 @@ def replace_old_search(folder: Path, record: dict) -> None:
 def prepare_folder(folder: Path, record: dict, args: argparse.Namespace) -> bool:
     """Return True if a search is to be resumed; else make room for a new one. An old search stays until there is a
     result of the new one."""
+    restore_old_trials(folder)
     if args.resume and (folder / SEARCH_RECORD).exists():
         return tune.Tuner.can_restore(str(folder / TRIALS_DIR))
     if args.resume:
@@ -225,15 +225,6 @@ def prepare_folder(folder: Path, record: dict, args: argparse.Namespace) -> bool
         shutil.rmtree(folder / TRIALS_DIR, ignore_errors=True)
         replace_old_search(folder, record)
     return False
-
-
-def share_random_weights(folder: Path, network: PersonalityNetwork, resume: bool) -> str:
-    """Return the path of a file with the network's backbone, so that all trials share the same random numbers."""
-    path = folder / "random_weights.pt"
-    if not (resume and path.exists()):
-        with atomic_write(path) as partial:
-            torch.save(network.backbone.state_dict(), partial)
-    return str(path)
 
 
 def make_tuner(args: argparse.Namespace, search: Search, space: dict, resume: bool, on_first_result) -> tune.Tuner:
@@ -297,8 +288,6 @@ def run_search(args: argparse.Namespace, search: Search, network: PersonalityNet
             signal.signal(number, functools.partial(_stop_as_by_ctrl_c, stopped))
     resume = prepare_folder(folder, record, args)
     try:
-        if network.frozen and search.weights == "none":
-            search = dataclasses.replace(search, weights=share_random_weights(folder, network, resume))
         cpus = min(args.cpus_per_trial, ray.cluster_resources().get("CPU", 1))
         search = dataclasses.replace(search, cpus_per_trial=cpus)
         tuner = make_tuner(args, search, space, resume, functools.partial(replace_old_search, folder, record))
@@ -332,23 +321,14 @@ def parse_args(argv=None):
     parser.add_argument("model", metavar="MODEL", help="one of " + ", ".join(ARCHITECTURES))
     parser.add_argument("--space", metavar="FILE.json", help="the search space (default: the variable config of this "
                         "script)")
-    parser.add_argument("--resume", action="store_true", help="finish an interrupted search of the same command")
-    parser.add_argument("--overwrite", action="store_true", help="replace a search of the same name")
-    parser.add_argument("--dry-run", action="store_true",
-                        help="check everything and say what would be done; write nothing")
     parser.add_argument("--grace-period", type=positive_int,
                         help="epochs before a trial may be stopped (default: a quarter of NUM_EPOCHS)")
     cluster = parser.add_argument_group("resources")
     cluster.add_argument("--cpus-per-trial", type=float, default=1, help="CPU cores of a trial")
     cluster.add_argument("--gpus-per-trial", type=float,
                          help="GPUs of a trial, also a part of one (default: 1 if there is a GPU)")
-    parser.add_argument("--seed", type=seed_number, default=0, help="of everything random")
-    add_data_options(parser)
-    add_machine_options(parser)
-    args = parser.parse_args(argv)
-    if args.resume and args.overwrite:
-        raise UserError("--resume and --overwrite contradict each other; give one")
-    return args
+    add_run_options(parser, "search")
+    return parser.parse_args(argv)
 
 
 def main(argv=None):
@@ -366,28 +346,25 @@ def main(argv=None):
             "weights": weights, "val_split": args.val_split, "grace_period": args.grace_period,
             "config": {key: describe_entry(value) for key, value in space.items()},
             "data": splits[0].fingerprint()}
-    example = settle_memory(example, splits[0].number_with_face, architecture.has_memory)
+    example = settle_gp(example, splits[0].number_with_face, architecture.has_gp)
     seed_everything(args.seed)
     network = build_network(architecture, example, weights)
-    exists = (folder / SEARCH_RECORD).exists()
-    check_experiment(folder / SEARCH_RECORD, exists, used, args)
     trials = number_of_trials(args.num_trials, space)
     if trials > args.num_trials:
         print(f"note: grid_search tries all of its values: {trials} trials, {args.num_trials} with each of them",
               file=sys.stderr)
-    if args.dry_run:
-        drawn_from = "\n".join(f"  {key}: {value}" for key, value in used["config"].items())
-        print(f"{trials} trials of {args.model} with {weights} weights, at most {args.num_epochs} epochs "
-              f"each; drawn from\n{drawn_from}\n"
-              f"Nothing was written; next: the same command without --dry-run, which writes "
-              f"{Path(args.runs_dir, args.experiment)}")
-        return 0
-    search = Search(architecture, FaceDataset, args.num_epochs, args.seed, weights, str(Path(args.data_dir).resolve()),
-                    args.val_split, args.speaker_regex, args.precision, args.cache, args.num_workers,
-                    str(folder / TRIALS_DIR), device_of_trials(args))
-    with open_experiment(folder):
-        restore_old_trials(folder)
+    with contextlib.nullcontext() if args.dry_run else open_experiment(folder):
         check_experiment(folder / SEARCH_RECORD, (folder / SEARCH_RECORD).exists(), used, args)
+        if args.dry_run:
+            drawn_from = "\n".join(f"  {key}: {value}" for key, value in used["config"].items())
+            print(f"{trials} trials of {args.model} with {weights} weights, at most {args.num_epochs} epochs "
+                  f"each; drawn from\n{drawn_from}\n"
+                  f"Nothing was written; next: the same command without --dry-run, which writes "
+                  f"{Path(args.runs_dir, args.experiment)}")
+            return 0
+        search = Search(architecture, FaceDataset, args.num_epochs, args.seed, weights,
+                        str(Path(args.data_dir).resolve()), args.val_split, args.speaker_regex, args.precision,
+                        args.cache, args.num_workers, str(folder / TRIALS_DIR), device_of_trials(args))
         return run_search(args, search, network, space, {"used": used, "versions": versions()}, splits)
 
 

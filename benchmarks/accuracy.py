@@ -3,13 +3,14 @@
     python benchmarks/accuracy.py PORTRAITS_ZIP... ANNOTATION_PKL WORK_DIR                     final figures
     python benchmarks/accuracy.py PORTRAITS_ZIP... ANNOTATION_PKL WORK_DIR --ablation          what each part gives
     python benchmarks/accuracy.py PORTRAITS_ZIP... ANNOTATION_PKL WORK_DIR --learning-curve
+    python benchmarks/accuracy.py PORTRAITS_ZIP... ANNOTATION_PKL WORK_DIR --mirror-images  of all faces, or in turn
     python benchmarks/accuracy.py PORTRAITS_ZIP... ANNOTATION_PKL WORK_DIR --coverage              of the intervals
 
 Protocol: by a fixed seed about 500 clips of speakers that appear nowhere else and 1,000 clips at random are set aside
 (the official splits are like the latter: most of their speakers are also in training). The final figures train on the
 rest and look at the clips set aside once for each of three seeds. The ablation and the learning curve never look at
 them: they set aside as much again from the rest, by another seed for each training. Gain = mean accuracy per clip minus
-that of the constant prediction. Writes WORK_DIR/accuracy_<kind>.csv; the pictures, faces and rows are made once and
+that of the constant prediction. Writes WORK_DIR/accuracy_<kind>.csv; the pictures, faces and features are made once and
 kept in WORK_DIR.
 """
 import statistics
@@ -43,7 +44,7 @@ FINAL = {"the recipe": {}, "no data of individuals (centres)": {"memory": "centr
          "heads alone": {"memory": "none"}}
 VARIANTS = {
     **FINAL,
-    "regression alone": {"memory_weight": 1.0},
+    "GP alone": {"memory_weight": 1.0},
     "single faces instead of clip features": {"single_faces": True},
     "no single face in training": {"one_face": 0.0},
     "256 components": {"components": 256},
@@ -108,6 +109,8 @@ def parse_args(argv=None):
     kind.add_argument("--ablation", action="store_true", help="what each part of the recipe gives, on folds")
     kind.add_argument("--learning-curve", action="store_true",
                       help="gain over the number of training clips and of pictures per clip, on folds")
+    kind.add_argument("--mirror-images", action="store_true",
+                      help="every face with its mirror image, against faces as they are and mirrored in turn, on folds")
     kind.add_argument("--coverage", action="store_true",
                       help="how many of the labels lie in the 80 %% intervals, on the clips set aside")
     parser.add_argument("--seeds", type=positive_int, default=3, help="trainings of each row")
@@ -122,8 +125,8 @@ def main(argv=None):
     split = portraits.split
     whole = set_aside(list(split.labels.index), split.speakers.tolist(), SET_ASIDE_SEED)
     kind, folds = "final", [whole] * args.seeds
-    if args.ablation or args.learning_curve:
-        kind = "ablation" if args.ablation else "learning_curve"
+    if args.ablation or args.learning_curve or args.mirror_images:
+        kind = "ablation" if args.ablation else "learning_curve" if args.learning_curve else "mirror_images"
         folds = [set_aside(whole[0], split.speakers.loc[whole[0]].tolist(), seed) for seed in range(1, args.seeds + 1)]
     print(f"{len(folds[0][0])} clips to train on; evaluated on {len(folds[0][1])} random ones and "
           f"{len(folds[0][2])} of unseen speakers")
@@ -139,6 +142,12 @@ def main(argv=None):
         for number in (1, 2):
             fewer = load_portraits(args.work_dir, number)
             rows.append(show(f"{counted(number, 'picture')} of each clip", gains(portraits, folds, {}, fewer)))
+    elif args.mirror_images:
+        rows, full = [], load_portraits(args.work_dir, in_turn=False)
+        for name, changes in FINAL.items():
+            rows.append(show(f"{name}: of every face", gains(full, folds, changes)))
+            rows.append(show(f"{name}: in turn", gains(portraits, folds, changes)))
+            rows.append(show(f"{name}: learned from all, scored in turn", gains(portraits, folds, changes, full)))
     else:
         variants = FINAL if kind == "final" else VARIANTS
         rows = [show(name, gains(portraits, folds, changes)) for name, changes in variants.items()]

@@ -6,8 +6,8 @@
 
 On the first GPU, or on the CPU if there is none. A row for each job and precision (bfloat16 if the device computes in
 it): faces per second of one batch that stays on the device (the limit), from the files in CHIP_DIR, the ratio of both,
-and the peak memory of the device. Times are wall times, so the machine must be quiet. Features are of a face and its
-mirror image. Weights are random numbers, but for dlib's network. Then torch.profiler looks at some steps of the
+and the peak memory of the device. Times are wall times, so the machine must be quiet. Features are of a face or its
+mirror image in turn. Weights are random numbers, but for dlib's network. Then torch.profiler looks at some steps of the
 training for what makes the processor wait for the device. --quick: one batch of two faces; to see that all works, not
 to measure.
 """
@@ -33,7 +33,7 @@ from first_impressions.common.command_line import UserError, make_parser, run_sc
 from first_impressions.common.device import Machine, autocast_dtype, pick_device, seed_everything
 from first_impressions.common.files import atomic_write, check_output_file
 from first_impressions.data.splits import Split, list_faces
-from first_impressions.networks.network import Architecture, PersonalityNetwork, build_network
+from first_impressions.networks.network import Architecture, PersonalityNetwork, build_network, sides_of_clip
 from first_impressions.networks.settings import Plan, Settings
 from first_impressions.training.feature_cache import features_of_dataset
 from first_impressions.training.inputs import FaceChips, features_of_chips
@@ -91,8 +91,9 @@ def feature_speeds(network: PersonalityNetwork, source: FaceChips, batch_size: i
     device, speeds = source.machine.device, []
     batches = [list(range(batch_size))] * (len(source) // batch_size)
     _, chips = next(RepeatedBatch(source.dataset, source.machine).batches(network, batches))
-    features_of_chips(network, chips)   # to warm up
-    for compute in (lambda: [features_of_chips(network, chips) for _ in batches],
+    sides = sides_of_clip(batch_size).to(device)
+    features_of_chips(network, chips, sides)    # to warm up
+    for compute in (lambda: [features_of_chips(network, chips, sides) for _ in batches],
                     lambda: features_of_dataset(source.dataset, partial(features_of_chips, network), "benchmark",
                                                 source.machine, batch_size)):
         if device.type == "cuda":

@@ -11,7 +11,7 @@ from first_impressions.data.labels import speakers_of
 from first_impressions.data.splits import Split
 from first_impressions.networks.face_resnet29 import FACE_VIEWS, FEATURES_PER_VIEW
 from first_impressions.training.feature_cache import StoredFeatures
-from first_impressions.training.inputs import ClipRows
+from first_impressions.training.inputs import ClipFeatures
 from first_impressions.training.samples import Samples
 
 WIDTH = FEATURES_PER_VIEW * len(FACE_VIEWS)     # features of a face by dlib's network
@@ -54,7 +54,7 @@ def made_up_samples(number_of_clips: int, machine: Machine, path: Path | None = 
         part = StoredFeatures(path, "float16")
         part.find(_names(split.labels.index))
     faces = np.full(number_of_clips, FACES_A_CLIP)
-    return Samples(split, ClipRows([part], split.labels.index.to_numpy(), faces, machine))
+    return Samples(split, ClipFeatures([part], split.labels.index.to_numpy(), faces, machine))
 
 
 def write_file(number_of_clips: int, path: Path) -> None:

@@ -16,9 +16,10 @@ from first_impressions.common.device import Machine, pick_device, seed_everythin
 from first_impressions.data.splits import Split, load_split
 from first_impressions.evaluation.metrics import measure, scores_of_clips
 from first_impressions.networks.network import build_network
-from first_impressions.networks.settings import Plan, Settings, resolve_settings, settle_memory
+from first_impressions.networks.settings import Plan, Settings, resolve_settings, settle_gp
 from first_impressions.training.conformal import calibrate
-from first_impressions.training.inputs import ClipRows, make_source, score_rows
+from first_impressions.training.feature_cache import features_of_dataset
+from first_impressions.training.inputs import ClipFeatures, make_source, score_rows
 from first_impressions.training.loop import fit, start_training
 from first_impressions.training.samples import Samples
 from model_architectures import architecture_named
@@ -71,7 +72,7 @@ def set_aside(clips: list[str], speakers: list[str], seed: int, unseen: int = 50
 class Portraits:
     """All portraits, their rows computed once, and parts of them."""
     split: Split
-    source: ClipRows
+    source: ClipFeatures
 
     def part(self, clips: list[str], single_faces: bool = False) -> Samples:
         """Return the features of some clips; single_faces: two faces of a clip each, instead of the mean."""
@@ -85,7 +86,7 @@ class Portraits:
             other = np.where(count > 1, (count * forms[:, 0] - forms[:, 1]) / np.maximum(count - 1, 1), forms[:, 1])
             forms = np.concatenate([forms[:, [1, 1]], np.stack([other, other], axis=1)])
             names, faces = np.concatenate([names, names]), np.concatenate([faces, faces])
-        source = ClipRows([forms], names, faces, self.source.machine)
+        source = ClipFeatures([forms], names, faces, self.source.machine)
         return Samples(self.split.only(clips, "part"), source)
 
 
@@ -103,7 +104,7 @@ def train_once(portraits: Portraits, clips: list[str], changes: dict, seed: int)
 
 
 def _plan(samples, changes, seed):
-    settings = settle_memory(resolve_settings(changes), len(samples.source), architecture_named(MODEL).has_memory)
+    settings = settle_gp(resolve_settings(changes), len(samples.source), architecture_named(MODEL).has_gp)
     return Plan(settings, EPOCHS, BATCH_SIZE, seed)
 
 
@@ -133,10 +134,11 @@ def measure_part(network, portraits: Portraits, clips: list[str], constant: pand
     return measure(samples.split.labels.loc[scores.index], scores, constant, samples.split.speakers).loc["mean"]
 
 
-def load_portraits(work_dir: Path, faces_a_clip: int | None = None) -> Portraits:
+def load_portraits(work_dir: Path, faces_a_clip: int | None = None, in_turn: bool = True) -> Portraits:
     """Return all portraits that have a face, with their rows, from the data folder that prepare_data made.
 
-    faces_a_clip: at most this many faces of each clip, the first ones; None: all.
+    faces_a_clip: at most this many faces of each clip, the first ones; None: all. in_turn: seen as sides_of_clip says;
+    otherwise every face with its mirror image.
     """
     split = load_split(work_dir, "train")
     split = split.only(split.faces["clip"], "portraits")
@@ -146,4 +148,11 @@ def load_portraits(work_dir: Path, faces_a_clip: int | None = None) -> Portraits
     # Fewer faces of each clip must not take the place of all of them in the cache.
     machine = Machine(pick_device(), cache="off" if faces_a_clip else "float16")
     network = machine.place(build_network(architecture_named(MODEL), Settings(memory="none"), "dlib"))
-    return Portraits(split, make_source(network, FaceDataset(split), machine))
+    if in_turn:
+        return Portraits(split, make_source(network, FaceDataset(split), machine))
+
+    def both_sides(chips, sides):
+        return network.features_of_both(chips).mean(0)
+
+    machine = replace(machine, cache="off")
+    return Portraits(split, ClipFeatures(*features_of_dataset(FaceDataset(split), both_sides, "", machine), machine))

@@ -40,8 +40,8 @@ from first_impressions.data.splits import list_faces
 from first_impressions.networks.gaussian_process import GaussianProcess
 from first_impressions.networks.network import build_network
 from first_impressions.networks.principal_components import PrincipalComponents
-from first_impressions.networks.settings import Plan, resolve_settings, settle_memory
-from first_impressions.training.inputs import ClipRows, score_rows
+from first_impressions.networks.settings import Plan, resolve_settings, settle_gp
+from first_impressions.training.inputs import ClipFeatures, score_rows
 from first_impressions.training.loop import fit, start_training
 from model_architectures import architecture_named
 
@@ -97,11 +97,11 @@ def measure_size(clips: int, path: Path) -> list[dict]:
     steps, machine = Steps(clips), Machine(torch.device("cpu"))
     with steps.step("start, labels and speakers"):
         samples = made_up_samples(clips, machine, path)
-    settings = settle_memory(resolve_settings({"memory": "centres"}), clips, architecture_named(MODEL).has_memory)
+    settings = settle_gp(resolve_settings({"memory": "centres"}), clips, architecture_named(MODEL).has_gp)
     plan = Plan(settings, EPOCHS, BATCH_SIZE)
     network = machine.place(build_network(architecture_named(MODEL), settings, "dlib"))
     steps.watch_calls(PrincipalComponents, "fit", "projection: principal components")
-    steps.watch_calls(ClipRows, "_project", "projected rows of all clips")
+    steps.watch_calls(ClipFeatures, "_project", "projected rows of all clips")
     steps.watch_calls(GaussianProcess, "fit_centres", "regression on centres")
     state = start_training(network, samples, plan, machine)
     with steps.step(f"heads, {EPOCHS} epochs"):

@@ -16,9 +16,13 @@ from dataset import FaceDataset
 from first_impressions.common.device import Machine
 from first_impressions.data.chips import read_chip
 from first_impressions.data.splits import load_split
+from first_impressions.networks.network import BOTH, MIRRORED, PLAIN, build_network, sides_of_clip
+from first_impressions.networks.settings import Settings
+from first_impressions.prediction.scoring import score_clip
 from first_impressions.training import feature_cache, inputs
 from first_impressions.training.feature_cache import StoredFeatures, features_of_dataset
-from first_impressions.training.inputs import ClipRows
+from first_impressions.training.inputs import ClipFeatures
+from model_architectures import architecture_named
 
 MACHINE = Machine(torch.device("cpu"), cache="float32")
 
@@ -34,10 +38,10 @@ class Touch:
 
 
 def rows_of(split, backbone, key, machine, batch_size=64):
-    return ClipRows(*features_of_dataset(FaceDataset(split), backbone, key, machine, batch_size), machine)
+    return ClipFeatures(*features_of_dataset(FaceDataset(split), backbone, key, machine, batch_size), machine)
 
 
-def mean_colour(chips):
+def mean_colour(chips, sides=None):
     return chips.float().mean((2, 3))
 
 
@@ -45,7 +49,7 @@ def test_rows_of_clips_are_means_reused_and_made_anew(tmp_path):
     data = write_chips(tmp_path / "data", {"train": 5}, faces_a_clip=3)
     calls = []
 
-    def network(chips):
+    def network(chips, sides):
         calls.append(len(chips))
         return mean_colour(chips)
 
@@ -81,7 +85,7 @@ def test_interrupted_rows_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(feature_cache, "SECONDS_BETWEEN_COMMITS", 0)
     split, seen = load_split(data, "train"), []
 
-    def network(chips):
+    def network(chips, sides):
         if len(seen) == 4:
             seen.append("killed")
             raise KeyboardInterrupt
@@ -94,6 +98,31 @@ def test_interrupted_rows_go_on(tmp_path, monkeypatch):
     assert seen[:5] == [4, 4, 4, 4, "killed"] and sum(seen[5:]) == 27 - 15  # five clips of three faces were written
     whole = rows_of(split, mean_colour, "key", dataclasses.replace(MACHINE, cache="off"))
     assert torch.equal(rows.features(np.arange(9)), whole.features(np.arange(9))) and rows.faces.tolist() == [3] * 9
+
+
+def test_faces_in_turn_score_the_same_on_every_way(tmp_path):
+    """Clips of five faces and more are seen in turn as they are and mirrored, but for the middle face: from cached
+    features, from chips in memory in batches, and written out by hand."""
+    split = load_split(write_chips(tmp_path / "data", {"train": 4}, faces_a_clip=5), "train")
+    network = build_network(architecture_named("FaceResNet29_v1.0"), Settings(memory="none", l1=8, l2=8, components=8),
+                            "dlib").eval()
+    machine = dataclasses.replace(MACHINE, cache="off", precision="float32")
+    source = inputs.make_source(network, FaceDataset(split), machine)
+    scores, alone = (inputs.score_rows(network, source, alone) for alone in (False, True))
+    assert sides_of_clip(4).tolist() == [BOTH] * 4
+    assert sides_of_clip(6).tolist() == [PLAIN, MIRRORED, PLAIN, BOTH, MIRRORED, PLAIN]
+    for row, clip in enumerate(source.clips):
+        chips = torch.stack([read_chip(path, 224) for path in split.faces["path"][split.faces["clip"] == clip]])
+        of_clip, of_faces = score_clip(network, chips.split([2, 3]), 5)
+        np.testing.assert_allclose(of_clip, scores[row], atol=1e-5)
+        np.testing.assert_allclose(of_faces[2], alone[row], atol=1e-5)
+        with torch.inference_mode():
+            np.testing.assert_allclose(of_faces, network.scores_of_faces(chips), atol=1e-5)
+            seen = [chips[[0]], chips[[1]].flip(-1), chips[[2]], chips[[2]].flip(-1), chips[[3]], chips[[4]].flip(-1)]
+            features = network.features(torch.cat(seen)) * torch.tensor([2, 2, 1, 1, 2, 2])[:, None]
+            by_hand = network(network.represent(features.sum(0, keepdim=True) / 10))[0]
+        np.testing.assert_allclose(of_clip, by_hand, atol=1e-5)
+        assert np.abs(of_clip - of_faces.mean(0)).max() > 1e-7
 
 
 def test_cached_rows_run_no_code(tmp_path):
@@ -113,9 +142,9 @@ def test_only_new_and_changed_clips_are_computed(run, tmp_path, monkeypatch):
     run on two folders, clips that came, changed and went."""
     data, seen, compute = write_chips(tmp_path / "data", {"train": 24, "valid": 8}), [], inputs.features_of_chips
 
-    def count(network, chips):
+    def count(network, chips, sides):
         seen.append(len(chips))
-        return compute(network, chips)
+        return compute(network, chips, sides)
 
     monkeypatch.setattr(inputs, "features_of_chips", count)
 
@@ -152,7 +181,7 @@ from first_impressions.common.device import Machine
 from first_impressions.data.splits import load_split
 from first_impressions.training import feature_cache
 
-def slow(chips):
+def slow(chips, sides):
     time.sleep(0.05)
     return chips.float().mean((2, 3))
 
@@ -180,7 +209,7 @@ def test_a_kill_leaves_what_was_written_and_others_read_meanwhile(tmp_path):
         process.wait()
     assert 12 <= found.sum() < 60
 
-    def count(chips):
+    def count(chips, sides):
         seen.append(len(chips))
         return mean_colour(chips)
 

@@ -1,16 +1,18 @@
 """The checkpoint of a training run: its format, written, checked and found in one place."""
 import difflib
-import math
 import os
 import platform
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from first_impressions.common.command_line import VERSION, UserError
 from first_impressions.common.constants import TRAITS
@@ -32,13 +34,25 @@ LEVEL = 0.8     # fraction of the labels inside the interval
 BEST, LAST, PREVIOUS = "checkpoint_best.pt", "checkpoint_last.pt", "checkpoint_previous.pt"
 
 
+def _check_ascending(numbers):
+    if numbers != sorted(numbers):
+        raise ValueError("numbers should be in ascending order")
+    return numbers
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+OfEachTrait = TypedDict("OfEachTrait", dict.fromkeys(TRAITS, Share))
+Quantiles = TypedDict("Quantiles", dict.fromkeys(TRAITS, Annotated[
+    list[Share], Field(min_length=101, max_length=101), AfterValidator(_check_ascending)]))     # 0 % to 100 %
+
+
 @dataclass(frozen=True)
 class Intervals:
-    """Half the width of the interval of each trait: of a clip with this many faces, and of one face alone."""
-    clip: dict[str, float]
-    one_face: dict[str, float]
-    faces: float
-    level: float = LEVEL
+    """Half the width of the interval of each trait: of a clip of this many faces, and of one face alone."""
+    clip: OfEachTrait
+    one_face: OfEachTrait
+    faces: Annotated[float, Field(ge=1)]
+    level: Share = LEVEL
 
     def half_widths(self, faces: np.ndarray) -> np.ndarray:
         """Return float64 N x 5 for numbers of faces N. The error's variance falls with 1 / faces, down to a clip's."""
@@ -47,23 +61,52 @@ class Intervals:
         return np.sqrt(part * np.maximum(one, clip) ** 2 + (1 - part) * clip ** 2)
 
 
+class Preprocessing(TypedDict):
+    """How faces were cropped, with more keys than these."""
+    __pydantic_config__ = ConfigDict(extra="allow")
+    size: Annotated[int, Field(ge=1, le=4096)]      # pixels
+    padding: Annotated[float, Field(ge=0, le=5)]
+
+
+class Best(TypedDict):
+    """The best epoch so far."""
+    epoch: Annotated[int, Field(ge=1)]
+    accuracy: float
+    network: dict[str, Any]
+
+
+class Training(TypedDict):
+    """What resuming needs: see TrainingState.state_dict."""
+    network: dict[str, Any]
+    optimizer: dict
+    scheduler: dict
+    ema: dict | None
+    epoch: Annotated[int, Field(ge=0)]
+    step: Annotated[int, Field(ge=0)]
+    loss_sum: float
+    loss_count: int
+    history: list[dict[str, Any]]
+    best: Best | None
+
+
 @dataclass
 class Checkpoint:
-    """All that evaluation, prediction, export and resuming need of a trained network."""
+    """All that evaluation, prediction, export and resuming need of a trained network. load_checkpoint checks a file's
+    content against these types."""
     architecture: Architecture
     config: Settings            # of the training
-    preprocessing: dict         # how its faces were cropped: size (px), padding, ...
-    network: dict               # state dict of the network
-    constant: dict              # {trait: mean label of the training clips}, the baseline of every evaluation
-    clips: list                 # names of the training clips; empty in a checkpoint to give away
-    speakers: list              # names of their speakers; likewise
+    preprocessing: Preprocessing
+    network: dict[str, Any]     # its state dict
+    constant: OfEachTrait       # mean label of the training clips, the baseline of every evaluation
+    clips: list[str]            # names of the training clips; empty in a checkpoint to give away
+    speakers: list[str]         # names of their speakers; likewise
     trained_on: str             # name of the training split
-    epoch: int                  # epochs done
-    metrics: dict               # the last epoch's record
-    intervals: dict | None = None   # fields of Intervals; None: not known
-    training: dict | None = None    # what resuming needs
-    backbone: str | None = None     # "dlib": its weights are left out of network, and are those of --weights dlib
-    label_quantiles: dict | None = None     # {trait: 0 % to 100 % quantiles of the training labels, 101 numbers}
+    epoch: Annotated[int, Field(ge=0)]      # epochs done
+    metrics: dict[str, Any]     # the last epoch's record
+    intervals: Intervals | None = None      # None: not known
+    training: Training | None = None
+    backbone: Literal["dlib"] | None = None     # "dlib": its weights are left out of network
+    label_quantiles: Quantiles | None = None    # of the training labels
     neuroticism_is_stability: bool = False  # the challenge's labels have it the other way round
     speaker_regex: str | None = None        # how speakers were found in the names of the training clips
     weights: str | None = None              # what the backbone started from, as --weights names it
@@ -71,9 +114,8 @@ class Checkpoint:
     def save(self, path: str | os.PathLike) -> None:
         """Write the checkpoint so that the file under its name is always whole."""
         with atomic_write(path) as partial, open(partial, "wb") as file:
-            content = {item.name: getattr(self, item.name) for item in fields(self)}
-            records = {"architecture": asdict(self.architecture), "config": asdict(self.config)}
-            torch.save({"format": FORMAT, "traits": list(TRAITS), **content, **records}, file)
+            records = {name: asdict(value) for name, value in vars(self).items() if is_dataclass(value)}
+            torch.save({"format": FORMAT, "traits": list(TRAITS), **vars(self), **records}, file)
             file.flush()
             os.fsync(file.fileno())
 
@@ -90,87 +132,7 @@ class Checkpoint:
         return network.eval()
 
 
-# ---------------------------------------------------------------- checks
-
-def _is_number(value, low=-math.inf, high=math.inf):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
-
-
-def _is_list_of_names(value):
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
-
-
-def _has_keys_of_text(value):
-    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
-
-
-def _is_architecture(value):
-    if not _has_keys_of_text(value) or value.keys() != {item.name for item in fields(Architecture)}:
-        return False
-    kinds = {"trained": (str,), "hidden": (str, int), "dropout": (float,)}
-    return (isinstance(value["name"], str) and value["backbone"] in list(BACKBONES)
-            and all(isinstance(value[key], (list, tuple)) and all(isinstance(part, kind) for part in value[key])
-                    for key, kind in kinds.items()))
-
-
-def _has_number_of_each_trait(value):
-    return isinstance(value, dict) and all(_is_number(value.get(trait), 0, 1) for trait in TRAITS)
-
-
-def _are_quantiles(value):
-    return isinstance(value, dict) and all(_is_list_of_quantiles(value.get(trait)) for trait in TRAITS)
-
-
-def _is_list_of_quantiles(value):
-    return (isinstance(value, list) and len(value) == 101 and all(_is_number(number, 0, 1) for number in value)
-            and value == sorted(value))
-
-
-def _are_intervals(value):
-    if not isinstance(value, dict) or value.keys() != {"clip", "one_face", "faces", "level"}:
-        return False
-    widths_are_whole = all(_has_number_of_each_trait(value[key]) for key in ("clip", "one_face"))
-    return widths_are_whole and _is_number(value["faces"], 1) and _is_number(value["level"], 0, 1)
-
-
-def _is_training(value):
-    kinds = {"network": dict, "optimizer": dict, "scheduler": dict, "ema": (dict, type(None)), "epoch": int,
-             "step": int, "loss_sum": float, "loss_count": int, "history": list, "best": (dict, type(None))}
-    if not isinstance(value, dict) or not all(isinstance(value.get(key, ...), kind) for key, kind in kinds.items()):
-        return False
-    records_are_whole = all(isinstance(record, dict) and _is_number(record.get("epoch")) for record in value["history"])
-    best = value["best"]
-    best_is_whole = best is None or (
-        _is_number(best.get("epoch"), 1, len(value["history"])) and _is_number(best.get("accuracy"))
-        and isinstance(best.get("network"), dict))
-    counts_fit = len(value["history"]) == value["epoch"] and 0 <= value["step"] < 10**9
-    return records_are_whole and best_is_whole and counts_fit
-
-
-# What is said of a key whose value does not pass its check.
-CHECKS = {
-    "architecture": (_is_architecture, "is not one of a network of this suite"),
-    "config": (_has_keys_of_text, "is not a dictionary of settings"),
-    "preprocessing": (lambda value: isinstance(value, dict) and _is_number(value.get("size"), 1, 4096)
-                      and isinstance(value.get("size"), int) and _is_number(value.get("padding"), 0, 5),
-                      "has no size in pixels and padding of the faces"),
-    "network": (_has_keys_of_text, "is not a state dict"),
-    "constant": (_has_number_of_each_trait, "has no number in [0, 1] for each trait"),
-    "backbone": (lambda value: value is None or isinstance(value, str) and value == "dlib", "is neither None nor dlib"),
-    "label_quantiles": (lambda value: value is None or _are_quantiles(value),
-                        "are not 101 ascending numbers in [0, 1] for each trait"),
-    "clips": (_is_list_of_names, "is not a list of names"),
-    "speakers": (_is_list_of_names, "is not a list of names"),
-    "trained_on": (lambda value: isinstance(value, str), "is not the name of a split"),
-    "epoch": (lambda value: _is_number(value, 0, 10**9) and isinstance(value, int), "is not a number of epochs"),
-    "metrics": (_has_keys_of_text, "is not a record of figures"),
-    "intervals": (lambda value: value is None or _are_intervals(value), "are not intervals of the scores"),
-    "neuroticism_is_stability": (lambda value: isinstance(value, bool), "is neither True nor False"),
-    "speaker_regex": (lambda value: value is None or isinstance(value, str), "is not a rule"),
-    "weights": (lambda value: value is None or isinstance(value, str), "is not a name or path"),
-    "training": (lambda value: value is None or _is_training(value), "is not the state of a training run"),
-}
-
+# ---------------------------------------------------------------- reading
 
 def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """Return the checkpoint in a file. No code in the file is run.
@@ -186,23 +148,22 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     traits = content.get("traits")
     if not isinstance(traits, (list, tuple)) or tuple(traits) != TRAITS:
         raise UserError(f"{path}: its scores are {traits!r}, not {', '.join(TRAITS)}; train again")
-    for key, (check, complaint) in CHECKS.items():
-        if key not in content:
-            raise UserError(f"{path}: is damaged, it lacks {key}; use another checkpoint or train again")
-        if not check(content[key]):
-            raise UserError(f"{path}: is damaged, its {key} {complaint}; use another checkpoint or train again")
-    for key, value in content["network"].items():
+    try:
+        checkpoint = TypeAdapter(Checkpoint).validate_python(content)
+        checkpoint.config = resolve_settings(vars(checkpoint.config))
+        if checkpoint.architecture.backbone not in BACKBONES:
+            raise UserError(f"unknown backbone {checkpoint.architecture.backbone!r}")
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path}: is damaged, {first['loc'][0]}: {first['msg']}; use another checkpoint or train again"
+                        ) from None
+    except UserError as error:
+        raise UserError(f"{path}: is damaged, {error}; use another checkpoint or train again") from None
+    for key, value in checkpoint.network.items():
         if torch.is_tensor(value) and value.is_floating_point() and not value.isfinite().all():
             raise UserError(f"{path}: its weights hold numbers that are not finite ({key}); use another checkpoint or "
                             "train again")
-    architecture = Architecture(**{key: tuple(value) if isinstance(value, list) else value
-                                   for key, value in content["architecture"].items()})
-    try:
-        config = resolve_settings(content["config"])
-    except UserError as error:
-        raise UserError(f"{path}: is damaged, its config has {error}; use another checkpoint or train again") from None
-    values = {item.name: content[item.name] for item in fields(Checkpoint)}
-    return Checkpoint(**{**values, "architecture": architecture, "config": config})
+    return checkpoint
 
 
 def find_checkpoint(experiment_dir: str | os.PathLike) -> Path:

@@ -3,9 +3,9 @@
 Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), equations 2.23 and 2.25. The prior mean is the
 mean label: similar training clips pull a score towards their labels. It is solved once, without epochs, in two forms:
 
-    exact     keeps the row of every training clip. The covariance of two rows is the sum of two squared exponentials,
-              one of all features, for how alike the faces are, and a narrow one of dlib's descriptor, for whether they
-              show the same person. What it keeps are descriptors by which people can be recognised.
+    exact     keeps the features of every training clip. The covariance of two clips is the sum of two squared
+              exponentials, one of all features, for how alike the faces are, and a narrow one of dlib's descriptor, for
+              whether they show the same person. What it keeps are descriptors by which people can be recognised.
     centres   keeps some hundred centres, each the mean of many clips of several speakers, and no descriptor: the subset
               of regressors of Quinonero-Candela and Rasmussen (JMLR 6, 2005), section 6.1; also called inducing points
               (Titsias, AISTATS 2009). Time grows with the clips, memory does not.
@@ -50,7 +50,7 @@ class GaussianProcess(nn.Module):
             self.register_buffer(name, torch.zeros(shape, dtype=dtype, device=device))
 
     def fit_exact(self, rows: torch.Tensor, targets: torch.Tensor, noise: float) -> None:
-        """Keep the rows, float32 N x (components + descriptor), with targets float32 N x 5.
+        """Keep the features, float32 N x (components + descriptor), with targets float32 N x 5.
 
         noise: variance of the noise in a label, if that of the first kernel is 1.
         """
@@ -67,7 +67,7 @@ class GaussianProcess(nn.Module):
 
     def fit_centres(self, rows: torch.Tensor, targets: torch.Tensor, speakers: np.ndarray, number: int, noise: float,
                     seed: int = 0) -> None:
-        """Keep at most this many centres of the rows, float32 N x (components + ...), with targets float32 N x 5.
+        """Keep at most this many centres of the features, float32 N x (components + ...), with targets float32 N x 5.
 
         speakers: the speaker of each row. Each centre is the mean of at least LEAST_CLIPS rows of LEAST_SPEAKERS
         speakers; there may be none.

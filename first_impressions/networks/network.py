@@ -22,7 +22,7 @@ from first_impressions.networks.face_resnet29 import (
 )
 from first_impressions.networks.gaussian_process import MOST_CLIPS, GaussianProcess
 from first_impressions.networks.principal_components import PrincipalComponents
-from first_impressions.networks.settings import MEMORY_WEIGHTS, Settings
+from first_impressions.networks.settings import GP_WEIGHTS, Settings
 from first_impressions.networks.weights import check_state, load_backbone_weights
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -71,7 +71,7 @@ class Architecture:
     dropout: tuple = ()         # fixed dropout after each hidden layer; empty: that of the settings
 
     @property
-    def has_memory(self) -> bool:
+    def has_gp(self) -> bool:
         """Whether a Gaussian process can stand beside the heads: its features must stay as they are."""
         return self.kind.descriptor_size > 0 and not self.trained
 
@@ -83,10 +83,36 @@ class Architecture:
 
 # ---------------------------------------------------------------- the network
 
+PLAIN, MIRRORED, BOTH = 0, 1, 2
+ALTERNATING = 5     # faces of a clip from which on most are seen from one side alone (docs/accuracy.md)
+
+
+def sides_of_clip(faces: int) -> torch.Tensor:
+    """Return how a frozen network sees each of a clip's faces, in the order of their files' names, int64 N: PLAIN,
+    MIRRORED or BOTH.
+
+    A face keeps its side of light through a clip, so the clip's mean needs mirror images, but not of every face: plain
+    and mirrored ones take turns, but for the middle one, which also stands for the clip's single pictures.
+    """
+    sides = torch.full((faces,), BOTH)
+    if faces >= ALTERNATING:
+        middle = faces // 2
+        sides[:middle] = torch.arange(middle) % 2
+        sides[middle + 1:] = torch.arange(middle, faces - 1) % 2
+    return sides
+
+
+def mean_of_sides(both: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
+    """Return the features B x F that count in clips' means, of those of faces and mirror images, 2 x B x F, and their
+    sides, int64 B on the same device."""
+    plain, mirrored = ((sides == side)[:, None] for side in (PLAIN, MIRRORED))
+    return torch.where(plain, both[0], torch.where(mirrored, both[1], both.mean(0)))
+
+
 class PersonalityNetwork(nn.Module):
     """A backbone, frozen wholly or in part, heads whose scores are averaged, and perhaps a GaussianProcess.
 
-    Takes uint8 RGB chips B x 3 x H x W, or rows B x W that represent() made of features, and gives float32 scores B x 5
+    Takes uint8 RGB chips B x 3 x H x W, or features B x W that represent() projected, and gives float32 scores B x 5
     in [0, 1] in the order of TRAITS. Scaling and normalisation happen inside, on the device of the weights. The
     features of a frozen backbone are projected on this many principal components. compute_dtype is the type of mixed
     precision of backbone and heads (None: that of the weights).
@@ -103,7 +129,7 @@ class PersonalityNetwork(nn.Module):
         # Features of a trained backbone differ in scale by orders of magnitude, and drift, so late steps count more.
         self.standardise = nn.BatchNorm1d(width, affine=False, momentum=0.1) if self.trained else None
         self.memory_weight, self.memory = settings.memory_weight, None
-        if architecture.has_memory and settings.memory != "none":
+        if architecture.has_gp and settings.memory != "none":
             descriptor_size = kind.descriptor_size if settings.memory == "exact" else 0
             self.memory = GaussianProcess(width, components, descriptor_size)
         hidden = [getattr(settings, size) if isinstance(size, str) else size for size in architecture.hidden]
@@ -135,7 +161,9 @@ class PersonalityNetwork(nn.Module):
     def features(self, chips: torch.Tensor) -> torch.Tensor:
         """Return the backbone's features of all views, B x F float32, of uint8 chips B x 3 x H x W."""
         pictures = chips.to(self.mean.dtype) / 255
-        return torch.cat([self.features_of_view(self.view_of(pictures, part)) for part in self.kind.views], dim=1)
+        views = [self.view_of(pictures, part) for part in self.kind.views]
+        with self._mixed_precision(chips.device):
+            return torch.cat([self.backbone(view).float() for view in views], dim=1)
 
     def view_of(self, pictures: torch.Tensor, part: float) -> torch.Tensor:
         """Return what the backbone sees of pictures B x 3 x H x W in [0, 1]: the middle part, resized, normalised."""
@@ -148,52 +176,56 @@ class PersonalityNetwork(nn.Module):
                                           align_corners=False)
         return ((view - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
-    def features_of_view(self, view: torch.Tensor) -> torch.Tensor:
-        """Return the backbone's features, float32, of one view."""
-        with self._mixed_precision(view.device):
-            return self.backbone(view).float()
-
     def _mixed_precision(self, device):
         return torch.autocast(device.type, dtype=self.compute_dtype or torch.bfloat16,
                               enabled=self.compute_dtype is not None)
 
     def represent(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the row that the heads and the Gaussian process see of features B x F: of a frozen backbone the
+        """Return what the heads and the Gaussian process see of features B x F, B x W: of a frozen backbone the
         principal components and the descriptor, of a trained one the features as they are."""
         if self.projection is None:
             return features
         return torch.cat([self.projection(features), features[:, features.shape[1] - self.kind.descriptor_size:]],
                          dim=1)
 
-    def scores_of_heads(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the scores of all K heads, K x B x 5 float32, of rows B x W."""
+    def scores_of_heads(self, projected: torch.Tensor) -> torch.Tensor:
+        """Return the scores of all K heads, K x B x 5 float32, of what represent returns."""
         if self.standardise is None:
-            inputs = rows[:, :self.projection.axes.shape[1]] / self.projection.scale
+            inputs = projected[:, :self.projection.axes.shape[1]] / self.projection.scale
         else:
-            inputs = self.standardise(rows)
+            inputs = self.standardise(projected)
         with self._mixed_precision(inputs.device):
             return torch.stack([torch.sigmoid(head(inputs).float()) for head in self.heads])
 
     def forward(self, inputs: torch.Tensor, of_each_head: bool = False) -> torch.Tensor:
         """Return the scores B x 5, or with of_each_head what is trained: the scores of all K heads, K x B x 5."""
-        rows = inputs if inputs.ndim == 2 else self.represent(self.features(inputs))
-        scores = self.scores_of_heads(rows)
+        projected = inputs if inputs.ndim == 2 else self.represent(self.features(inputs))
+        scores = self.scores_of_heads(projected)
         if of_each_head:
             return scores
         scores = scores.mean(0)
         if self.memory is None or not len(self.memory.points):
             return scores
-        return (1 - self.memory_weight) * scores + self.memory_weight * self.memory(rows)
+        return (1 - self.memory_weight) * scores + self.memory_weight * self.memory(projected)
 
     def features_of_both(self, chips: torch.Tensor) -> torch.Tensor:
-        """Return the features B x F of uint8 chips B x 3 x H x W, each the mean of the chip and its mirror image."""
-        return self.features(torch.cat([chips, chips.flip(-1)])).unflatten(0, (2, len(chips))).mean(0)
+        """Return the features 2 x B x F of uint8 chips B x 3 x H x W and of their mirror images."""
+        return self.features(torch.cat([chips, chips.flip(-1)])).unflatten(0, (2, len(chips)))
+
+    def features_of_sides(self, chips: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
+        """Return what features_of_both and mean_of_sides give together, without computing what it leaves out."""
+        plain, mirrored = sides != MIRRORED, sides != PLAIN
+        computed = self.features(torch.cat([chips[plain], chips[mirrored].flip(-1)])).split(
+            [int(plain.sum()), int(mirrored.sum())])
+        both = computed[0].new_zeros(2, len(chips), computed[0].shape[1])
+        both[0, plain], both[1, mirrored] = computed
+        return mean_of_sides(both, sides)
 
     def scores_of_faces(self, chips: torch.Tensor) -> torch.Tensor:
         """Return the scores B x 5 of uint8 chips, each of the chip and its mirror image: of a frozen
         network the score of their mean features, of a trained one the mean of their scores."""
         if self.frozen:
-            return self(self.represent(self.features_of_both(chips)))
+            return self(self.represent(self.features_of_both(chips).mean(0)))
         return self(torch.cat([chips, chips.flip(-1)])).unflatten(0, (2, len(chips))).mean(0)
 
 
@@ -209,14 +241,14 @@ def make_head(width: int, hidden: list[int], dropout: list[float]) -> nn.Sequent
 def build_network(architecture: Architecture, settings: Settings, weights: str | None = None) -> PersonalityNetwork:
     """Return the PersonalityNetwork of an architecture.
 
-    settings: as settle_memory returns them. weights: what the backbone starts from: "imagenet", "dlib", "none" (random
+    settings: as settle_gp returns them. weights: what the backbone starts from: "imagenet", "dlib", "none" (random
     numbers), a path to a state dict, or None, which leaves random numbers to be overwritten by a checkpoint. Raises
-    UserError if the form of the regression is not settled, or for weights that do not fit.
+    UserError if the form of the GP is not settled, or for weights that do not fit.
     """
-    settled = settings.memory in MEMORY_WEIGHTS and (settings.memory == "none" or settings.memory_weight is not None)
-    if architecture.has_memory and not settled:
+    settled = settings.memory in GP_WEIGHTS and (settings.memory == "none" or settings.memory_weight is not None)
+    if architecture.has_gp and not settled:
         raise UserError(f"memory {settings.memory} with weight {settings.memory_weight} is not a form of the "
-                        f"regression; there are {', '.join(MEMORY_WEIGHTS)}")
+                        f"GP; there are {', '.join(GP_WEIGHTS)}")
     network = PersonalityNetwork(architecture, settings)
     if weights is not None:
         load_backbone_weights(network.backbone, architecture.kind.name, architecture.kind.default_weights, weights)

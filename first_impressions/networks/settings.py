@@ -5,6 +5,7 @@ The options of train.py, the search space of the search, the networks and the ch
 import argparse
 import dataclasses
 import math
+import operator
 import os
 from dataclasses import dataclass, field, fields
 
@@ -13,7 +14,7 @@ from first_impressions.common.files import read_json
 from first_impressions.networks.gaussian_process import MOST_CLIPS
 from first_impressions.networks.losses import LOSSES
 
-MEMORY_WEIGHTS = {"exact": 0.7, "centres": 0.3, "none": 0.0}    # default of memory_weight in each form
+GP_WEIGHTS = {"exact": 0.7, "centres": 0.3, "none": 0.0}    # default of memory_weight in each form
 LARGEST_LAYER = 16_384
 
 
@@ -37,16 +38,11 @@ def _layer(size, default, which):
                     least=1, most=LARGEST_LAYER, advanced=True)
 
 
+_is_trained, _has_gp = operator.attrgetter("trained"), operator.attrgetter("has_gp")
+
+
 def _is_frozen(architecture):
     return not architecture.trained
-
-
-def _is_trained(architecture):
-    return bool(architecture.trained)
-
-
-def _has_memory(architecture):
-    return architecture.has_memory
 
 
 def _reads_clips(architecture, settings):
@@ -68,17 +64,17 @@ class Settings:
     heads: int = _setting(1, "heads trained side by side, whose scores are averaged", least=1, most=64, advanced=True)
     components: int = _setting(512, "principal components that a frozen backbone's features are projected on",
                                _is_frozen, least=1, most=LARGEST_LAYER, advanced=True)
-    memory: str = _setting("auto", "regression on the training clips beside the heads (FaceResNet29_v1.0 only): exact "
+    memory: str = _setting("auto", "Gaussian process (GP) beside the heads (FaceResNet29_v1.0 only): exact "
                            "keeps the features of each clip, centres those of no individual, none: heads alone; "
-                           f"auto: exact up to {MOST_CLIPS:,} clips, else centres", _has_memory,
-                           choices=("auto", *MEMORY_WEIGHTS))
-    memory_weight: float = _setting(None, "part of the regression in the scores (default: " + ", ".join(
-        f"{weight} {form}" for form, weight in MEMORY_WEIGHTS.items() if weight) + ")", _has_memory, _remembers, most=1)
-    noise: float = _setting(0.3, "variance of the noise in a label, for the regression", _has_memory, _remembers,
+                           f"auto: exact up to {MOST_CLIPS:,} clips, else centres", _has_gp,
+                           choices=("auto", *GP_WEIGHTS))
+    memory_weight: float | None = _setting(None, "part of the GP in the scores (default: " + ", ".join(
+        f"{weight} {form}" for form, weight in GP_WEIGHTS.items() if weight) + ")", _has_gp, _remembers, most=1)
+    noise: float = _setting(0.3, "variance of the noise in a label, for the GP", _has_gp, _remembers,
                             advanced=True)
     one_face: float = _setting(0.5, "part of the clips of which a frozen network sees one face alone in a step",
                                _is_frozen, _reads_clips, most=1, advanced=True)
-    centres: int = _setting(300, "most centres of the regression", _has_memory,
+    centres: int = _setting(300, "most centres of the GP", _has_gp,
                             lambda _, settings: settings.memory == "centres")
     lr: float = _setting(1e-3, "highest learning rate of the heads")
     weight_decay: float = _setting(1e-2, "weight decay of AdamW", advanced=True)
@@ -116,17 +112,17 @@ def names_with_effect(architecture: "Architecture", settings: Settings | None = 
             and (settings is None or setting.metadata["given"](architecture, settings))]
 
 
-def settle_memory(settings: Settings, number_of_clips: int, has_memory: bool) -> Settings:
+def settle_gp(settings: Settings, number_of_clips: int, has_gp: bool) -> Settings:
     """Return the settings with memory and memory_weight resolved for a training set of this size.
 
     Raises UserError if it has too many clips for the exact form.
     """
-    form = settings.memory if has_memory else "none"
+    form = settings.memory if has_gp else "none"
     if form == "auto":
         form = "exact" if number_of_clips <= MOST_CLIPS else "centres"
     if form == "exact" and number_of_clips > MOST_CLIPS:
         raise UserError(f"--memory exact: {number_of_clips} clips are more than {MOST_CLIPS}; take --memory centres")
-    weight = MEMORY_WEIGHTS[form] if settings.memory_weight is None or form == "none" else settings.memory_weight
+    weight = GP_WEIGHTS[form] if settings.memory_weight is None or form == "none" else settings.memory_weight
     return dataclasses.replace(settings, memory=form, memory_weight=weight)
 
 

@@ -33,7 +33,7 @@ from first_impressions.extraction.frames import FrameSettings, number_of_pieces,
 from first_impressions.jobs.target_folder import find_files
 from first_impressions.jobs.worker_pool import map_files
 from first_impressions.networks.checkpoint import Intervals, load_experiment
-from first_impressions.networks.network import PersonalityNetwork
+from first_impressions.networks.network import PersonalityNetwork, mean_of_sides, sides_of_clip
 from first_impressions.prediction.tables import (
     HALF_WIDTHS,
     HIGHS,
@@ -74,24 +74,25 @@ class FileScores:
 
 
 @torch.inference_mode()
-def score_clip(network: PersonalityNetwork, batches: Iterable[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+def score_clip(network: PersonalityNetwork, batches: Iterable[torch.Tensor],
+               faces: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (scores of the clip, 5, scores of each face, N x 5), float32 in [0, 1], of batches of uint8 chips
-    B x 3 x H x W on the network's device.
+    B x 3 x H x W on the network's device, N faces in all, in the order of their files' names.
 
-    A frozen network scores the mean features of the faces and their mirror images; a trained one scores each face with
-    its mirror image, and the mean is the clip's.
+    A frozen network scores the mean features of the clip, seen as sides_of_clip says, and those of each face with its
+    mirror image; a trained one scores each face with its mirror image, and the mean is the clip's.
     """
-    total, of_faces = 0.0, []
+    total, of_faces, sides = 0.0, [], sides_of_clip(faces).to(network.mean.device)
     for chips in batches:
         if network.frozen:
-            features = network.features_of_both(chips)
-            total = total + features.cpu().double().sum(0, keepdim=True)
-            of_faces.append(network(network.represent(features)))
+            both, (seen, sides) = network.features_of_both(chips), sides.tensor_split([len(chips)])
+            total = total + mean_of_sides(both, seen).cpu().double().sum(0, keepdim=True)
+            of_faces.append(network(network.represent(both.mean(0))))
         else:
             of_faces.append(network.scores_of_faces(chips))
     of_faces = torch.cat(of_faces)
     if network.frozen:
-        of_clip = network(network.represent((total / len(of_faces)).float().to(of_faces.device)))[0]
+        of_clip = network(network.represent((total / faces).float().to(of_faces.device)))[0]
     else:
         of_clip = of_faces.mean(0)
     return of_clip.cpu().numpy(), of_faces.cpu().numpy()
@@ -130,7 +131,9 @@ class Scorer:
             rows = []
             for part in np.unique(piece[person == one]):
                 places = np.flatnonzero((person == one) & (piece == part))
-                of_part, scores[places] = score_clip(self.network, self._batches(found, places))
+                # In the order of the names that their chips would have on the disk.
+                named = places[np.argsort([f"{found.faces[place].frame}_" for place in places])]
+                of_part, scores[named] = score_clip(self.network, self._batches(found, named), len(named))
                 rows.append(self._row(path, found, places, of_part, scores))
                 if number > 1:
                     bounds = found.length / number * np.array([part, part + 1])
@@ -192,8 +195,7 @@ def load_scorer(experiment: str, runs_dir: str | os.PathLike, precision: str = "
                 device: str = "auto") -> Scorer:
     """Return the Scorer of an experiment; device: as pick_device takes it. Raises UserError if there is none."""
     network, checkpoint = load_experiment(experiment, runs_dir, Machine(pick_device(device), precision))
-    intervals = Intervals(**checkpoint.intervals) if checkpoint.intervals else None
-    return Scorer(network, intervals, checkpoint.label_quantiles, checkpoint.preprocessing,
+    return Scorer(network, checkpoint.intervals, checkpoint.label_quantiles, checkpoint.preprocessing,
                   checkpoint.neuroticism_is_stability)
 
 

@@ -38,7 +38,7 @@ def calibrate(architecture: Architecture, samples: Samples, plan: Plan, weights:
               machine: Machine) -> Intervals | None:
     """Return the intervals of a frozen network's scores, or None if there are too few clips.
 
-    samples: the training clips, read as ClipRows. Costs as much as the training itself.
+    samples: the training clips, read as ClipFeatures. Costs as much as the training itself.
     """
     training, held_out = hold_out(samples, plan.seed)
     if len(held_out) < LEAST_CLIPS or len(training) < 2:

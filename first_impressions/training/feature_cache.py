@@ -1,9 +1,9 @@
 """Clip-level features of a frozen backbone, computed once and cached on disk.
 
 Each faces folder has one SQLite file per backbone in <split>/features/, with one record per clip: the mean of the
-features of all its faces and their mirror images, the features of one face and its mirror image, the number of faces
-and a stamp of the face files. Any split or selection of clips reads from it, and only clips that are new or whose faces
-changed are computed. Deleting the file costs only time. With a Ray cluster the faces are computed there, and only
+features of its faces (seen as network.sides_of_clip says), the features of one face and its mirror image, the number of
+faces and a stamp of the face files. Any split or selection of clips reads from it, and only clips that are new or whose
+faces changed are computed. Deleting the file costs only time. With a Ray cluster the faces are computed there, and only
 records come back; all machines must then see the data folder under one path.
 
 SQLite rather than LMDB, HDF5 or zarr: it comes with every Python, a kill at any moment leaves the last commit whole,
@@ -31,6 +31,7 @@ from first_impressions.common.command_line import UserError, counted, printable,
 from first_impressions.common.device import Machine, pick_device, send
 from first_impressions.data.chips import chip_loader, row_batches
 from first_impressions.data.splits import Split, stamp_of_files
+from first_impressions.networks.network import ALTERNATING, sides_of_clip
 
 BATCH_SIZE = 32         # on a CPU 7 % faster than 64
 SECONDS_BETWEEN_COMMITS = 3.0
@@ -43,23 +44,24 @@ CREATE TABLE IF NOT EXISTS clips (clip BLOB PRIMARY KEY, stamp TEXT, faces INTEG
 FORMS = ("mean", "alone")
 
 
-def features_of_dataset(dataset: Dataset, backbone: Callable[[torch.Tensor], torch.Tensor], key: str, machine: Machine,
-                        batch_size: int = BATCH_SIZE) -> tuple[list, np.ndarray, np.ndarray]:
+def features_of_dataset(dataset: Dataset, backbone: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], key: str,
+                        machine: Machine, batch_size: int = BATCH_SIZE) -> tuple[list, np.ndarray, np.ndarray]:
     """Return (parts, clips, faces) of the clips with faces of a dataset.FaceDataset, from the disk if they are there.
 
     parts: one per faces folder, StoredFeatures or with machine.cache "off" an array C x 2 x F: part[rows, form] are
     features. clips: their names. faces: int64, the number of faces in each mean; 0: none can be read, the features are
-    NaN. backbone: maps uint8 chips B x 3 x H x W to features B x F; with machine.ray_address it can be pickled. key:
-    text that names everything the features depend on besides the faces (architecture, weights, input). batch_size:
-    faces that go through the backbone at once. Raises OSError if the disk is full, UserError if no Ray cluster answers.
+    NaN. backbone: maps uint8 chips B x 3 x H x W and their sides, int64 B, to features B x F; with machine.ray_address
+    it can be pickled. key: text that names everything the features depend on besides the faces (architecture, weights,
+    input). batch_size: faces that go through the backbone at once. Raises OSError if the disk is full, UserError if no
+    Ray cluster answers.
     """
     # Faces of several splits (final training) are cached where each split lies, and so shared with the search.
     split = dataset.split
     folders = split.faces["path"].map(_feature_folder)
     parts, clips, faces = [], [], []
     for folder in folders.unique():
-        job = _Job(split, split.faces[folders == folder].sort_values("clip", kind="stable"), type(dataset), backbone,
-                   machine, batch_size)
+        of_folder = split.faces[folders == folder].sort_values("clip", kind="stable")
+        job = _Job(replace(split, faces=of_folder), type(dataset), backbone, machine, batch_size)
         part, numbers = _in_memory(job) if machine.cache == "off" else _stored(Path(folder), job, key)
         parts.append(part)
         faces.append(numbers)
@@ -69,18 +71,18 @@ def features_of_dataset(dataset: Dataset, backbone: Callable[[torch.Tensor], tor
 
 @dataclass
 class _Job:
-    """The faces of some clips, sorted by clip, whose features are to be computed."""
+    """The faces of a split, sorted by clip, whose features are to be computed."""
     split: Split
-    faces: pandas.DataFrame
     dataset_of: Callable[[Split], Dataset]
-    backbone: Callable[[torch.Tensor], torch.Tensor]
+    backbone: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     machine: Machine
     batch_size: int
 
     def __post_init__(self):
-        self.codes, clips = pandas.factorize(self.faces["clip"])
+        self.codes, clips = pandas.factorize(self.split.faces["clip"])
         self.clips = clips.to_numpy()
         self.first_face = np.searchsorted(self.codes, np.arange(len(self.clips) + 1))
+        self.sides = torch.cat([sides_of_clip(number) for number in (*np.diff(self.first_face).tolist(), 0)])
 
 
 def names_and_stamps(faces: pandas.DataFrame) -> list[tuple[bytes, str]]:
@@ -105,14 +107,15 @@ def _in_memory(job):
 
 def _stored(folder, job, key):
     """Return (StoredFeatures of the job's clips, numbers of faces). Computes what is missing."""
-    text = f"{key}, chips of {job.split.preprocessing['size']} px"
+    text = f"{key}, chips of {job.split.preprocessing['size']} px, alternating from {ALTERNATING} faces"
     path = folder / f"{key.split()[0]}_{job.machine.cache}_{hashlib.sha256(text.encode()).hexdigest()[:16]}.sqlite"
     folder.mkdir(parents=True, exist_ok=True)
-    stored, wanted = StoredFeatures(path, job.machine.cache), names_and_stamps(job.faces)
+    stored, wanted = StoredFeatures(path, job.machine.cache), names_and_stamps(job.split.faces)
     if not stored.find(wanted).all():
         with FileLock(path.with_suffix(".lock")):   # one process computes, the others wait and find it done
             missing = np.flatnonzero(~stored.find(wanted, mend=True))
-            stored.fill(replace(job, faces=job.faces[np.isin(job.codes, missing)]), [wanted[row] for row in missing])
+            faces = job.split.faces[np.isin(job.codes, missing)]
+            stored.fill(replace(job, split=replace(job.split, faces=faces)), [wanted[row] for row in missing])
         stored.find(wanted)
     return stored, stored.faces
 
@@ -201,7 +204,7 @@ def _records(job) -> Iterator[tuple[int, np.ndarray | None, np.ndarray | None]]:
     """Yield (number of faces, their mean, one face alone) of each clip of a job, the features float32 F, or None if no
     face can be read."""
     blocks = _blocks_by_ray(job) if job.machine.ray_address else _blocks(job)
-    with progress_bar(total=len(job.faces), desc=f"features of {job.split.name}", unit="face") as bar, \
+    with progress_bar(total=len(job.codes), desc=f"features of {job.split.name}", unit="face") as bar, \
             contextlib.closing(blocks):
         for records, faces in blocks:
             yield from records
@@ -213,11 +216,12 @@ def _blocks(job):
     """Yield (records of the next clips, faces read) for all clips of a job, in batches of faces."""
     open_clips, first_open = {}, 0     # clips of which more faces may come
     middle = (job.first_face[:-1] + job.first_face[1:]) // 2
-    of_job = replace(job.split, faces=job.faces.reset_index(drop=True))
-    batches = row_batches(len(job.faces), job.batch_size)
-    loader = chip_loader(job.dataset_of(of_job), batches, job.machine.num_workers, job.machine.device)
+    dataset = job.dataset_of(replace(job.split, faces=job.split.faces.reset_index(drop=True)))
+    batches = row_batches(len(dataset), job.batch_size)
+    loader = chip_loader(dataset, batches, job.machine.num_workers, job.machine.device)
     for batch, (chips, rows) in zip(batches, loader):
-        features = job.backbone(send(chips, job.machine.device)).float().cpu().numpy() if len(rows) else ()
+        seen = (send(some, job.machine.device) for some in (chips, job.sides[rows]))
+        features = job.backbone(*seen).float().cpu().numpy() if len(rows) else ()
         for row, feature in zip(rows.tolist(), features):
             code = job.codes[row]
             total, faces, alone = open_clips.get(code, (0.0, 0, feature))
@@ -234,12 +238,11 @@ def _blocks(job):
 
 # ---------------------------------------------------------------- on a Ray cluster
 
-def _records_in_task(split, dataset_of, backbone, machine, batch_size):
-    """Return the records of some clips, computed by the machine that this Ray task runs on."""
+def _records_in_task(job, backbone):
+    """Return the records of a job, computed by the machine that this Ray task runs on."""
     torch.set_num_threads(1)
-    machine = replace(machine, device=pick_device(machine.wanted), num_workers=0)
-    job = _Job(split, split.faces, dataset_of, backbone, machine, batch_size)
-    return [record for records, _ in _blocks(job) for record in records]
+    machine = replace(job.machine, device=pick_device(job.machine.wanted), num_workers=0)
+    return [record for records, _ in _blocks(replace(job, backbone=backbone, machine=machine)) for record in records]
 
 
 def _blocks_by_ray(job):
@@ -257,12 +260,12 @@ def _blocks_by_ray(job):
         gpus = int(resources.get("GPU", 0) > 0 and job.machine.wanted != "cpu")
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_records_in_task)
         backbone, waiting = ray.put(job.backbone), deque()
-        for _, faces in job.faces.groupby(job.first_face[job.codes] // FACES_A_TASK):     # whole clips
-            part = replace(job, faces=faces)
+        for _, faces in job.split.faces.groupby(job.first_face[job.codes] // FACES_A_TASK):     # whole clips
             # Without the labels and speakers, which the features do not need.
             split = replace(job.split, faces=faces.assign(path=faces["path"].map(os.path.abspath)),
                             labels=job.split.labels.iloc[:0], speakers=job.split.speakers.iloc[:0])
-            waiting.append((part, task.remote(split, job.dataset_of, backbone, job.machine, job.batch_size)))
+            part = replace(job, split=split, backbone=None)
+            waiting.append((part, task.remote(part, backbone)))
             if len(waiting) > 2 * resources.get("CPU", 1):
                 yield _finished(*waiting.popleft(), ray)
         while waiting:
@@ -277,10 +280,11 @@ def _finished(job, reference, ray):
         records = ray.get(reference)
     except ray.exceptions.RayError as error:
         reason = (str(getattr(error, "cause", None) or error).strip().splitlines() or [type(error).__name__])[-1]
-        raise UserError(f"features on the Ray cluster: {printable(reason)}; do all its machines see "
-                        f"{os.path.dirname(job.faces['path'].iloc[0])}? Run again: what is done is kept") from None
+        folder = os.path.dirname(job.split.faces["path"].iloc[0])
+        raise UserError(f"features on the Ray cluster: {printable(reason)}; do all its machines see {folder}? Run "
+                        "again: what is done is kept") from None
     for clip, (read, *_), faces in zip(job.clips, records, np.diff(job.first_face).tolist()):
         if read < faces:
             print(f"warning: left out {counted(faces - read, 'face')} of {printable(clip)}, unreadable; delete them "
                   "and make the faces again", file=sys.stderr)
-    return records, len(job.faces)
+    return records, len(job.codes)

@@ -1,8 +1,8 @@
 """The network's inputs for a split: single face chips, or the features of each clip.
 
-FaceChips reads chips for a backbone that is trained. ClipRows holds what a frozen backbone sees of each clip, computed
-once (feature_cache.py): the mean of the features of its faces, and those of one face alone. Both have len(), usable,
-clips and batches().
+FaceChips reads chips for a backbone that is trained. ClipFeatures holds what a frozen backbone sees of each clip,
+computed once (feature_cache.py): the mean of the features of its faces, and those of one face alone. Both have len(),
+usable, clips and batches().
 """
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -46,8 +46,8 @@ class FaceChips:
 
 
 @dataclass
-class ClipRows:
-    """One row for each clip of a split, as a frozen backbone gives it.
+class ClipFeatures:
+    """The features of each clip of a split, as a frozen backbone gives them.
 
     parts: arrays C x 2 x F, or StoredFeatures: the mean over the clip's faces, and one of its faces alone, each the
     mean of the picture and its mirror image. faces: int64 C, the number of faces in the mean; rows of clips without a
@@ -65,10 +65,10 @@ class ClipRows:
     def __len__(self) -> int:
         return len(self.clips)
 
-    def select(self, rows: np.ndarray) -> "ClipRows":
+    def select(self, rows: np.ndarray) -> "ClipFeatures":
         """Return the source of just these rows."""
         places = rows if self.places is None else self.places[rows]
-        return ClipRows(self.parts, self.clips[rows], self.faces[rows], self.machine, places)
+        return ClipFeatures(self.parts, self.clips[rows], self.faces[rows], self.machine, places)
 
     @property
     def usable(self) -> np.ndarray:
@@ -116,25 +116,26 @@ class ClipRows:
             yield np.asarray(batch), send(self.projected(network)[batch], self.machine.device)
 
 
-def features_of_chips(network: PersonalityNetwork, chips: torch.Tensor) -> torch.Tensor:
-    """Return the features B x F of uint8 chips B x 3 x H x W on any device, to which the network is moved."""
-    return network.to(chips.device).features_of_both(chips)
+def features_of_chips(network: PersonalityNetwork, chips: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
+    """Return the features B x F of uint8 chips B x 3 x H x W, seen as their sides say, on any device, to which the
+    network is moved."""
+    return network.to(chips.device).features_of_sides(chips, sides)
 
 
-def make_source(network: PersonalityNetwork, dataset: Dataset, machine: Machine) -> FaceChips | ClipRows:
-    """Return ClipRows of a dataset.FaceDataset if the backbone is frozen and no augmentation needs pictures, else
+def make_source(network: PersonalityNetwork, dataset: Dataset, machine: Machine) -> FaceChips | ClipFeatures:
+    """Return ClipFeatures of a dataset.FaceDataset if the backbone is frozen and no augmentation needs pictures, else
     FaceChips."""
     if reads_clips(network.trained, dataset.transform is not None):
         backbone = partial(features_of_chips, network)
-        return ClipRows(*features_of_dataset(dataset, backbone, backbone_key(network), machine), machine)
+        return ClipFeatures(*features_of_dataset(dataset, backbone, backbone_key(network), machine), machine)
     return FaceChips(dataset, machine)
 
 
 # ---------------------------------------------------------------- scores
 
 @torch.inference_mode()
-def score_rows(network: PersonalityNetwork, source: FaceChips | ClipRows, alone: bool = False, batch_size: int = 256,
-               title: str | None = None) -> np.ndarray:
+def score_rows(network: PersonalityNetwork, source: FaceChips | ClipFeatures, alone: bool = False,
+               batch_size: int = 256, title: str | None = None) -> np.ndarray:
     """Return float32 scores N x 5 in [0, 1] of the N rows of a source: clips or faces, as the source has them.
 
     Rows that cannot be read are NaN. Faces are scored with their mirror images. alone: score one face of each clip

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import pandas
@@ -74,31 +75,23 @@ class TrainingState:
     ema: AveragedModel | None           # exponential moving average of the weights
     epoch: int = 0                      # epochs done
     step: int = 0                       # steps done of the next one
-    loss_sum: float = 0.0               # of these steps
-    losses: list = field(default_factory=list)      # of the steps since, still on the device
-    loss_count: int = 0                 # number of the steps in loss_sum
+    loss_sum: torch.Tensor | float = 0.0    # of these steps; on the device, so that no step waits for it
+    loss_count: int = 0                 # number of losses in the sum
     history: list = field(default_factory=list)     # the record of each epoch
     best: dict | None = None            # of the best epoch: epoch, accuracy, network
+
+    PLAIN: ClassVar = ("epoch", "step", "loss_sum", "loss_count", "history", "best")
 
     @property
     def averaged(self) -> PersonalityNetwork:
         """The network that is evaluated and kept: the moving average if there is one."""
         return self.ema.module if self.ema else self.network
 
-    def add_up_losses(self) -> float:
-        """Return the sum of the losses of the epoch so far. Waits for the device, so it is not called at every step."""
-        for loss in torch.stack(self.losses).cpu().tolist() if self.losses else []:
-            self.loss_sum += loss
-            self.loss_count += 1
-        self.losses.clear()
-        return self.loss_sum
-
     def state_dict(self) -> dict:
         """Return the state as tensors and plain data."""
         return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(), "ema": self.ema.state_dict() if self.ema else None,
-                "epoch": self.epoch, "step": self.step, "loss_sum": self.add_up_losses(), "loss_count": self.loss_count,
-                "history": self.history, "best": self.best}
+                **{name: getattr(self, name) for name in self.PLAIN}, "loss_sum": float(self.loss_sum)}
 
     def load_state_dict(self, saved: dict) -> None:
         """Take over what state_dict returned, but for the network's own weights, which are loaded before."""
@@ -106,8 +99,8 @@ class TrainingState:
             self.ema.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scheduler.load_state_dict(saved["scheduler"])
-        self.history, self.epoch, self.step = list(saved["history"]), saved["epoch"], saved["step"]
-        self.loss_sum, self.loss_count, self.best = saved["loss_sum"], saved["loss_count"], saved["best"]
+        for name in self.PLAIN:
+            setattr(self, name, saved[name])
 
 
 def start_at_the_mean(network: PersonalityNetwork, split: Split) -> None:
@@ -121,7 +114,7 @@ def start_at_the_mean(network: PersonalityNetwork, split: Split) -> None:
 def fit_frozen_parts(network: PersonalityNetwork, samples: Samples, settings: Settings, seed: int) -> None:
     """Fit the closed-form parts to the clip features: the projection, and the Gaussian process if there is one.
 
-    samples: read as ClipRows. Their source keeps what was fitted, and the next
+    samples: read as ClipFeatures. Their source keeps what was fitted, and the next
     network with the same settings takes it over: the trials of a search have few different ones.
     """
     source, usable = samples.source, samples.source.usable
@@ -134,11 +127,11 @@ def fit_frozen_parts(network: PersonalityNetwork, samples: Samples, settings: Se
         return
     key += settings.memory, settings.noise, settings.centres
     if key not in source.fitted:
-        fit_memory(network, samples, settings, seed)
+        fit_gp(network, samples, settings, seed)
     network.memory = source.fitted.setdefault(key, network.memory)
 
 
-def fit_memory(network: PersonalityNetwork, samples: Samples, settings: Settings, seed: int) -> None:
+def fit_gp(network: PersonalityNetwork, samples: Samples, settings: Settings, seed: int) -> None:
     """Fit the Gaussian process to the means of clips, projected by the network."""
     source, usable = samples.source, samples.source.usable
     rows, targets = source.projected(network)[usable, 0], samples.targets[usable]
@@ -155,7 +148,7 @@ def start_training(network: PersonalityNetwork, samples: Samples, plan: Plan, ma
 
     saved: what TrainingState.state_dict returned. Raises UserError if there are too few samples for a step.
     """
-    settings, usable = plan.settings, samples.number_usable
+    settings, usable = plan.settings, len(samples.source.usable)
     if usable < 2 * world_size():
         unit = "clip" if samples.source.of_clips else "face"
         raise UserError(f"{samples.split.name}: only {counted(usable, unit)} can be read; training needs at least two "
@@ -168,10 +161,10 @@ def start_training(network: PersonalityNetwork, samples: Samples, plan: Plan, ma
     else:
         start_at_the_mean(network, samples.split)
         if network.frozen:
-            rows = samples
+            clips = samples
             if not samples.source.of_clips:
-                rows = Samples(samples.split, make_source(network, samples.source.dataset.plain(), machine))
-            fit_frozen_parts(network, rows, settings, plan.seed)
+                clips = Samples(samples.split, make_source(network, samples.source.dataset.plain(), machine))
+            fit_frozen_parts(network, clips, settings, plan.seed)
     ema = None
     if settings.ema_decay:
         ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
@@ -188,17 +181,16 @@ def start_training(network: PersonalityNetwork, samples: Samples, plan: Plan, ma
 
 # ---------------------------------------------------------------- loop
 
-def check_finite(state: TrainingState, loss: float | None = None) -> None:
-    """Raise UserError if the loss, by default the sum over the epoch so far, is not finite: the weights are lost."""
-    loss = state.add_up_losses() if loss is None else loss
+def check_finite(loss: torch.Tensor | float, epoch: int) -> None:
+    """Raise UserError if a loss of that epoch, counted from 0, is not finite: the weights are lost."""
     if not math.isfinite(loss):
-        raise UserError(f"the loss became {loss} in epoch {state.epoch + 1}: the weights have grown beyond all bounds; "
-                        "take a smaller --lr")
+        raise UserError(f"the loss became {float(loss)} in epoch {epoch + 1}: the weights have grown beyond all "
+                        "bounds; take a smaller --lr")
 
 
 def batches_of_epoch(samples: Samples, plan: Plan, epoch: int) -> list[list[int]]:
     """Return the batches of an epoch, as places in samples.source.usable, for this process: one batch per step."""
-    return epoch_batches(samples.number_usable, plan.batch_size, plan.seed, epoch, rank(), world_size())
+    return epoch_batches(len(samples.source.usable), plan.batch_size, plan.seed, epoch, rank(), world_size())
 
 
 def validate(network: PersonalityNetwork, samples: Samples, loss: str, constant: pandas.Series) -> dict[str, float]:
@@ -248,7 +240,8 @@ def _take_step(state, parallel, inputs, targets, loss_function):
     state.scheduler.step()
     if state.ema:
         state.ema.update_parameters(state.network)
-    state.losses.append(loss.detach())
+    state.loss_sum = state.loss_sum + loss.detach()
+    state.loss_count += 1
 
 
 def _train_epoch(state, parallel, plan, samples, after_step, show_progress):
@@ -278,10 +271,9 @@ def _train_epoch(state, parallel, plan, samples, after_step, show_progress):
             # The last step of an epoch is followed by its validation, and only then is the epoch over.
             if state.step < len(batches) and after_step:
                 after_step(state)
-    loss_sum = state.add_up_losses()
     if not state.loss_count:
         raise UserError(f"{samples.split.name}: none of its faces can be read (they are named above); make them again")
-    mean_loss = loss_sum / state.loss_count
+    mean_loss = float(state.loss_sum) / state.loss_count
     if world_size() > 1:
         total = torch.tensor(mean_loss, dtype=torch.float64)
         torch.distributed.all_reduce(total)
@@ -304,7 +296,7 @@ def fit(state: TrainingState, plan: Plan, samples: Samples, validation: Samples 
     while state.epoch < plan.num_epochs:
         started = time.monotonic()
         taken, mean_loss = _train_epoch(state, parallel, plan, samples, after_step, show_progress)
-        check_finite(state, mean_loss)
+        check_finite(mean_loss, state.epoch)
         seconds = max(time.monotonic() - started, 1e-9)
         record = {"epoch": state.epoch + 1, "loss_train": mean_loss, "seconds": seconds,
                   "samples_per_second": taken * world_size() / seconds}

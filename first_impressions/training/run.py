@@ -25,7 +25,7 @@ from first_impressions.common.files import atomic_write
 from first_impressions.data.labels import quantiles_of
 from first_impressions.data.splits import Split
 from first_impressions.evaluation.logs import log_epoch, log_pictures
-from first_impressions.networks.checkpoint import BEST, LAST, PREVIOUS, Checkpoint
+from first_impressions.networks.checkpoint import BEST, LAST, PREVIOUS, Checkpoint, Intervals
 from first_impressions.networks.network import Architecture
 from first_impressions.networks.settings import Plan, Settings
 from first_impressions.training.loop import TrainingState, check_finite
@@ -98,7 +98,7 @@ class Run:
     plan: Plan
     split: Split
     record: Record
-    intervals: dict | None = None   # of the scores
+    intervals: Intervals | None = None  # of the scores
     stop: StopRequest = field(default_factory=StopRequest)
     writer: SummaryWriter | None = None
     saved_at: float = field(default_factory=time.monotonic)
@@ -130,7 +130,7 @@ class Run:
 
     def save(self, state: TrainingState) -> None:
         """Write the checkpoints; the first ones of a training run that replaces another one put it in its place."""
-        check_finite(state)
+        check_finite(state.loss_sum, state.epoch)
         self.saved_at = time.monotonic()
         if not is_main_process():
             return

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from first_impressions.common.command_line import UserError, counted
-from first_impressions.common.device import is_main_process, world_size
+from first_impressions.common.command_line import UserError, counted, seed_number
+from first_impressions.common.device import add_machine_options, is_main_process, world_size
 from first_impressions.data.labels import SPEAKER_REGEX
 from first_impressions.data.splits import (
     Split,
@@ -19,7 +19,7 @@ from first_impressions.data.splits import (
     load_split,
     split_by_speaker,
 )
-from first_impressions.training.inputs import ClipRows, FaceChips
+from first_impressions.training.inputs import ClipFeatures, FaceChips
 
 HELD_OUT = 0.2  # of the clips, for --val-split speaker
 
@@ -28,12 +28,7 @@ HELD_OUT = 0.2  # of the clips, for --val-split speaker
 class Samples:
     """The data to train or validate on: a split, and how it is read, as clips or as single faces."""
     split: Split
-    source: FaceChips | ClipRows
-
-    @property
-    def number_usable(self) -> int:
-        """The number of rows that can be read: clips of a frozen network, faces of a trained one."""
-        return len(self.source.usable)
+    source: FaceChips | ClipFeatures
 
     @functools.cached_property  # the loop asks for it at every epoch
     def targets(self) -> torch.Tensor:
@@ -78,8 +73,14 @@ def load_training_and_validation(data_dir: str | Path, final_run: bool, val_spli
     return training, validation
 
 
-def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options on data that search and training share."""
+def add_run_options(parser: argparse.ArgumentParser, run: str) -> None:
+    """Add the options that search and training share. run: what the help texts call one of them."""
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help=f"go on with an interrupted {run} of the same command")
+    existing.add_argument("--overwrite", action="store_true", help=f"replace a {run} of the same name")
+    parser.add_argument("--dry-run", action="store_true", help="check everything and say what would be done; write "
+                        "nothing")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of everything random")
     group = parser.add_argument_group("data")
     group.add_argument("--data-dir", default="data", help="data folder")
     group.add_argument("--runs-dir", default="runs", help="folder of the experiments")
@@ -88,6 +89,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--weights", help="of the backbone: imagenet, dlib, none or the path of a state dict (default: "
                        "dlib for FaceResNet29, else imagenet)")
     add_speaker_option(group)
+    add_machine_options(parser)
 
 
 def number_of_samples(split: Split, in_clips: bool) -> int:

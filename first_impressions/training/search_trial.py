@@ -19,7 +19,7 @@ from first_impressions.common.experiment import SECONDS_BETWEEN_CHECKPOINTS, TRA
 from first_impressions.common.files import atomic_write
 from first_impressions.evaluation.logs import log_epoch
 from first_impressions.networks.network import Architecture, build_network
-from first_impressions.networks.settings import Plan, Settings, reads_clips, resolve_settings, settle_memory
+from first_impressions.networks.settings import Plan, Settings, reads_clips, resolve_settings, settle_gp
 from first_impressions.networks.weights import load_file
 from first_impressions.training.inputs import make_source
 from first_impressions.training.loop import fit, start_training
@@ -61,6 +61,7 @@ def _load_splits(search):
 @functools.lru_cache(maxsize=1)
 def _load_features(search):
     """Return training and validation samples of a frozen network, for all trials that this process runs."""
+    seed_everything(search.seed)    # --weights none: each network of this seed has the same random backbone
     network = search.machine.place(build_network(search.architecture, Settings(memory="none"), search.weights))
     return [Samples(split, make_source(network, search.dataset_of(split), search.machine))
             for split in _load_splits(search)]
@@ -71,8 +72,8 @@ def run_trial(trial_config: dict, search: Search) -> None:
     torch.set_num_threads(max(1, int(search.cpus_per_trial)))
     seed_everything(search.seed)
     splits = _load_splits(search)
-    settings = settle_memory(resolve_settings(trial_config), splits[0].number_with_face,
-                             search.architecture.has_memory)
+    settings = settle_gp(resolve_settings(trial_config), splits[0].number_with_face,
+                             search.architecture.has_gp)
     plan = Plan(settings, search.num_epochs, int(trial_config["batch_size"]), search.seed)
     machine = search.machine
     network = machine.place(build_network(search.architecture, settings, search.weights))
