@@ -1,5 +1,6 @@
 """Frames drawn from a clip: which ones, and their pictures, the same as a plain decode from the start gives."""
 import contextlib
+import functools
 import hashlib
 import heapq
 import os
@@ -70,17 +71,9 @@ class FrameSettings:
 
 # ---------------------------------------------------------------- choosing
 
-def _place_in_draw(clip: str, seed: int) -> Callable[[int], bytes]:
-    """Return a function of a frame's index: its place in the draw, which depends only on the seed, the clip's name
-    (without suffix) and the index."""
-    start = hashlib.blake2b(f"{seed}:".encode() + os.fsencode(clip) + b":", digest_size=8)
-
-    def place(index):
-        state = start.copy()
-        state.update(b"%d" % index)
-        return state.digest()
-
-    return place
+def _place_in_draw(seed, clip, index):
+    """Return a frame's place in the draw: it depends on nothing else."""
+    return hashlib.blake2b(b"%d:%b:%d" % (seed, os.fsencode(clip), index), digest_size=8).digest()
 
 
 def choose_frames(clip: str, indices: Iterable[int], number_of_frames: int, seed: int) -> set[int]:
@@ -88,7 +81,7 @@ def choose_frames(clip: str, indices: Iterable[int], number_of_frames: int, seed
 
     Fewer frames are a subset of more, and frames that cannot be decoded do not change the choice of the others.
     """
-    return set(heapq.nsmallest(number_of_frames, indices, key=_place_in_draw(clip, seed)))
+    return set(heapq.nsmallest(number_of_frames, indices, key=functools.partial(_place_in_draw, seed, clip)))
 
 
 def number_of_pieces(length: float, settings: FrameSettings) -> int:
@@ -121,7 +114,7 @@ def frames_every(packets: Packets, indices: Iterable[int], every: float, most: i
 def earlier_frames(clip: str, chosen: Iterable[int], seed: int) -> dict[int, int | None]:
     """Return for each of the frames drawn the nearest one before it, as displayed, that was drawn before it; None where
     there is none. This one stays the same when more frames are drawn."""
-    place = _place_in_draw(clip, seed)
+    place = functools.partial(_place_in_draw, seed, clip)
     earlier, candidates = {}, []
     for index in sorted(chosen):
         while candidates and place(candidates[-1]) > place(index):
@@ -315,7 +308,7 @@ def check_clip_name(path: str, packets: Packets, target: str) -> None:
 
 def extract_frames(path: str, frame_dir: str, settings: FrameSettings, dry_run: bool = False,
                    ) -> tuple[int, int, list[str]]:
-    """Write the frames drawn from one clip to frame_dir; return (made, present, problems) as batch.Batch asks.
+    """Write the frames drawn from one clip to frame_dir; return (made, present, problems) as job.Batch asks.
 
     Call it inside target_folder.open_target. Raises UserError for a clip that cannot be read, OSError for a full disk.
     """

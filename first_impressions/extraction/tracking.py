@@ -31,7 +31,7 @@ class Sighting:
 class FaceTracker:
     """Finds the faces in frames of one clip.
 
-    earlier: for each frame the one to learn from, as read_clips.earlier_frames gives them. What is found in a frame
+    earlier: for each frame the one to learn from, as frames.earlier_frames gives them. What is found in a frame
     depends on nothing but the pictures of that frame, of the frame it learns from, of the one that that one learned
     from, and so on: the frames of lineage(). All these must have been searched before it, but for those without a face.
     """
@@ -49,7 +49,7 @@ class FaceTracker:
         return frames
 
     def find_faces(self, index: int, picture: np.ndarray) -> list[FoundFace]:
-        """Return the faces in a frame, the largest first, as find_faces.find_faces does; of several faces the smaller
+        """Return the faces in a frame, the largest first, as faces.find_faces does; of several faces the smaller
         may be left out."""
         thumbnail = _thumbnail(picture)
         before = self._sighting_before(index)
