@@ -59,15 +59,16 @@ def find_clip_faces(path: str, packets: Packets, frames: FrameSettings, crop: Cr
 
     without_face: frames that are known to need no search; with_face: frames whose faces are known.
     """
-    models, drawn, found = load_models(crop.predictor), set(), False
+    models, found = load_models(crop.predictor), False
+    drawn = set()   # and not replaced
     tracker = FaceTracker(models, {})
 
     def pick_with_lineage(chosen):
         picked = pick(chosen)
-        if not drawn:  # by the first call; a frame that replaces one that cannot be decoded learns from none
-            tracker.earlier = earlier_frames(clip_stem(path), chosen, frames.seed) if crop.detector != "cnn" else {}
-        drawn.clear()
-        drawn.update(chosen)
+        drawn.update(chosen - picked)
+        # A frame that replaces one that cannot be decoded learns from none.
+        if not tracker.earlier and crop.detector != "cnn":
+            tracker.earlier = earlier_frames(clip_stem(path), chosen, frames.seed)
         further = set().union(*map(tracker.lineage, picked))
         return picked | {index for index in further if index not in without_face}
 
@@ -79,6 +80,7 @@ def find_clip_faces(path: str, packets: Packets, frames: FrameSettings, crop: Cr
 
     for portion in _portions(read_chosen(path, packets, frames, pick_with_lineage)):
         searched = [(index, picture, search(index, picture)) for index, picture in portion]
+        drawn.update(index for index, _ in portion)
         found = found or any(faces for *_, faces in searched)
         yield from (FrameFaces(index, picture, faces, "" if faces else NO_FACE) for index, picture, faces in searched)
     again = choose_frames(clip_stem(path), drawn, MOST_FRAMES, frames.seed)
@@ -118,7 +120,7 @@ def extract_clip_faces(path: str, face_dir: str, frames: FrameSettings, crop: Cr
     Call it inside target_folder.open_target. Raises UserError for a clip that cannot be read, OSError for a full disk.
     """
     clip, source = clip_stem(path), source_of(path)
-    present, done = set(), set()
+    present = set()
     before = dict(map(_frame_and_reason, known.of(path)))
     reasons = {}    # by frame, those of the frames that are drawn
 
@@ -126,11 +128,10 @@ def extract_clip_faces(path: str, face_dir: str, frames: FrameSettings, crop: Cr
         return Path(frame_name(clip, index)).stem
 
     def missing(chosen):
-        rest = chosen - done
-        present.update(i for i in rest if is_finished(os.path.join(face_dir, face_name(stem(i)))))
-        reasons.update({i: before[i] for i in rest if (before.get(i) == FOUND_BY_CNN if i in present else
+        present.update(i for i in chosen if is_finished(os.path.join(face_dir, face_name(stem(i)))))
+        reasons.update({i: before[i] for i in chosen if (before.get(i) == FOUND_BY_CNN if i in present else
                                                       NO_FACE in before.get(i, ""))})
-        return rest - present - reasons.keys()
+        return chosen - present - reasons.keys()
 
     with watched_clip(path, face_dir) as made:
         packets = list_packets(path)
@@ -142,7 +143,6 @@ def extract_clip_faces(path: str, face_dir: str, frames: FrameSettings, crop: Cr
             for frame in find_clip_faces(path, packets, frames, crop, missing, reasons, present):
                 if frame.index in present:
                     continue
-                done.add(frame.index)
                 made += write_chips(frame.picture, frame.faces, face_dir, stem(frame.index), crop, source)
                 if frame.reason:
                     reasons[frame.index] = frame.reason

@@ -229,7 +229,8 @@ def decode_wanted(path: str | Path, packets: Packets, wanted: set[int]) -> Itera
 
 def read_chosen(path: str | Path, packets: Packets, settings: FrameSettings,
                 pick: Callable[[set[int]], set[int]] = set) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (index, picture) for those of the frames drawn that pick(frames drawn) returns.
+    """Yield (index, picture) for those of the frames drawn that pick(frames drawn) returns. It is called again with the
+    frames that replace others.
 
     index: int, counted from 0 in display order; picture: uint8 RGB array H x W x 3, C-contiguous. A frame that cannot
     be decoded is replaced by the next one of the draw. All others come in the order of display, those that replace one
@@ -242,7 +243,8 @@ def read_chosen(path: str | Path, packets: Packets, settings: FrameSettings,
         return _to_picture(frame, reformatter, packets.pixel_aspect)
 
     reformatter = av.video.reformatter.VideoReformatter()
-    wanted = pick(choose(packets.drawable))
+    drawn = choose(packets.drawable)
+    wanted = pick(drawn)
     if wanted and packets.timed:
         order = sorted(wanted, reverse=True)
         try:
@@ -274,7 +276,7 @@ def read_chosen(path: str | Path, packets: Packets, settings: FrameSettings,
     # Two packets may hold the fields of one picture: without an error nothing is missing then.
     if packets.timed or errors:
         packets.notes.append(f"only {len(readable)} of {total} could be decoded; frames were drawn from these")
-    instead = pick(choose(readable)) - choose(packets.drawable)
+    instead = pick(choose(readable) - drawn)
     if instead:
         for index, frame in _decode_everything(path, packets, errors):
             if index in instead:
@@ -313,12 +315,11 @@ def extract_frames(path: str, frame_dir: str, settings: FrameSettings, dry_run: 
     Call it inside target_folder.open_target. Raises UserError for a clip that cannot be read, OSError for a full disk.
     """
     clip, source = clip_stem(path), source_of(path)
-    present, done = set(), set()
+    present = set()
 
     def missing(chosen):
-        rest = chosen - done
-        present.update(i for i in rest if is_finished(os.path.join(frame_dir, frame_name(clip, i))))
-        return rest - present
+        present.update(i for i in chosen if is_finished(os.path.join(frame_dir, frame_name(clip, i))))
+        return chosen - present
 
     with watched_clip(path, frame_dir) as made:
         packets = list_packets(path)
@@ -331,6 +332,5 @@ def extract_frames(path: str, frame_dir: str, settings: FrameSettings, dry_run: 
         for index, picture in read_chosen(path, packets, settings, missing):
             write_file(frame_dir, frame_name(clip, index), encode_jpeg(picture, settings.quality, source))
             made.append(frame_name(clip, index))
-            done.add(index)
             heartbeat()
     return len(made), len(present), settings.problems(packets)
