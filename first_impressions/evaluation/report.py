@@ -11,7 +11,6 @@ import html
 import json
 from pathlib import Path
 
-import cv2
 import jinja2
 import numpy as np
 import pandas
@@ -27,6 +26,7 @@ from first_impressions.evaluation.measure import PARTS, Evaluation
 from first_impressions.evaluation.metrics import PUBLISHED, ROWS, reliability
 from first_impressions.evaluation.plots import gain_errors
 from first_impressions.evaluation.text import format_number, format_p
+from first_impressions.extraction.sources import encode_jpeg
 
 CLIPS_SHOWN = 6         # best ones, and as many worst ones
 CHIP_SIZE_SHOWN = 160   # pixels: sharp at 80 CSS pixels on a phone
@@ -105,9 +105,8 @@ def _chip_picture(paths):
     """Return the first readable face chip as data URI, or None."""
     for path in paths:
         with contextlib.suppress(UserError):  # the evaluation has named it already
-            chip = read_chip(path, CHIP_SIZE_SHOWN).permute(1, 2, 0).numpy()
-            jpeg = cv2.imencode(".jpg", cv2.cvtColor(chip, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
-            return "data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode()
+            jpeg = encode_jpeg(read_chip(path, CHIP_SIZE_SHOWN).permute(1, 2, 0).numpy(), 85)
+            return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
     return None
 
 
