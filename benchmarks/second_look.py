@@ -24,14 +24,7 @@ import av
 import cv2
 import numpy as np
 import pandas
-from portraits import (
-    SET_ASIDE_SEED,
-    Portraits,
-    load_portraits,
-    measure_part,
-    set_aside,
-    train_once,
-)
+from portraits import load_portraits, measure_part, train_once
 from preprocessing import ONE_PASS_SCRIPT, child_seconds, list_clips
 
 from first_impressions.common.command_line import make_parser, positive_int, run_script
@@ -168,36 +161,19 @@ def measure_clips(table: pandas.DataFrame, clip_dir: Path, number: int, number_o
 
 # ---------------------------------------------------------------- accuracy
 
-def show(name: str, portraits: Portraits, clips: list[str], networks: list, constant: pandas.Series) -> None:
-    """Print the figures of some clips: means over the networks, the intervals over speakers of the first one."""
-    table = pandas.DataFrame([measure_part(network, portraits, clips, constant) for network in networks])
-    mean, first = table.mean(), table.iloc[0]
-    print(f"{name}: {len(clips)} of {portraits.split.speakers.loc[clips].nunique()} speakers, accuracy "
-          f"{mean['accuracy']:.4f}, constant {mean['constant']:.4f}, gain {mean['gain']:+.4f} "
-          f"[{first['gain_low']:+.4f}, {first['gain_high']:+.4f}]", flush=True)
-
-
 def measure_accuracy(table: pandas.DataFrame, work_dir: Path, seeds: int) -> None:
     """Print the accuracy of the clips whose faces the CNN detector alone finds, by networks that have seen none of
-    them, and what other clips gain if such clips are learned from."""
+    them: means over the networks, the interval over speakers of the first one."""
     portraits = load_portraits(work_dir)
-    speakers, labels = portraits.split.speakers, portraits.split.labels
-    by_cnn = sorted(set(table["clip"][table["by_cnn"]]))
-    others = sorted(set(portraits.source.clips) - set(by_cnn))
-    networks = [train_once(portraits, others, {}, seed) for seed in range(seeds)]
-    show("Clips whose faces the CNN detector alone finds", portraits, by_cnn, networks, labels.loc[others].mean())
-    whole, *_ = set_aside(others, speakers.loc[others].tolist(), SET_ASIDE_SEED)
-    for name, further in (("without", []), ("with", by_cnn)):
-        gains = {"random": [], "unseen": []}
-        for seed in range(1, seeds + 1):
-            training, *parts = set_aside(whole, speakers.loc[whole].tolist(), seed)
-            unseen = set(speakers.loc[parts[1]])
-            network = train_once(portraits, training + [clip for clip in further if speakers[clip] not in unseen], {},
-                                 seed)
-            for kind, some in zip(gains, parts):
-                gains[kind].append(measure_part(network, portraits, some, labels.loc[training].mean())["gain"])
-        print(f"Other clips, learned {name} such clips: gain "
-              + ", ".join(f"{kind} {np.mean(some):+.4f}" for kind, some in gains.items()), flush=True)
+    clips = sorted(set(table["clip"][table["by_cnn"]]))
+    others = sorted(set(portraits.source.clips) - set(clips))
+    constant = portraits.split.labels.loc[others].mean()
+    figures = pandas.DataFrame([measure_part(train_once(portraits, others, {}, seed), portraits, clips, constant)
+                                for seed in range(seeds)])
+    mean, first = figures.mean(), figures.iloc[0]
+    print(f"{len(clips)} clips of {portraits.split.speakers.loc[clips].nunique()} speakers whose faces the CNN "
+          f"detector alone finds: accuracy {mean['accuracy']:.4f}, constant {mean['constant']:.4f}, gain {mean['gain']:+.4f} "
+          f"[{first['gain_low']:+.4f}, {first['gain_high']:+.4f}]")
 
 
 def parse_args(argv=None):
