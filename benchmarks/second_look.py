@@ -172,8 +172,8 @@ def measure_accuracy(table: pandas.DataFrame, work_dir: Path, seeds: int) -> Non
                                 for seed in range(seeds)])
     mean, first = figures.mean(), figures.iloc[0]
     print(f"{len(clips)} clips of {portraits.split.speakers.loc[clips].nunique()} speakers whose faces the CNN "
-          f"detector alone finds: accuracy {mean['accuracy']:.4f}, constant {mean['constant']:.4f}, gain {mean['gain']:+.4f} "
-          f"[{first['gain_low']:+.4f}, {first['gain_high']:+.4f}]")
+          f"detector alone finds: accuracy {mean['accuracy']:.4f}, constant {mean['constant']:.4f}, gain "
+          f"{mean['gain']:+.4f} [{first['gain_low']:+.4f}, {first['gain_high']:+.4f}]")
 
 
 def parse_args(argv=None):
