@@ -5,7 +5,7 @@ from pathlib import Path
 
 import dlib
 
-from first_impressions.common.command_line import positive_int, printable
+from first_impressions.common.command_line import printable, whole_number_between
 from first_impressions.common.constants import FACE_SIZE, SPLITS
 from first_impressions.extraction.detectors import PADDING, find_predictor, predictor_note
 from first_impressions.extraction.faces import DETECTOR_HELP, DETECTORS, CropSettings
@@ -15,20 +15,14 @@ from first_impressions.jobs.target_folder import read_settings
 def add_face_options(parser: argparse.ArgumentParser) -> None:
     """Add the argument PREDICTOR and the options on how faces become chips."""
     parser.add_argument("predictor", metavar="PREDICTOR", nargs="?", help="dlib's landmark model, 5 or 68 points")
-    parser.add_argument("--size", type=_chip_size, default=FACE_SIZE, help="width and height of a chip in pixels")
+    parser.add_argument("--size", type=whole_number_between(1, 4096), default=FACE_SIZE,
+                        help="width and height of a chip in pixels")
     parser.add_argument("--padding", type=_padding, default=PADDING,
                         help="margin around the face, in parts of its size, 0 to 5")
     parser.add_argument("--faces", choices=["largest", "all"], default="largest",
                         help="which faces of a frame to write")
     parser.add_argument("--detector", choices=DETECTORS, help=DETECTOR_HELP + " (default: auto; in a folder that has "
                         "faces already, as they were made)")
-
-
-def _chip_size(text):
-    value = positive_int(text)
-    if value > 4096:
-        raise argparse.ArgumentTypeError("at most 4096")
-    return value
 
 
 def _padding(text):
