@@ -138,15 +138,12 @@ def report(unpacker: Unpacker, split: str, found: list[Download]) -> None:
     there = {clip_name(path) for path in videos.glob("*.mp4")}
     names = {plain_name(download.path.name) for download in found}
     absent = [name for name in DOWNLOADS[split] if plain_name(name) not in names]
-    missing, lines = [], ["not downloaded: " + ", ".join(absent)] if absent else []
-
-    def find_missing():
-        missing.extend(sorted(set(read_labels(annotation).index) - there))
-
+    labelled, lines = set(), ["not downloaded: " + ", ".join(absent)] if absent else []
     if annotation.is_file():
-        unpacker.attempt(annotation, find_missing)
+        unpacker.attempt(annotation, lambda: labelled.update(read_labels(annotation).index))
     else:
         lines.append(f"{annotation.name} is missing")
+    missing = sorted(labelled - there)
     for clip in missing:
         unpacker.failures.add(videos / f"{clip}.mp4", "missing: labelled, but in no archive")
     if missing:
