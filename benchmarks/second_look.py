@@ -156,7 +156,7 @@ def measure_clips(table: pandas.DataFrame, clip_dir: Path, number: int, number_o
         run_seconds(whole, "auto", number_of_frames)
     added -= without
     print(f"To a thousand clips with {len(made)} without a face the second look adds {added:.1f} CPU s, "
-          f"{added / (1000 / number * of_whole):.1%}.")
+          f"{100 * added / (1000 / number * of_whole):.1f} %.")
 
 
 # ---------------------------------------------------------------- accuracy
