@@ -191,7 +191,7 @@ def build_page(app: App):
             stop = gradio.Button("Stop", elem_id="stop", min_width=80)
         progress = gradio.HTML(elem_id="progress")
         results = gradio.HTML(elem_id="results")
-        stability = page.STABILITY if app.scorer.neuroticism_is_stability else ""
+        stability = page.STABILITY if app.scorer.checkpoint.neuroticism_is_stability else ""
         gradio.Markdown(page.CAUTION.format(stability=stability), elem_id="caution")
         event = start.click(score, [files, recording, every_face], [progress, results], show_progress="minimal",
                             concurrency_limit=CONCURRENT_SCORINGS, preprocess=False)
@@ -238,13 +238,11 @@ def parse_args(argv=None):
 
 def check_port(port: int) -> None:
     """Raise UserError if nothing can listen on the port."""
-    with socket.socket() as server:
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            server.bind((HOST, port))
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or "no such port"
-            raise UserError(f"--port {port}: cannot be used ({reason}); give another one from 1024 to 65535") from None
+    try:
+        socket.create_server((HOST, port)).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or "no such port"
+        raise UserError(f"--port {port}: cannot be used ({reason}); give another one from 1024 to 65535") from None
 
 
 def main(argv=None):

@@ -165,9 +165,9 @@ def check_arguments(args):
     """Raise UserError for what would only show after the work."""
     find_checkpoint(experiment_folder(args.runs_dir, args.experiment))
     for option, table in (("--out", args.out), ("--per-frame", args.per_frame)):
-        if table and table.suffix.lower() not in (".csv", ".json"):
-            raise UserError(f"{option} {table}: name a file that ends in .csv or .json")
         if table:
+            if table.suffix.lower() not in (".csv", ".json"):
+                raise UserError(f"{option} {table}: name a file that ends in .csv or .json")
             check_output_file(option, table)
             check_replaceable(option, table)
     if args.out and args.per_frame and args.out.resolve() == args.per_frame.resolve():

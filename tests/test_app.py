@@ -246,7 +246,7 @@ def test_files_are_deleted_after_an_hour(monkeypatch, tmp_path):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    scorer = SimpleNamespace(network=None, neuroticism_is_stability=False)
+    scorer = SimpleNamespace(network=None, checkpoint=SimpleNamespace(neuroticism_is_stability=False))
     shared = app.App(scorer, 1, 1, most_bytes=1000, most_seconds=1, most_files=1)
     blocks = app.launch(shared, port, "secret")
     try:

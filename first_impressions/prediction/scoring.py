@@ -32,7 +32,7 @@ from first_impressions.extraction.faces import OTHER_PICTURE_SUFFIXES, unreadabl
 from first_impressions.extraction.frames import FrameSettings, number_of_pieces, piece_of
 from first_impressions.jobs.target_folder import find_files
 from first_impressions.jobs.worker_pool import map_files
-from first_impressions.networks.checkpoint import Intervals, load_experiment
+from first_impressions.networks.checkpoint import Checkpoint, load_experiment
 from first_impressions.networks.network import PersonalityNetwork, mean_of_sides, sides_of_clip
 from first_impressions.prediction.tables import (
     HALF_WIDTHS,
@@ -100,21 +100,18 @@ def score_clip(network: PersonalityNetwork, batches: Iterable[torch.Tensor],
 
 @dataclass
 class Scorer:
-    """A trained network and what is known of its scores. The other fields are those of its Checkpoint."""
+    """A trained network and its checkpoint, which knows its faces and what its scores mean."""
     network: PersonalityNetwork
-    intervals: Intervals | None
-    label_quantiles: dict[str, list[float]] | None
-    preprocessing: dict
-    neuroticism_is_stability: bool
+    checkpoint: Checkpoint
 
     def face_settings(self, frames: FrameSettings, predictor: str | None = None, **options) -> FaceSettings:
         """Return the settings of the faces that the network was trained on. options: further fields of FaceSettings.
         Raises UserError for a landmark model that cannot be used or is not that of the training."""
         predictor = find_predictor(predictor)
-        check_same_faces({"predictor": predictor_note(predictor)}, self.preprocessing, "the faces here",
+        crop = self.checkpoint.preprocessing
+        check_same_faces({"predictor": predictor_note(predictor)}, crop, "the faces here",
                          "those that the network was trained on")
-        return FaceSettings(predictor, self.preprocessing["size"], self.preprocessing["padding"], frames=frames,
-                            **options)
+        return FaceSettings(predictor, crop["size"], crop["padding"], frames=frames, **options)
 
     def score_faces(self, path: str, found: FileFaces, settings: FrameSettings) -> FileScores:
         """Return the scores of the faces of a file, of which there is at least one. settings: those of its frames."""
@@ -159,20 +156,20 @@ class Scorer:
         does not know."""
         faces = [found.faces[place] for place in places]
         row = {"clip": printable(path), "person": faces[0].person, **dict(zip(TRAITS, map(float, scores))),
-               MEANS_COLUMN: NEUROTICISM_MEANS[self.neuroticism_is_stability], "frames": found.frames,
+               MEANS_COLUMN: NEUROTICISM_MEANS[self.checkpoint.neuroticism_is_stability], "frames": found.frames,
                "faces": len(faces), "others": found.others,
                "confidence": float(np.mean([face.confidence for face in faces])), "detector": faces[0].detector,
                **dict(zip(SPREADS, of_faces[places].std(0).tolist())),
                **dict.fromkeys((*PIECE_COLUMNS, *LOWS, *HIGHS, *HALF_WIDTHS, *PERCENTILES)),
                "note": printable("; ".join(found.notes)), "problem": ""}
-        if self.intervals:
-            widths = self.intervals.half_widths(np.array([len(faces)]))[0]
+        if self.checkpoint.intervals:
+            widths = self.checkpoint.intervals.half_widths(np.array([len(faces)]))[0]
             row.update(zip(HALF_WIDTHS, widths.tolist()))
             row.update(zip(LOWS, (scores - widths).clip(0, 1).tolist()))
             row.update(zip(HIGHS, (scores + widths).clip(0, 1).tolist()))
-        if self.label_quantiles:
+        if quantiles := self.checkpoint.label_quantiles:
             for name, trait, score in zip(PERCENTILES, TRAITS, scores):
-                row[name] = float(np.interp(score, self.label_quantiles[trait], np.arange(101)))
+                row[name] = float(np.interp(score, quantiles[trait], np.arange(101)))
         return row
 
     def _batches(self, found, places):
@@ -194,9 +191,7 @@ def _read_chips(found, places):
 def load_scorer(experiment: str, runs_dir: str | os.PathLike, precision: str = "float32",
                 device: str = "auto") -> Scorer:
     """Return the Scorer of an experiment; device: as pick_device takes it. Raises UserError if there is none."""
-    network, checkpoint = load_experiment(experiment, runs_dir, Machine(pick_device(device), precision))
-    return Scorer(network, checkpoint.intervals, checkpoint.label_quantiles, checkpoint.preprocessing,
-                  checkpoint.neuroticism_is_stability)
+    return Scorer(*load_experiment(experiment, runs_dir, Machine(pick_device(device), precision)))
 
 
 def files_below(paths: Iterable[str], passed_over: Counter | None = None) -> Iterator[tuple[str, tuple | None]]:
