@@ -5,26 +5,23 @@ import pandas
 
 from first_impressions.common.constants import TRAITS, clip_name
 from first_impressions.data.splits import list_faces
+from read_back import contents
 
 SMALL = ("--clips-train", 2, "--clips-valid", 1, "--clips-test", 2)
-
-
-def read_tree(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_same_files_with_any_number_of_workers_and_after_an_interruption(run_script, tmp_path):
     run_script("demo/make_demo_data.py", "one", *SMALL, "--workers", 1)
     run_script("demo/make_demo_data.py", "two", *SMALL, "--workers", 2)
-    first = read_tree(tmp_path / "one")
+    first = contents(tmp_path / "one")
     assert len(first) == 2 + 1 + 2 + 3 + 1
-    assert read_tree(tmp_path / "two") == first
+    assert contents(tmp_path / "two") == first
 
     lost = next((tmp_path / "two" / "train" / "videos").iterdir())
     lost.unlink()
     again = run_script("demo/make_demo_data.py", "two", *SMALL)
     assert "1 clips made, 4 were there already" in again.stdout
-    assert read_tree(tmp_path / "two") == first
+    assert contents(tmp_path / "two") == first
 
 
 def test_other_files_are_not_touched(run_script, tmp_path):

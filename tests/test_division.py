@@ -13,6 +13,7 @@ from first_impressions.common.constants import TRAITS
 from first_impressions.data.division import draw_splits
 from first_impressions.data.labels import read_labelled, read_labels
 from first_impressions.data.splits import load_split
+from read_back import contents
 
 
 @pytest.fixture
@@ -36,12 +37,8 @@ def own(tmp_path):
 RULE = ("--speaker-regex", "(.*)-take[0-9]+")
 
 
-def files_below(folder):
-    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
-
-
 def test_a_folder_is_divided_by_speakers_and_nothing_is_moved(run, own, monkeypatch):
-    before = files_below(own)
+    before = contents(own)
     status, output, errors = run(dataset, own, "--split", "3:1:1", *RULE)
     assert status == 0 and "train: 12 clips of 6 speakers\nvalid: 4 clips of 2 speakers\ntest: 4" in output, errors
     assert "left out: 1 clip without a label (the first: stranger)" in output
@@ -55,20 +52,20 @@ def test_a_folder_is_divided_by_speakers_and_nothing_is_moved(run, own, monkeypa
     status, output, errors = run(dataset, own)
     assert status == 0 and "speakers: person" in output and "no name matches" not in output, errors
     assert "no speaker is in two splits" in output and "next:" not in output
-    linked = files_below(own)
+    linked = contents(own)
     for clip in labels.index:
-        assert [text for name, text in linked.items() if clip in name] == [clip] * 4
+        assert [data for name, data in linked.items() if clip in name] == [clip.encode()] * 4
 
     assert run(dataset, own, "--split", "3:1:1", *RULE)[2].startswith(f"{own}/train: is there already")
     for name in splits:
         shutil.rmtree(own / name)
-    assert files_below(own) == before
+    assert contents(own) == before
     # The same seed gives the same folders; a disk without hard links gets links that survive a move.
     monkeypatch.setattr(os, "link", lambda *_: os.stat("/no such file"))
     assert run(dataset, own, "--split", "3:1:1", *RULE)[0] == 0
     assert os.path.islink(next((own / "train" / "videos").rglob("*.mp4")))
     moved = own.rename(own.with_name("moved"))
-    assert files_below(moved) == linked
+    assert contents(moved) == linked
     table = pandas.read_csv(moved / "train" / "labels.csv")
     known = table["speaker"].iat[0]
     table.replace({"speaker": {known: splits["test"].speakers.iat[0]}}).to_csv(moved / "train" / "labels.csv")
@@ -90,7 +87,7 @@ def test_a_folder_is_divided_by_speakers_and_nothing_is_moved(run, own, monkeypa
 
     monkeypatch.setattr(os, "symlink", refuse)
     status, _, errors = run(dataset, moved, "--split", "3:1:1", *RULE)
-    assert status == 2 and "its disk does not support links" in errors and files_below(moved) == before
+    assert status == 2 and "its disk does not support links" in errors and contents(moved) == before
 
 
 def test_draws_differ_by_seed_and_need_three_speakers(run, own):

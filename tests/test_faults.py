@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas
@@ -29,6 +30,7 @@ from first_impressions.networks.checkpoint import load_checkpoint
 from first_impressions.networks.losses import ccc_loss
 from make_media import portrait, write_clip
 from model_architectures import load_trained
+from read_back import contents
 
 MODEL = "FaceResNet29_v1.0"
 SMALL = ["--l1", "16", "--l2", "8"]
@@ -42,11 +44,6 @@ def runs(trained, tmp_path):
     return copied
 
 
-def contents(folder):
-    return {path.relative_to(folder): path.read_bytes()
-            for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
-
-
 # ---------------------------------------------------------------- a replacement does not destroy before it can replace
 
 def test_overwrite_keeps_the_old_training_until_the_new_one_has_a_checkpoint(run, runs, chip_data):
@@ -58,8 +55,8 @@ def test_overwrite_keeps_the_old_training_until_the_new_one_has_a_checkpoint(run
         assert contents(runs) == before, more
     assert run(train, 1, "one", MODEL, "true", 16, *data)[0] == 0
     after = contents(runs)
-    assert {"args.json", "training.csv", "checkpoint_last.pt"} < {path.name for path in after}
-    assert not [path for path in after if "evaluation" in str(path) or path.name == "model.onnx" or ".new" in str(path)]
+    assert {"args.json", "training.csv", "checkpoint_last.pt"} < {Path(path).name for path in after}
+    assert not [path for path in after if "evaluation" in path or Path(path).name == "model.onnx" or ".new" in path]
     assert len(pandas.read_csv(runs / "one" / "training.csv")) == 1
 
 
@@ -80,7 +77,7 @@ def test_killed_overwrite_leaves_the_old_training(run, runs, chip_data, tmp_path
     finally:
         process.kill()
         process.communicate()
-    left = {path: data for path, data in contents(runs).items() if ".new" not in path.parts}
+    left = {path: data for path, data in contents(runs).items() if ".new" not in Path(path).parts}
     assert left == before
     assert load_checkpoint(runs / "one" / "checkpoint_last.pt").epoch == 2
 

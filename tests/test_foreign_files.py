@@ -3,7 +3,6 @@
 The oracle of the pixels is Pillow, through VideoFrame.to_image, not the suite's own conversion.
 """
 import collections
-import csv
 import os
 import random
 import shutil
@@ -23,17 +22,13 @@ import predict
 from first_impressions.common.constants import CLIP_SUFFIXES, TRAITS
 from first_impressions.prediction.scoring import load_scorer
 from make_media import read_frames, write_clip
+from read_back import overlap, rows_of
 
 FOREIGN = Path(__file__).with_name("foreign")
 FILES = sorted(path.name for path in FOREIGN.iterdir() if path.name != "README.md")
 CLIPS = [name for name in FILES if Path(name).suffix in CLIP_SUFFIXES]
 # Of the same portrait; one in HDR, one at a variable rate with a changing picture, one GIF of 256 colours.
 FURTHEST_FROM_MEDIAN = 0.075
-
-
-def rows_of(path):
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +63,6 @@ def test_shipped_model_gives_the_golden_scores(scores):
         row = scores[0][golden["file"]]
         assert [float(row[trait]) for trait in TRAITS] == pytest.approx(
             [float(golden[trait]) for trait in TRAITS], abs=1e-3), golden["file"]
-
-
-def overlap(first, second):
-    shared = [max(0, min(first[axis + 2], second[axis + 2]) - max(first[axis], second[axis])) for axis in (0, 1)]
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
-    return shared[0] * shared[1] / (sum(areas) - shared[0] * shared[1])
 
 
 def test_every_way_in_finds_the_same_faces(scores, tmp_path, run):

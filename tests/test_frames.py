@@ -18,6 +18,7 @@ from first_impressions.extraction.frames import FrameSettings, choose_frames, de
 from first_impressions.extraction.packets import list_packets
 from first_impressions.extraction.sources import read_source, source_of
 from make_media import plain_decode, portrait, read_frames, rotate_clip, set_pixel_aspect, write_clip
+from read_back import contents
 
 SCRIPT = "pre-processing/extract_frames_from_videos.py"
 KINDS = {
@@ -43,10 +44,6 @@ KINDS = {
 
 def jpeg(picture):
     return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
-
-
-def pictures_in(folder):
-    return {path.name: path.read_bytes() for path in folder.glob("*.jpg")}
 
 
 @pytest.fixture(scope="module")
@@ -129,13 +126,13 @@ def test_second_run_and_other_workers(clips, tmp_path, run):
     assert first.splitlines()[-1].startswith(f"Frames: {few}   next: python pre-processing/extract_faces")
     assert "0 frames made" in output_of(few, 3, "--workers", 2)
     dry = output_of(few, 5, "--dry-run")
-    assert f"{2 * len(KINDS) + 1} frames would be made" in dry and len(pictures_in(few)) == 3 * len(KINDS) + 3
+    assert f"{2 * len(KINDS) + 1} frames would be made" in dry and len(contents(few, "*.jpg")) == 3 * len(KINDS) + 3
     # A half-finished clip is completed, more frames are added, and the way there does not matter.
     for path in list(few.glob("plain__frame_*"))[:2]:
         path.unlink()
     output_of(few, 5, "--workers", 2)
     output_of(tmp_path / "at_once", 5, "--workers", 1)
-    assert pictures_in(few) == pictures_in(tmp_path / "at_once")
+    assert contents(few, "*.jpg") == contents(tmp_path / "at_once", "*.jpg")
     status, _, errors = run(extract_frames_from_videos, clips, few, 5, "--seed", 1)
     assert status == 2 and "seed 0 there, 1 now" in errors
 

@@ -6,7 +6,6 @@ The oracles are the scenes that the media show, which no decoder has touched, an
 new medium is a line in gallery.py. The short run takes every third.
 """
 import collections
-import csv
 import os
 import random
 
@@ -25,20 +24,16 @@ from first_impressions.extraction.packets import list_packets
 from first_impressions.prediction.scoring import load_scorer
 from fuzz_media import mutate
 from gallery import CLIPS, MEDIA, PICTURES
+from read_back import failures_in, overlap, rows_of
 
 FEW = 3     # frames in which faces are searched
-
-
-def rows_of(path):
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def reasons_in(folder):
     """Return {name of the file: its reasons in failures.csv, as one text}."""
     reasons = collections.defaultdict(str)
-    for row in rows_of(folder / "failures.csv"):
-        reasons[os.path.basename(row["input"])] += row["reason"] + "\n"
+    for name, reason in failures_in(folder):
+        reasons[name] += reason + "\n"
     return reasons
 
 
@@ -153,12 +148,6 @@ def test_every_way_says_the_same_of_what_cannot_be_read(gallery):
             assert medium.note in row["note"] and bool(medium.note) == bool(row["note"]), (medium.name, row["note"])
             assert not row["problem"], (medium.name, row["problem"])
         assert "unexpected" not in row["problem"] + "".join(reasons[medium.file] for reasons in ways), medium.name
-
-
-def overlap(first, second):
-    shared = [max(0, min(first[axis + 2], second[axis + 2]) - max(first[axis], second[axis])) for axis in (0, 1)]
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
-    return shared[0] * shared[1] / (sum(areas) - shared[0] * shared[1])
 
 
 def test_every_way_finds_the_same_faces(gallery):

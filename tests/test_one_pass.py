@@ -1,5 +1,4 @@
 """From clips to faces in one pass: the frames and faces of the two scripts, the same files whatever happens."""
-import csv
 import os
 import random
 import signal
@@ -23,8 +22,9 @@ from first_impressions.extraction.tracking import FaceTracker
 from first_impressions.jobs.failures import KnownFailures
 from first_impressions.jobs.target_folder import open_target
 from make_media import portrait, write_clip
+from read_back import contents, failures_in
 from test_faces import detector_alone
-from test_preprocessing_faults import CLUSTER, all_gone, contents, start
+from test_preprocessing_faults import CLUSTER, all_gone, start, with_folders
 
 SCRIPT = "pre-processing/extract_faces_from_videos.py"
 FRAMES = "pre-processing/extract_frames_from_videos.py"
@@ -70,19 +70,10 @@ def frames(clips, tmp_path_factory):
     return folder
 
 
-def chips_in(folder):
-    return {path.name: path.read_bytes() for path in folder.glob("*.jpg")}
-
-
 def difference(first, second):
     """Return the mean difference of two JPEG files in grey levels."""
     pictures = [cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).astype(float) for data in (first, second)]
     return np.abs(pictures[0] - pictures[1]).mean()
-
-
-def failures_in(folder):
-    with open(folder / "failures.csv", newline="") as file:
-        return sorted((os.path.basename(path), reason) for path, reason in list(csv.reader(file))[1:])
 
 
 @pytest.mark.parametrize("which", ["largest", "all"])
@@ -92,7 +83,7 @@ def test_frames_and_faces_of_the_two_scripts(clips, frames, undisturbed, tmp_pat
     if which == "all":
         one_pass = tmp_path / "one_pass"
         assert run(extract_faces_from_videos, clips, one_pass, 12, "--faces", "all")[0] == 0
-    expected, found = chips_in(tmp_path / "faces"), chips_in(one_pass)
+    expected, found = contents(tmp_path / "faces", "*.jpg"), contents(one_pass, "*.jpg")
     assert 24 < len(expected) and set(found) == set(expected)
     differences = [difference(found[name], expected[name]) for name in expected]
     assert np.mean(differences) < 5 and max(differences) < 15  # grey levels
@@ -119,7 +110,7 @@ def test_same_files_on_every_way(clips, undisturbed, tmp_path, run):
     empty = len([line for line in failures_in(faces) if "frame" in line[1]])
     assert f"up to {48 - len(before) - empty} faces would be made" in dry and status == 0 and not lost[0].exists()
     assert run(extract_faces_from_videos, clips, faces, 12, "--workers", 2)[0] == 0
-    assert contents(faces) == contents(undisturbed)
+    assert with_folders(faces) == with_folders(undisturbed)
     assert before.items() <= {path: path.stat().st_mtime_ns for path in faces.glob("*.jpg")}.items()
     for other in (["--seed", 1], ["--size", 112]):
         status, _, errors = run(extract_faces_from_videos, clips, faces, 12, *other)
@@ -204,11 +195,11 @@ def test_killed_at_any_moment(clips, undisturbed, tmp_path, run, long_run):
         kill(process.pid, signal.SIGKILL)
         process.communicate()
         assert all_gone(process.pid)
-        left = chips_in(folder)
-        assert left.items() <= chips_in(undisturbed).items(), "a chip that is not whole, or another one"
-        cut_short += len(left) < len(chips_in(undisturbed))
+        left = contents(folder, "*.jpg")
+        assert left.items() <= contents(undisturbed, "*.jpg").items(), "a chip that is not whole, or another one"
+        cut_short += len(left) < len(contents(undisturbed, "*.jpg"))
         assert run(extract_faces_from_videos, clips, folder, 12)[0] == 0
-        assert contents(folder) == contents(undisturbed)
+        assert with_folders(folder) == with_folders(undisturbed)
     assert cut_short
 
 
@@ -219,4 +210,4 @@ def test_ray_cluster(clips, undisturbed, tmp_path):
     command = [sys.executable, "cluster.py", REPOSITORY / SCRIPT, clips, "12", tmp_path / "faces"]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert "status: 0" in result.stdout, result.stdout + result.stderr
-    assert contents(tmp_path / "faces") == contents(undisturbed)
+    assert with_folders(tmp_path / "faces") == with_folders(undisturbed)

@@ -23,6 +23,7 @@ from first_impressions.jobs.failures import Failures
 from fuzz_media import fuzz
 from gallery import sound
 from make_media import portrait, rotate_clip, write_clip
+from read_back import failures_in
 
 FRAMES = "pre-processing/extract_frames_from_videos.py"
 FACES = "pre-processing/extract_faces_from_frames.py"
@@ -32,17 +33,9 @@ def module_of(script):
     return importlib.import_module(Path(script).stem)
 
 
-def contents(folder):
+def with_folders(folder):
     """Return {relative path: bytes} of everything in a folder; a folder counts with None."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
-
-
-def failures_in(folder):
-    """Return {name of the input: reason} from failures.csv."""
-    with open(folder / "failures.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        rows = list(csv.reader(file))
-    assert rows[0] == ["input", "reason"]
-    return {os.path.basename(path): reason for path, reason in rows[1:]}
 
 
 def start(folder, *arguments):
@@ -105,7 +98,7 @@ def undisturbed(many, tmp_path_factory):
 @pytest.mark.parametrize("target", ["frames", "faces"])
 def test_killed_at_any_moment(many, undisturbed, tmp_path, run, long_run, target):
     script, source, more = (FRAMES, "videos", ["25"]) if target == "frames" else (FACES, "pictures", [])
-    expected = contents(undisturbed / target)
+    expected = with_folders(undisturbed / target)
     chance = random.Random(7)
     cut_short = 0
     for attempt in range(20) if long_run else (2, 3):
@@ -124,11 +117,11 @@ def test_killed_at_any_moment(many, undisturbed, tmp_path, run, long_run, target
         process.communicate()
         assert all_gone(process.pid)
         if folder.exists():
-            left = {name: data for name, data in contents(folder).items() if name.endswith(".jpg")}
+            left = {name: data for name, data in with_folders(folder).items() if name.endswith(".jpg")}
             assert left.items() <= expected.items(), "a picture that is not whole stands under its final name"
             cut_short += len(left) < sum(name.endswith(".jpg") for name in expected)
         assert run(module_of(script), many / source, folder, *more)[0] == 0
-        assert contents(folder) == expected
+        assert with_folders(folder) == expected
     assert cut_short
 
 
@@ -146,11 +139,11 @@ def test_killed_worker_costs_one_line(many, undisturbed, tmp_path, run):
             os.kill(killed, signal.SIGKILL)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0 and killed, errors
-    reasons = failures_in(folder)
+    reasons = dict(failures_in(folder))
     assert len(reasons) == 1 and "killed by SIGKILL" in next(iter(reasons.values()))
     assert not (folder / ".unfinished").exists()
     assert run(module_of(FRAMES), many / "videos", folder, 25)[0] == 0
-    assert contents(folder) == contents(undisturbed / "frames")
+    assert with_folders(folder) == with_folders(undisturbed / "frames")
 
 
 @pytest.mark.parametrize("script, source, more", [
@@ -179,7 +172,7 @@ def test_stopped_run_keeps_the_last_failures(tmp_path, run):
     failures = Failures(tmp_path / "frames")
     failures.add(tmp_path / "videos" / "other.mp4", "new")
     failures.close(complete=False)
-    assert set(failures_in(tmp_path / "frames")) == {"bad.mp4", "other.mp4"}
+    assert set(dict(failures_in(tmp_path / "frames"))) == {"bad.mp4", "other.mp4"}
 
 
 def test_hang_is_bounded(tmp_path):
@@ -229,12 +222,12 @@ def test_full_disk(many, undisturbed, small_disk, run_script, run):
     stopped = run_script(FRAMES, many / "videos", target / "frames", 25, check=False)
     assert stopped.returncode == 1 and len(stopped.stderr.splitlines()) == 1
     assert "no space left" in stopped.stderr
-    left = {name: data for name, data in contents(target / "frames").items() if name.endswith(".jpg")}
-    assert left and left.items() <= contents(undisturbed / "frames").items()
+    left = {name: data for name, data in with_folders(target / "frames").items() if name.endswith(".jpg")}
+    assert left and left.items() <= with_folders(undisturbed / "frames").items()
     assert not (target / "frames" / ".unfinished").exists()
     small_disk("100m")
     assert run(module_of(FRAMES), many / "videos", target / "frames", 25)[0] == 0
-    assert contents(target / "frames") == contents(undisturbed / "frames")
+    assert with_folders(target / "frames") == with_folders(undisturbed / "frames")
 
 
 def test_rubbish_clips(tmp_path, run_script, run):
@@ -269,11 +262,11 @@ def test_rubbish_clips(tmp_path, run_script, run):
     os.mkfifo(videos / "pipe.mp4")
     (videos / "device.mp4").symlink_to("/dev/zero")
     (videos / (245 * "n" + ".mp4")).symlink_to("one.mp4")
-    outside = set(contents(tmp_path)) | {"frames"}
+    outside = set(with_folders(tmp_path)) | {"frames"}
 
     result = run_script(FRAMES, "videos", "frames", 10)
     assert "Traceback" not in result.stdout + result.stderr and result.stderr == ""
-    reasons = failures_in(tmp_path / "frames")
+    reasons = dict(failures_in(tmp_path / "frames"))
     bad = {"empty.mp4", "text.mp4", "playlist.mp4", "script.mp4", "tenth.mp4", "sound.mp4", "nothing.mp4", "loop.mp4",
            "pipe.mp4", "device.mp4", 245 * "n" + ".mp4", "nine_tenths.mp4", "cut.avi"}
     assert set(reasons) == bad
@@ -285,7 +278,7 @@ def test_rubbish_clips(tmp_path, run_script, run):
     assert counts == {b"whole": 10, b"nine_tenths": 10, b"one": 1, b"wrong_count": 10, b"cut": 10, b"rotated": 5,
                       b"wide": 3, b"with 'spaces' and \"quotes\"": 1, b"new\nline": 1, "Ünïcödé 日本".encode(): 1,
                       b"-dash": 1, b"=cmd()": 1, b"semi:colon": 1, b"dots..": 1, b"a__frame_7": 1, b"bytes\xff": 1}
-    assert {name for name in contents(tmp_path) if not name.startswith("frames/")} == outside
+    assert {name for name in with_folders(tmp_path) if not name.startswith("frames/")} == outside
     assert "0 frames made" in run(module_of(FRAMES), "videos", "frames", 10)[1]
     with open(tmp_path / "frames" / "failures.csv", encoding="utf-8", newline="") as file:
         assert not [row for row in csv.reader(file) if row[0][:1] in "=+-@"]
@@ -314,7 +307,7 @@ def test_clip_that_grows_while_it_is_read(tmp_path, run):
         stop.set()
         writer.join()
     assert "Traceback" not in errors
-    assert "changed while it was read" in failures_in(tmp_path / "frames")["growing.ts"]
+    assert "changed while it was read" in dict(failures_in(tmp_path / "frames"))["growing.ts"]
     assert not list((tmp_path / "frames").glob("*.jpg"))
     growing.write_bytes(whole)
     assert "60 frames made" in run(module_of(FRAMES), "videos", "frames", 60)[1]
@@ -345,7 +338,7 @@ def test_rubbish_pictures(tmp_path, run_script):
     (frames / "folder.jpg").mkdir()
     result = run_script(FACES, "frames", "faces")
     assert "Traceback" not in result.stderr and result.stderr == ""
-    reasons = failures_in(tmp_path / "faces")
+    reasons = dict(failures_in(tmp_path / "faces"))
     made = {path.name.removesuffix("_aligned.jpg") for path in (tmp_path / "faces").glob("*.jpg")}
     assert {"good", "cmyk", "grey", "palette", "sixteen"} <= made
     assert "truncated" in reasons["truncated.jpg"] and "12000 x 12000" in reasons["bomb.png"]
@@ -403,7 +396,7 @@ def test_nothing_outside_the_target(tmp_path, run):
     cv2.imwrite(str(tmp_path / "frames" / "b.jpg"), portrait(300))
     assert run(module_of(FACES), "frames", "faces", "--workers", 1)[0] == 0
     assert not list((tmp_path / "outside").iterdir())
-    assert "out of the target folder" in failures_in(tmp_path / "faces")["a.jpg"]
+    assert "out of the target folder" in dict(failures_in(tmp_path / "faces"))["a.jpg"]
     assert (tmp_path / "faces" / "b_aligned.jpg").is_file() and not (tmp_path / "faces" / "b_aligned.jpg").is_symlink()
 
 
@@ -420,7 +413,7 @@ def test_file_without_read_permission(many, tmp_path):
     (tmp_path / "videos" / "locked").mkdir(mode=0)
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
-    reasons = failures_in(tmp_path / "frames")
+    reasons = dict(failures_in(tmp_path / "frames"))
     assert set(reasons) == {"closed.mp4", "locked"}
     assert all("Permission denied" in reason for reason in reasons.values())
 
@@ -480,4 +473,4 @@ def test_ray_cluster_that_loses_a_node(many, undisturbed, tmp_path):
     command = [sys.executable, "cluster.py", REPOSITORY / FRAMES, many / "videos", "25", tmp_path / "frames"]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert "nodes that worked: 2 killed: True status: 0" in result.stdout, result.stdout + result.stderr
-    assert contents(tmp_path / "frames") == contents(undisturbed / "frames")
+    assert with_folders(tmp_path / "frames") == with_folders(undisturbed / "frames")

@@ -1,5 +1,4 @@
 """Files in which no face was found are looked at again: turned, and by the CNN detector."""
-import csv
 import json
 import os
 import shutil
@@ -18,7 +17,8 @@ from conftest import REPOSITORY, linux_only
 from first_impressions.extraction.detectors import load_models
 from first_impressions.extraction.faces import FOUND_BY_CNN, CropSettings, find_faces, look_again
 from make_media import portrait, write_clip
-from test_preprocessing_faults import CLUSTER, contents
+from read_back import failures_in
+from test_preprocessing_faults import CLUSTER, with_folders
 
 SIZE = (480, 360)
 TURN = "no face found; one is found if the picture is turned by 90 degrees clockwise: turn the file"
@@ -58,9 +58,8 @@ def clips(tmp_path_factory):
 def content_of(folder):
     """Return the names of the chips in a folder, and its failures by input."""
     reasons = {}
-    with open(folder / "failures.csv", newline="") as file:
-        for path, reason in list(csv.reader(file))[1:]:
-            reasons.setdefault(os.path.basename(path), []).append(reason)
+    for name, reason in failures_in(folder):
+        reasons.setdefault(name, []).append(reason)
     return sorted(path.name for path in folder.rglob("*.jpg")), reasons
 
 
@@ -112,7 +111,7 @@ def test_second_look_over_ray(clips, tmp_path, run):
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert "status: 0" in result.stdout, result.stdout + result.stderr
     assert "face found by the CNN detector alone" in result.stdout
-    assert contents(tmp_path / "there") == contents(tmp_path / "here")
+    assert with_folders(tmp_path / "there") == with_folders(tmp_path / "here")
 
 
 def test_the_detector_of_a_folder_stays(clips, tmp_path, run):

@@ -1,5 +1,4 @@
 """The challenge's archives, made here with the same names, nesting and encryption, and unpacked by the real script."""
-import csv
 import io
 import os
 import pickle
@@ -20,6 +19,7 @@ import pytest
 import unpack_chalearn
 from conftest import listen_to_ctrl_c
 from first_impressions.common.constants import ANNOTATION_FILES, TRAITS
+from read_back import contents, rows_of
 
 SCRIPT = "pre-processing/unpack_chalearn.py"
 OUTER, INNER = "outer pass", "inner.Pass!"
@@ -58,13 +58,7 @@ def annotation(clips):
 
 
 def read_tree(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*")
-            if path.is_file() and path.name not in (".lock", "differing_clips.csv")}
-
-
-def failures(folder):
-    with open(folder / "failures.csv", newline="") as file:
-        return [tuple(row) for row in csv.reader(file)][1:]
+    return {name: data for name, data in contents(folder).items() if not name.endswith("differing_clips.csv")}
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +131,7 @@ def test_without_the_password_everything_else_is_unpacked(run, monkeypatch, down
     tree = read_tree(tmp_path / "data")
     locked = {name for name in result if "test" in name} | {f"valid/videos/_uNup91ZYw{i}.002.mp4" for i in (2, 3)}
     assert set(tree) == set(result) - locked | {"failures.csv"}
-    rows = dict(failures(tmp_path / "data"))
+    rows = dict(row.values() for row in rows_of(tmp_path / "data" / "failures.csv"))
     assert "password" in rows["test-1e.zip/test-1/test80_01.zip"] and "password" in rows["test-annotation-e.zip"]
     assert "missing" in rows["data/valid/videos/_uNup91ZYw2.002.mp4"]
 
@@ -208,7 +202,7 @@ def test_evil_and_damaged_members(run_script, tmp_path):
     expected = {f"data/{split}/videos/{name}.000.mp4" for split, names in there.items() for name in names}
     assert {name for name in tree if not name.startswith("downloads/")} == expected | {"data/failures.csv", "x"}
     assert tree["data/train/videos/good.000.mp4"] == clip_bytes("good.000.mp4")
-    rows = failures(tmp_path / "data")
+    rows = [tuple(row.values()) for row in rows_of(tmp_path / "data" / "failures.csv")]
     reasons = {name.rpartition("/")[2]: reason for name, reason in rows}
     assert [name for name, reason in rows if "leads out of the folder" in reason] == [
         "train-1.zip/../../up.mp4", "train-1.zip//tmp/absolute.mp4", "train-1.zip/C:/windows.mp4".replace("/w", "\\w"),
