@@ -335,7 +335,7 @@ def test_data_with_training_clips_only(run, tmp_path):
     assert status == 0 and "without effect here: --l3, --layer-decay, --hflip" in errors
     (data / "test").symlink_to(data / "train")
     status, _, errors = run(evaluate, "few", "--data-dir", data)
-    assert status == 0 and "trained on 10 of these 10 clips" in errors
+    assert status == 0 and "10 of these 10 clips are among those that the experiment learned from" in errors
     (data / "test").unlink()
     status, _, errors = run(train, 1, "part", MODEL, "false", 8, "--data-dir", data, *SMALL)
     assert status == 2 and "--val-split speaker" in errors
