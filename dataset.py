@@ -28,7 +28,7 @@ import torch
 from torch.utils.data import Dataset
 
 from first_impressions.common.command_line import UserError, counted, make_parser, printable, run_script, seed_number
-from first_impressions.common.constants import CLIP_SUFFIXES, FACE_SIZE, SPLITS, TRAITS, clip_name
+from first_impressions.common.constants import CLIP_SUFFIXES, FACE_SIZE, LABEL_TABLE, SPLITS, TRAITS, clip_name
 from first_impressions.common.files import check_output_file
 from first_impressions.data.chips import read_chip
 from first_impressions.data.division import divide, shares
@@ -109,8 +109,8 @@ def parse_args(argv=None):
     parser.add_argument("data_dir", metavar="DATA_DIR", help="data folder with train, valid and test")
     add_speaker_option(parser)
     parser.add_argument("--split", type=shares, metavar="A:B:C", help="make train, valid and test in these shares, no "
-                        "speaker in two of them, from DATA_DIR/labels.csv and DATA_DIR/videos or faces; the files are "
-                        "linked, not moved")
+                        f"speaker in two of them, from DATA_DIR/{LABEL_TABLE} and DATA_DIR/videos or faces; the files "
+                        "are linked, not moved")
     parser.add_argument("--seed", type=seed_number, default=0, help="of the draw of --split")
     parser.add_argument("--verify", action="store_true", help="compare the clips with the challenge's 10,000 by size "
                         f"and SHA-256; those that differ are listed in DATA_DIR/{DIFFERING_CLIPS}")

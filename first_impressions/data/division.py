@@ -11,7 +11,7 @@ import pandas
 
 from first_impressions.common.command_line import UserError, counted, printable, progress_bar
 from first_impressions.common.constants import CLIP_SUFFIXES, LABEL_TABLE, PREPROCESSING_FILE, SPLITS, clip_name
-from first_impressions.data.labels import read_labelled, say_tables
+from first_impressions.data.labels import label_file, read_labelled
 from first_impressions.data.splits import LEAST_SPEAKERS, draw_speakers, list_faces
 from first_impressions.jobs.target_folder import count_files, find_files
 
@@ -84,9 +84,7 @@ def divide(data_dir: Path, parts: tuple[int, ...], speaker_regex: str, seed: int
     for split in SPLITS:
         if os.path.lexists(data_dir / split):
             raise UserError(f"{data_dir / split}: is there already; move it away, or divide another folder")
-    if not (data_dir / LABEL_TABLE).is_file():
-        raise UserError(f"{data_dir / LABEL_TABLE}: no such file{say_tables(data_dir)}")
-    labels, speakers = read_labelled(data_dir / LABEL_TABLE, speaker_regex)
+    labels, speakers = read_labelled(label_file(data_dir), speaker_regex)
     splits, sources = draw_splits(speakers, parts, seed), find_sources(data_dir)
     unlabelled = sorted({clip for _, clip in sources} - set(labels.index))
     scratch = data_dir / SCRATCH

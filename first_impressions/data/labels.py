@@ -13,13 +13,13 @@ import numpy as np
 import pandas
 
 from first_impressions.common.command_line import UserError
-from first_impressions.common.constants import ANNOTATION_FILES, LABEL_TABLE, TRAITS, clip_name
+from first_impressions.common.constants import ANNOTATION_FILES, LABEL_TABLE, LABEL_TABLES, TRAITS, clip_name
 from first_impressions.data.annotation_pickle import read_annotation
 from first_impressions.data.tables import check_table, numbers_of, read_table
 
 # A ChaLearn clip is called <YouTube id>.<number>: the clips of one video show one speaker.
 SPEAKER_REGEX = r"^(.+)\.\d+$"
-SPREADSHEETS, TABLES = (".xlsx", ".xls", ".ods", ".numbers"), (".csv", ".tsv", ".tab", ".txt", ".pkl")
+SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 LARGEST = 1e300     # a pickle may hold whole numbers that are too large for a float
 # The numbers in the challenge's own files of groups.
 CHALLENGE_GROUPS = {
@@ -53,6 +53,7 @@ def _score_table(path, optional=()):
 
 
 def _annotation_scores(path):
+    check_table(path)
     content = read_annotation(path)
     missing = [trait for trait in TRAITS if trait not in content]
     if missing:
@@ -70,6 +71,14 @@ def _annotation_scores(path):
                 raise UserError(f"{path}: clip {clip}, {trait}: {reprlib.repr(score)} is not a number; correct it or "
                                 "remove the clip")
     return scores.astype("float64").rename_axis("clip").sort_index()
+
+
+# By the ending of the file's name; a file with another ending is read as a table.
+READERS = {".pkl": _annotation_scores, **dict.fromkeys((".csv", ".tsv", ".tab", ".txt"), _score_table)}
+
+
+def _reader_of(path):
+    return READERS.get(Path(path).suffix.lower(), _score_table)
 
 
 def _check_range(scores, path, low, high):
@@ -98,11 +107,7 @@ def read_labels(path: str | os.PathLike) -> pandas.DataFrame:
     for a missing trait, a score that is not a number or outside [0, 1], a clip named twice or a file that is not plain
     data. No code in the file is ever run.
     """
-    path = Path(path)
-    if path.suffix.lower() != ".pkl":
-        return _check_range(_score_table(path), path, 0, 1)
-    check_table(path)
-    return _check_range(_annotation_scores(path), path, 0, 1)
+    return _check_range(_reader_of(path)(Path(path)), path, 0, 1)
 
 
 def quantiles_of(labels: pandas.DataFrame) -> dict[str, list[float]]:
@@ -148,7 +153,7 @@ def read_labelled(path: str | os.PathLike,
     column `speaker` of a table, if it has one and the cell is not empty, else from the clip's name by speakers_of."""
     labels = read_labels(path)
     speakers = pandas.Series(speakers_of(labels.index, speaker_regex), index=labels.index, dtype=object)
-    if Path(path).suffix.lower() != ".pkl":
+    if _reader_of(path) is _score_table:
         table = read_table(path, ("clip",), ("speaker",))
         if "speaker" in table:
             named = pandas.Series(table["speaker"].to_list(), index=[clip_name(clip) for clip in table["clip"]],
@@ -157,23 +162,24 @@ def read_labelled(path: str | os.PathLike,
     return labels, speakers
 
 
-# ---------------------------------------------------------------- files of a split
+# ---------------------------------------------------------------- files of a folder
 
-def label_file(split_dir: Path, split: str) -> Path:
-    """Return the path of the split's labels. Raises UserError if there is none, or two."""
-    found = [path for path in (split_dir / ANNOTATION_FILES[split], split_dir / LABEL_TABLE) if path.exists()]
-    if len(found) == 2:
-        raise UserError(f"{found[0]} and {found[1]}: two files of labels for one split; keep one")
+def label_file(folder: Path, split: str | None = None) -> Path:
+    """Return the path of a folder's labels: a table, or of a split also the challenge's file. Raises UserError if there
+    is none, or two."""
+    names = [ANNOTATION_FILES[split], *LABEL_TABLES] if split else LABEL_TABLES
+    found = [folder / name for name in names if (folder / name).exists()]
+    if len(found) > 1:
+        raise UserError(f"{found[0]} and {found[1]}: two files of labels in one folder; keep one")
     if not found:
-        raise UserError(f"{split_dir}: contains neither {ANNOTATION_FILES[split]} nor {LABEL_TABLE}"
-                        + (say_tables(split_dir) or "; the README says how to lay out the data, and --data-dir names "
-                                                    "another folder"))
+        layout = "; the README says how to lay out the data" + ", and --data-dir names another folder" * bool(split)
+        raise UserError(f"{folder}: contains no {' or '.join(names)}{_say_tables(folder) or layout}")
     return found[0]
 
 
-def say_tables(folder: Path) -> str:
+def _say_tables(folder):
     """Return what files in a folder may be its labels under another name, and the remedy, as the end of a message."""
-    names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in (*SPREADSHEETS, *TABLES))
+    names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in (*SPREADSHEETS, *READERS))
     if not names:
         return ""
     spreadsheets = [name for name in names if Path(name).suffix.lower() in SPREADSHEETS]

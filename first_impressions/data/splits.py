@@ -218,5 +218,5 @@ def stamp_of_files(paths: Iterable[str], with_times: bool = True) -> str:
 def add_speaker_option(parser: argparse.ArgumentParser) -> None:
     """Add the option that says how speakers are named in clips' names."""
     parser.add_argument("--speaker-regex", default=SPEAKER_REGEX,
-                        help="its first group is the speaker in a clip's name (a column `speaker` in labels.csv comes "
-                        "first)")
+                        help="its first group is the speaker in a clip's name (a column `speaker` in "
+                        f"{constants.LABEL_TABLE} comes first)")
