@@ -34,7 +34,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Backbone:
     """A kind of backbone and what it sees of a face chip."""
     name: str
-    build: Callable[[], nn.Module]      # makes it with random weights; it maps a view to features
+    build: Callable[[], nn.Module]      # makes it with random weights; without a classifier it maps a view to features
     features_per_view: int
     default_weights: str                # what --weights means if it is not given
     input_size: int                     # pixels
@@ -43,19 +43,18 @@ class Backbone:
     explained_stage: str                # the stage whose activations saliency maps use
     views: tuple[float, ...] = (1.0,)   # parts of the chip's side that are seen one after the other
     descriptor_size: int = 0            # the last features, which tell people apart; a Gaussian process needs them
+    classifier: str = ""                # the module after the features, which is taken off, in files of weights too
 
 
 def _torchvision_resnet(name):
     import torchvision  # here, since it takes three seconds, which dlib's network can do without
 
-    backbone = torchvision.models.get_model(name, weights=None)
-    backbone.fc = nn.Identity()
-    return backbone
+    return torchvision.models.get_model(name, weights=None)
 
 
 _RESNET_WIDTHS = {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048, "resnet152": 2048}
 BACKBONES = {name: Backbone(name, partial(_torchvision_resnet, name), width, "imagenet", 224, IMAGENET_MEAN,
-                            IMAGENET_STD, "layer4") for name, width in _RESNET_WIDTHS.items()}
+                            IMAGENET_STD, "layer4", classifier="fc") for name, width in _RESNET_WIDTHS.items()}
 # All that the score depends on passes the first stages of dlib's network; the first of these localises best (35 x 35).
 BACKBONES["face_resnet29"] = Backbone("face_resnet29", FaceResNet29, FEATURES_PER_VIEW, "dlib", FACE_INPUT_SIZE,
                                       FACE_MEAN, FACE_STD, "stage1", FACE_VIEWS, DESCRIPTOR_SIZE)
@@ -122,6 +121,8 @@ class PersonalityNetwork(nn.Module):
         super().__init__()
         kind = self.kind = architecture.kind
         self.backbone = kind.build()
+        if kind.classifier:
+            setattr(self.backbone, kind.classifier, nn.Identity())
         self.trained = architecture.trained
         width = kind.features_per_view * len(kind.views)
         components = min(settings.components, width)
@@ -172,8 +173,7 @@ class PersonalityNetwork(nn.Module):
         view = pictures[:, :, top:top + height, left:left + width]
         size = (self.kind.input_size, self.kind.input_size)
         if (height, width) != size:
-            view = functional.interpolate(view, size, mode="bilinear", antialias=True,
-                                          align_corners=False)
+            view = functional.interpolate(view, size, mode="bilinear", antialias=True, align_corners=False)
         return ((view - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def _mixed_precision(self, device):
@@ -251,7 +251,8 @@ def build_network(architecture: Architecture, settings: Settings, weights: str |
                         f"GP; there are {', '.join(GP_WEIGHTS)}")
     network = PersonalityNetwork(architecture, settings)
     if weights is not None:
-        load_backbone_weights(network.backbone, architecture.kind.name, architecture.kind.default_weights, weights)
+        kind = network.kind
+        load_backbone_weights(network.backbone, kind.name, kind.default_weights, weights, kind.classifier)
     return network.to(memory_format=torch.channels_last)
 
 

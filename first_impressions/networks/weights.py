@@ -54,17 +54,16 @@ def _imagenet_weights(backbone_name):
                         "path of a downloaded file, or --weights none to start from random numbers") from None
 
 
-def load_backbone_weights(backbone: nn.Module, name: str, default_weights: str, weights: str) -> None:
+def load_backbone_weights(backbone: nn.Module, name: str, default_weights: str, weights: str, classifier: str) -> None:
     """Fill a backbone with the weights that --weights names: imagenet, dlib, none or the path of a state dict.
 
-    name: of the backbone, as torchvision has it; default_weights: the ready-made ones that there are for it. Raises
-    UserError for missing or unfit ones.
+    name: of the backbone, as torchvision has it; default_weights: the ready-made ones that there are for it;
+    classifier: the module that is left out of the weights, "" for none. Raises UserError for missing or unfit ones.
     """
     if weights == "none":
         return
     if weights in ("imagenet", "dlib") and weights != default_weights:
-        raise UserError(f"--weights {weights}: there are none for {name}; "
-                        f"it takes {default_weights}, none or a path")
+        raise UserError(f"--weights {weights}: there are none for {name}; it takes {default_weights}, none or a path")
     if weights == "dlib":
         state = read_face_weights().state_dict()
     elif weights == "imagenet":
@@ -73,7 +72,6 @@ def load_backbone_weights(backbone: nn.Module, name: str, default_weights: str, 
         state = load_file(weights, "a state dict saved by torch.save")
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
         raise UserError(f"{weights}: is not a state dict (a dictionary of names and tensors)")
-    # The classifier of torchvision's own files is not part of the backbone.
-    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    state = {key: value for key, value in state.items() if not key.startswith(f"{classifier}.")}
     check_state(backbone, state, weights)
     backbone.load_state_dict(state)
