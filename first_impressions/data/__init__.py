@@ -1,1 +1,1 @@
-"""Labels, speakers, splits, face chips; other people's tables, pickles and archives."""
+"""Labels, speakers, splits and their division, face chips; other people's tables, pickles and archives."""

@@ -1,1 +1,1 @@
-"""Figures of an evaluation, plots, report, model card, TensorBoard logs."""
+"""Metrics, what is measured and printed, LaTeX tables, plots, report, model card, TensorBoard logs."""

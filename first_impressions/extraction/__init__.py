@@ -1,1 +1,1 @@
-"""From clips to face chips: packets, frames, faces, tracking, people."""
+"""From clips to face chips: packets, frames, HDR, detectors, faces, tracking, people."""

@@ -1,1 +1,1 @@
-"""The network, its backbones and closed-form parts; weights and checkpoints."""
+"""Settings, losses, the network with its backbones and closed-form parts, weights, checkpoints."""

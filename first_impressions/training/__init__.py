@@ -1,1 +1,1 @@
-"""Settings, inputs, samples, the training loop, prediction intervals, one trial of the search."""
+"""Inputs, feature cache, samples, the training loop, a run's folder, conformal intervals, search space and trial."""
