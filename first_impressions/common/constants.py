@@ -6,8 +6,10 @@ nor pandas: workers that find faces need neither.
 import os
 import unicodedata
 
-# The order of all scores, labels and columns.
-TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
+# The traits in the order of all scores, labels and columns, each with the colour of its bars and curves, RGB.
+COLOURS = {"openness": (31, 119, 180), "conscientiousness": (255, 127, 14), "extraversion": (44, 160, 44),
+           "agreeableness": (214, 39, 40), "neuroticism": (148, 103, 189)}
+TRAITS = tuple(COLOURS)
 # A column of all tables of scores, and its values: what a high neuroticism means. True: with the challenge's labels.
 MEANS_COLUMN = "neuroticism_means"
 NEUROTICISM_MEANS = {False: "neuroticism", True: "emotional stability"}

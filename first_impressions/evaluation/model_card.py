@@ -27,9 +27,10 @@ LICENCE = ("## Licence\n\nThe suite's code has the MIT licence. A model follows 
 
 
 def render_model_card(content: dict) -> str:
-    """Return the text of a model card, Markdown. content: the variables of model_card_template.md."""
+    """Return the text of a model card, Markdown. content: the variables of model_card_template.md but for traits."""
     template = Path(__file__).with_name("model_card_template.md").read_text(encoding="utf-8")
-    return jinja2.Template(template, undefined=jinja2.StrictUndefined, keep_trailing_newline=True).render(content)
+    form = jinja2.Template(template, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    return form.render(content, traits=TRAITS)
 
 
 def write_model_card(folder: Path) -> Path:

@@ -42,7 +42,7 @@ def _save(figure, folder, name, **options):
 def _save_traits(folder, labels, predictions, whose):
     """Write a figure with a row of four panels for each trait, whole and row by row: labels, predictions, one against
     the other, and the error over the label beside that of random guesses drawn from the labels (red)."""
-    width, height = 13, 16.6
+    width, height = 13, 3.15 * len(TRAITS) + ABOVE + BELOW
     figure, panels = pyplot.subplots(len(TRAITS), 4, figsize=(width, height))
     for row, trait in zip(panels, TRAITS, strict=True):
         _draw_trait(row, trait, labels[trait].to_numpy(), predictions[trait].to_numpy(), whose)
@@ -85,7 +85,7 @@ def _panels(number: int, width: float) -> tuple[Figure, np.ndarray]:
 
 def _reliability_figure(labels, predictions) -> Figure:
     """Return the reliability picture: mean label over mean prediction of ten bins with as many clips each."""
-    figure, panels = _panels(len(TRAITS), 15)
+    figure, panels = _panels(len(TRAITS), 3 * len(TRAITS))
     for panel, trait in zip(panels, TRAITS, strict=True):
         bins = reliability(labels[trait], predictions[trait])
         panel.plot([0, 1], [0, 1], color="0.6", linewidth=1)
@@ -97,7 +97,7 @@ def _reliability_figure(labels, predictions) -> Figure:
 
 
 def _correlation_figure(labels, predictions, whose) -> Figure:
-    """Return the correlations of the five traits with each other, of the labels beside the predictions."""
+    """Return the correlations of the traits with each other, of the labels beside the predictions."""
     figure, panels = _panels(2, 8)
     for panel, title, scores in zip(panels, ("labels", whose), (labels, predictions), strict=True):
         matrix, places = scores[list(TRAITS)].corr().to_numpy(), range(len(TRAITS))

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from first_impressions.common.constants import TRAITS
+from first_impressions.common.constants import COLOURS, TRAITS
 from first_impressions.prediction.scoring import FileScores, KeptPicture
 from first_impressions.prediction.tables import high_means_calm
 
-COLOURS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189))  # RGB, one per trait
 # In pixels, beside a picture that is SMALL_HEIGHT high; beside larger ones up to twice as much.
 LINE, GAP, PANEL_WIDTH, BAR_LEFT, BAR_WIDTH, SMALL_HEIGHT = 26, 14, 400, 160, 120, 360
 GREY, BLACK, WHITE, TRACK = (40, 40, 40), (0, 0, 0), (255, 255, 255), (225, 225, 225)
@@ -49,13 +48,13 @@ def draw_boxes(picture: KeptPicture, numbered: bool) -> np.ndarray:
 
 
 def annotate(picture: KeptPicture, people: list[dict]) -> np.ndarray:
-    """Return a uint8 BGR picture with a box around each face and, at its side, five bars for each person.
+    """Return a uint8 BGR picture with a box around each face and, at its side, the bars of each person.
 
     people: rows of tables.ALL_COLUMNS. A whisker on a bar is the interval, the number behind it the percentile.
     """
     image = draw_boxes(picture, len(people) > 1)
     # The bars stand beside the picture, where they hide nothing.
-    needed = (LINE * 6 + GAP) * len(people) + 3 * LINE
+    needed = (LINE * (len(TRAITS) + 1) + GAP) * len(people) + 3 * LINE
     scale = min(2, max(1, image.shape[0] / max(SMALL_HEIGHT, needed)))
     height = max(image.shape[0], round(scale * needed))
     panel = Panel(np.full((height, round(scale * PANEL_WIDTH), 3), 255, np.uint8), scale)
@@ -69,9 +68,9 @@ def _draw_people(panel, people):
     for row in people:
         y += LINE
         panel.write(f"person {row['person']}" if len(people) > 1 else "apparent personality", 12, y, 0.55, BLACK)
-        for trait, colour in zip(TRAITS, COLOURS):
+        for trait in TRAITS:
             y += LINE
-            _draw_bar(panel, y, trait, row, colour[::-1])
+            _draw_bar(panel, y, trait, row)
         y += GAP
     notes = ["neuroticism: high means calm"] if high_means_calm(people[0]) else []
     if people[0]["half_width_openness"] is not None:
@@ -82,13 +81,13 @@ def _draw_people(panel, people):
         panel.write(note, 12, y + 8 + 20 * number, 0.4)
 
 
-def _draw_bar(panel, y, trait, row, colour):
+def _draw_bar(panel, y, trait, row):
     def place(score):
         return BAR_LEFT + BAR_WIDTH * score
 
     panel.write(trait, 12, y)
     panel.fill(BAR_LEFT, y - 13, place(1), y + 2, TRACK)
-    panel.fill(BAR_LEFT, y - 13, place(row[trait]), y + 2, colour)
+    panel.fill(BAR_LEFT, y - 13, place(row[trait]), y + 2, COLOURS[trait][::-1])
     low, high, percentile = row[f"low_{trait}"], row[f"high_{trait}"], row[f"percentile_{trait}"]
     if low is not None:
         panel.fill(place(low), y - 5.5, place(high), y - 5, BLACK)
@@ -108,7 +107,7 @@ def plot_course(scores: FileScores) -> np.ndarray:
     from matplotlib.figure import Figure  # here, since it takes a second
 
     numbers = [row["person"] for row in scores.people]
-    names = [*TRAITS[:-1], "neuroticism (high: calm)" if high_means_calm(scores.people[0]) else "neuroticism"]
+    calm = " (high: calm)" if high_means_calm(scores.people[0]) else ""
     figure = Figure(figsize=(9, 0.8 + 2.4 * len(numbers)), layout="constrained")
     panels = figure.subplots(len(numbers), 1, sharex=True, squeeze=False)[:, 0]
     timed = all(face["seconds"] is not None for face in scores.faces)
@@ -124,9 +123,9 @@ def plot_course(scores: FileScores) -> np.ndarray:
         points = np.array([[row[trait] for trait in TRAITS] for row in rows])
         course = np.array([points[part].mean(0) for part in parts])
         moments = [np.mean([moments[place] for place in part]) for part in parts]
-        for name, colour, points in zip(names, COLOURS, course.T):
-            panel.plot(moments, points, marker="o", markersize=3, linewidth=1.2, color=np.array(colour) / 255,
-                       label=name)
+        for trait, points in zip(TRAITS, course.T, strict=True):
+            panel.plot(moments, points, marker="o", markersize=3, linewidth=1.2, color=np.array(COLOURS[trait]) / 255,
+                       label=f"{trait}{calm if trait == 'neuroticism' else ''}")
         words = ([f"person {person}"] if len(numbers) > 1 else []) + (
             [f"each point: a piece of {pieces[0]['end'] - pieces[0]['start']:.0f} s"] if pieces else [])
         panel.set(ylim=(0, 1), ylabel="score", title=", ".join(words) or None)

@@ -12,8 +12,7 @@ import cv2
 import numpy as np
 
 from first_impressions.common.command_line import counted
-from first_impressions.common.constants import TRAITS
-from first_impressions.prediction.drawings import COLOURS
+from first_impressions.common.constants import COLOURS, TRAITS
 from first_impressions.prediction.tables import high_means_calm, write_csv
 
 LONGEST_PROBLEM = 300  # characters; messages of libraries may hold whole arrays
@@ -88,7 +87,7 @@ def show_people(people: list[dict]) -> str:
     for row in people:
         if len(people) > 1:
             lines.append(f"<h3>Person {row['person']}</h3>")
-        lines += [_bar(row, trait, names[trait], colour) for trait, colour in zip(TRAITS, COLOURS)]
+        lines += [_bar(row, trait, names[trait], colour) for trait, colour in COLOURS.items()]
     if any(row.get(f"low_{TRAITS[0]}") is not None for row in people):
         lines.append('<p class="meta">Lines on the bars: four of five judgements lie within.</p>')
     return "".join(lines)
