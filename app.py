@@ -4,7 +4,7 @@
     python app.py EXPERIMENT --port 8000
 
 The page answers on 127.0.0.1 alone, only at the address that is printed, and asks no other machine for anything. It
-shows the face, the five scores with intervals and percentiles, heat maps, the scores over time, and gives the tables as
+shows the face, the scores with intervals and percentiles, heat maps, the scores over time, and gives the tables as
 CSV. Nothing is kept: files are deleted when their page closes, after an hour, and when the program ends (Ctrl-C).
 Results are never written to disk.
 """

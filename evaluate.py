@@ -96,7 +96,7 @@ def parse_args(argv=None):
                        help="join groups of fewer than N clips into one, other")
     tests.add_argument("--seed", type=seed_number, default=0, help="of the bootstrap")
     foreign = parser.add_argument_group("external predictions")
-    foreign.add_argument("--predictions", metavar="FILE.csv", help="columns clip or VideoName and the five traits, "
+    foreign.add_argument("--predictions", metavar="FILE.csv", help="columns clip or VideoName and the traits, "
                          "as also predict.py --out writes them")
     foreign.add_argument("--labels", metavar="FILE", help=f"the labels of these clips ({', '.join(READERS)})")
     foreign.add_argument("--train-labels", metavar="FILE",

@@ -8,7 +8,7 @@
 The last one is small, contains no name of a clip or speaker, and is refused for a network that stores data of
 individuals. Its numbers have half precision, and the weights of dlib's network are left out, since the suite has them.
 
-The model of the other two takes uint8 RGB chips N x 3 x 224 x 224, any N, and gives the float32 scores N x 5 that
+The model of the other two takes uint8 RGB chips N x 3 x 224 x 224, any N, and gives the float32 scores N x traits that
 predict.py gives each face; scaling, normalisation and the mirror images happen inside. Its metadata (ONNX:
 metadata_props, torch: extra_files) name the order of the traits and the cropping. A file of that name is replaced. A
 network with a memory of clips takes descriptors of the training clips' faces with it: see the README before you publish

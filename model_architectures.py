@@ -84,7 +84,7 @@ def print_networks() -> None:
         if len(architecture.trained) > 3:
             trained = f"{architecture.trained[0]} to {architecture.trained[-1]}"
         print(f"{name:<20}{architecture.backbone:<16}{trained:<26}{head}")
-    print("l1, l2 and l3 are sizes that the configuration gives; 5 are the traits")
+    print(f"l1, l2 and l3 are sizes that the configuration gives; {len(TRAITS)} are the traits")
 
 
 def main(argv=None):

@@ -2,7 +2,7 @@
 
     python predict.py pretrained clip.mp4                           the model that comes with the suite
     python predict.py EXPERIMENT holiday/ portrait.jpg --out scores.csv
-    python predict.py EXPERIMENT clip.mp4 --annotate annotated      pictures with the face and five bars
+    python predict.py EXPERIMENT clip.mp4 --annotate annotated      pictures with the face and a bar per trait
     python predict.py EXPERIMENT clip.mp4 --explain heat_maps       where in the face each score comes from
     python predict.py EXPERIMENT group.mp4 --faces all              everybody: one row per person
     python predict.py EXPERIMENT talk.mp4 --piece 15 --plot course  long recordings: a row for each 15 seconds
@@ -133,7 +133,7 @@ def parse_args(argv=None):
     parser.add_argument("--all-columns", action="store_true",
                         help="also frames, faces, spreads, half widths of intervals, percentiles")
     parser.add_argument("--annotate", metavar="DIR", type=Path,
-                        help="write a picture of each file with the face and five bars")
+                        help="write a picture of each file with the face and a bar per trait")
     parser.add_argument("--explain", metavar="DIR", type=Path,
                         help="write heat maps: where in the face each score comes from")
     parser.add_argument("--plot", metavar="DIR", type=Path, help="draw the scores of each clip over the time")

@@ -108,5 +108,5 @@ def _print_comparison(comparison):
     several = f" (errors averaged over {len(comparison['others'])})" if len(comparison["others"]) > 1 else ""
     print(f"\nagainst {printable(comparison['with'])}{several} on "
           f"{counted(int(comparison['mean']['clips']), 'common clip')} (positive: better; p: that there is no "
-          f"difference, of the five traits corrected by Holm; -: {NO_TEST})\n"
+          f"difference, corrected by Holm over the traits; -: {NO_TEST})\n"
           f"{format_table(comparison, ('first', 'second', 'difference', 'p'))}")

@@ -92,7 +92,7 @@ def overlay(chip: np.ndarray, maps: np.ndarray, labels: list[str], note: str = "
     for number, label in enumerate(labels):
         _write(strip, label, number * width + 6, height + CAPTION - 9)
     baseline = height + CAPTION + LEGEND - 10
-    _write(strip, "colour: how much more a place raises this score than the five on average, from none", width + 6,
+    _write(strip, "colour: how much more a place raises this score than all scores on average, from none", width + 6,
            baseline)
     left = 4 * width + 6
     strip[baseline - 10:baseline, left:left + BAR] = _colours(np.tile(np.linspace(0, 1, BAR), (10, 1)))
