@@ -31,7 +31,6 @@ import cv2
 import numpy as np
 
 from first_impressions.common.command_line import (
-    MOST,
     UserError,
     disk_error,
     make_parser,
@@ -40,7 +39,6 @@ from first_impressions.common.command_line import (
     progress_bar,
     run_script,
     seconds_apart,
-    seed_number,
     stop_name,
     stop_status,
     usable_cores,
@@ -49,7 +47,7 @@ from first_impressions.common.device import add_device_options
 from first_impressions.common.experiment import experiment_folder
 from first_impressions.common.files import atomic_write, check_output_file, make_folder
 from first_impressions.extraction.faces import DETECTOR_HELP, DETECTORS
-from first_impressions.extraction.frames import FrameSettings
+from first_impressions.extraction.frames import FrameSettings, add_frame_options
 from first_impressions.jobs.target_folder import say_passed_over
 from first_impressions.jobs.worker_pool import UNEXPECTED, warn_of_unexpected
 from first_impressions.networks.checkpoint import find_checkpoint
@@ -139,9 +137,7 @@ def parse_args(argv=None):
     parser.add_argument("--plot", metavar="DIR", type=Path, help="draw the scores of each clip over the time")
     parser.add_argument("--per-frame", metavar="FILE", type=Path,
                         help="write a row for each face of each frame, with its time and box, as .csv or .json")
-    frames = parser.add_mutually_exclusive_group()
-    frames.add_argument("--frames", type=positive_int, default=FRAMES, help="frames drawn at random from a clip")
-    frames.add_argument("--every", type=seconds_apart, metavar="SECONDS", help="take a frame every SECONDS")
+    add_frame_options(parser, FRAMES)
     parser.add_argument("--piece", type=seconds_apart, metavar="SECONDS",
                         help="cut longer clips into pieces of about this length, a row each (models of the challenge "
                         "know clips of 15 seconds); --frames or --every then count for each piece")
@@ -154,7 +150,6 @@ def parse_args(argv=None):
     parser.add_argument("--runs-dir", default="runs", help="folder of the experiments")
     parser.add_argument("--workers", type=positive_int, default=usable_cores(), help="processes that find faces")
     add_device_options(parser, precision="float32")
-    parser.add_argument("--seed", type=seed_number, default=0, help="of the choice of frames")
     complain = parser.error
     parser.error = lambda message: complain(message + (
         "; the EXPERIMENT comes first, as in: predict.py pretrained clip.mp4" if message.endswith("PATH") else ""))
@@ -181,7 +176,7 @@ def main(argv=None):
     args = parse_args(argv)
     check_arguments(args)
     scorer = load_scorer(args.experiment, args.runs_dir, args.precision, args.device)
-    frames = FrameSettings(MOST if args.every else args.frames, args.seed, every=args.every, piece=args.piece)
+    frames = FrameSettings.from_options(args, piece=args.piece)
     settings = scorer.face_settings(frames, args.predictor, find_all=args.faces == "all",
                                     keep_picture=bool(args.annotate), min_confidence=args.min_confidence,
                                     detector=args.detector)

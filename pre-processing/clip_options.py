@@ -3,27 +3,18 @@ import argparse
 from collections import Counter
 from collections.abc import Iterator
 
-from first_impressions.common.command_line import UserError, positive_int, seconds_apart, seed_number
+from first_impressions.common.command_line import UserError
 from first_impressions.common.constants import CLIP_SUFFIXES, clip_stem
-from first_impressions.extraction.frames import FrameSettings
+from first_impressions.extraction.frames import add_frame_options
 from first_impressions.jobs.target_folder import count_files, find_files, say_passed_over
 from first_impressions.jobs.worker_pool import Known
 
 
 def add_clip_options(parser: argparse.ArgumentParser, target: str, target_help: str) -> None:
-    """Add the arguments VIDEO_DIR, the target folder (its name in lower case) and N, and the option --seed."""
+    """Add the arguments VIDEO_DIR and the target folder (its name in lower case), and the options on frames."""
     parser.add_argument("video_dir", metavar="VIDEO_DIR", help="folder with clips, nested folders included")
     parser.add_argument(target, metavar=target.upper(), help=target_help)
-    parser.add_argument("number_of_frames", metavar="N", type=positive_int, help="frames to draw from each clip")
-    parser.add_argument("--every", type=seconds_apart, metavar="SECONDS",
-                        help="take a frame every SECONDS, at most N of them, instead of random ones")
-    parser.add_argument("--seed", type=seed_number, default=0, help="another seed draws other frames")
-
-
-def frame_settings(args: argparse.Namespace) -> tuple[FrameSettings, dict]:
-    """Return the options as FrameSettings, and what preprocessing.json says of them."""
-    noted = {"seed": args.seed, **({"every": args.every} if args.every else {})}
-    return FrameSettings(args.number_of_frames, args.seed, args.quality, args.every), noted
+    add_frame_options(parser)
 
 
 def count_clips(video_dir: str, target: str) -> tuple[int, Counter]:

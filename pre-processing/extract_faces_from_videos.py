@@ -23,12 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import first_impressions.common.startup  # noqa: F401  (before torch)
 
 # isort: split
-from clip_options import add_clip_options, count_clips, find_clips, frame_settings
+from clip_options import add_clip_options, count_clips, find_clips
 from face_options import add_face_options, crop_settings, next_command, noted_settings
 from first_impressions.common.command_line import make_parser, run_script
 from first_impressions.common.constants import NO_FACE
 from first_impressions.extraction.clip_faces import extract_clip_faces
 from first_impressions.extraction.faces import FOUND_BY_CNN
+from first_impressions.extraction.frames import FrameSettings
 from first_impressions.jobs.failures import KnownFailures
 from first_impressions.jobs.job import Batch, add_batch_options, print_dry_run, print_summary, run_batch
 from first_impressions.jobs.target_folder import check_folders, check_settings, open_target
@@ -46,8 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     check_folders(args.video_dir, args.face_dir)
     crop = crop_settings(args)
-    frames, of_frames = frame_settings(args)
-    noted = {**noted_settings(crop), "frames": "decoded", **of_frames}
+    frames = FrameSettings.from_options(args, quality=args.quality)
+    noted = {**noted_settings(crop), "frames": "decoded", **frames.noted()}
     check_settings(args.face_dir, noted)
     total, passed_over = count_clips(args.video_dir, args.face_dir)
     function = functools.partial(extract_clip_faces, face_dir=os.path.abspath(args.face_dir), frames=frames, crop=crop,

@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import first_impressions.common.startup  # noqa: F401  (before torch)
 
 # isort: split
-from clip_options import add_clip_options, count_clips, find_clips, frame_settings
+from clip_options import add_clip_options, count_clips, find_clips
 from first_impressions.common.command_line import make_parser, printable, run_script
-from first_impressions.extraction.frames import extract_frames
+from first_impressions.extraction.frames import FrameSettings, extract_frames
 from first_impressions.jobs.job import Batch, add_batch_options, print_dry_run, print_summary, run_batch
 from first_impressions.jobs.target_folder import check_folders, check_settings, open_target
 
@@ -38,8 +38,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     check_folders(args.video_dir, args.frame_dir)
-    settings, noted = frame_settings(args)
-    noted["quality"] = args.quality
+    settings = FrameSettings.from_options(args, quality=args.quality)
+    noted = {**settings.noted(), "quality": args.quality}
     check_settings(args.frame_dir, noted)
     total, passed_over = count_clips(args.video_dir, args.frame_dir)
     function = functools.partial(extract_frames, frame_dir=os.path.abspath(args.frame_dir), settings=settings,

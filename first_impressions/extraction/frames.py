@@ -1,4 +1,5 @@
 """Frames drawn from a clip: which ones, and their pictures, the same as a plain decode from the start gives."""
+import argparse
 import contextlib
 import functools
 import hashlib
@@ -13,7 +14,7 @@ import av
 import cv2
 import numpy as np
 
-from first_impressions.common.command_line import UserError, counted
+from first_impressions.common.command_line import MOST, UserError, counted, positive_int, seconds_apart, seed_number
 from first_impressions.common.constants import JPEG_QUALITY, clip_stem, face_name, frame_name
 from first_impressions.extraction.hdr import to_sdr, transfer_of
 from first_impressions.extraction.packets import Packets, demux, displayed_size, list_packets, open_clip
@@ -50,6 +51,16 @@ class FrameSettings:
     piece: float | None = None
     whole_up_to: float = 0.0
 
+    @classmethod
+    def from_options(cls, args: argparse.Namespace, **others) -> "FrameSettings":
+        """Return the options of add_frame_options as FrameSettings. others: fields that these options do not say."""
+        number = (MOST if args.every else args.frames) if "frames" in args else args.number_of_frames
+        return cls(number, args.seed, every=args.every, **others)
+
+    def noted(self) -> dict:
+        """Return what preprocessing.json says of the choice of frames."""
+        return {"seed": self.seed, **({"every": self.every} if self.every else {})}
+
     def choose(self, clip: str, packets: Packets, indices: Iterable[int]) -> set[int]:
         """Return those of the indices that are drawn from a clip. Raises UserError if times are needed and the clip
         tells none."""
@@ -67,6 +78,19 @@ class FrameSettings:
     def problems(self, packets: Packets) -> list[str]:
         """Return what failures.csv says of a clip: its notes, and if times were asked for that they were guessed."""
         return packets.notes + [packets.guess] * bool(self.every and packets.guess)
+
+
+def add_frame_options(parser: argparse.ArgumentParser, default: int | None = None) -> None:
+    """Add the options on which frames of a clip are drawn: the argument N, or with a default the option --frames, then
+    --every, which takes at most N frames or stands in place of --frames, and --seed."""
+    parser.add_argument("--seed", type=seed_number, default=0, help="another seed draws other frames")
+    if default is None:
+        parser.add_argument("number_of_frames", metavar="N", type=positive_int, help="frames to draw from each clip")
+    else:
+        parser = parser.add_mutually_exclusive_group()
+        parser.add_argument("--frames", type=positive_int, default=default, help="frames drawn at random from a clip")
+    parser.add_argument("--every", type=seconds_apart, metavar="SECONDS", help="take a frame every SECONDS instead of "
+                        "random ones" + (", at most N of them" if default is None else ""))
 
 
 # ---------------------------------------------------------------- choosing
