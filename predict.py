@@ -46,7 +46,7 @@ from first_impressions.common.command_line import (
 from first_impressions.common.device import add_device_options
 from first_impressions.common.experiment import experiment_folder
 from first_impressions.common.files import atomic_write, check_output_file, make_folder
-from first_impressions.extraction.faces import DETECTOR_HELP, DETECTORS
+from first_impressions.extraction.detectors import DETECTOR_HELP, DETECTORS
 from first_impressions.extraction.frames import FrameSettings, add_frame_options
 from first_impressions.jobs.target_folder import say_passed_over
 from first_impressions.jobs.worker_pool import UNEXPECTED, warn_of_unexpected

@@ -7,8 +7,8 @@ import dlib
 
 from first_impressions.common.command_line import printable, whole_number_between
 from first_impressions.common.constants import FACE_SIZE, SPLITS
-from first_impressions.extraction.detectors import PADDING, find_predictor, predictor_note
-from first_impressions.extraction.faces import DETECTOR_HELP, DETECTORS, CropSettings
+from first_impressions.extraction.detectors import DETECTOR_HELP, DETECTORS, PADDING, find_predictor, predictor_note
+from first_impressions.extraction.faces import CropSettings
 from first_impressions.jobs.target_folder import read_settings
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from first_impressions.common.command_line import UserError, counted
 from first_impressions.common.constants import CLIP_SUFFIXES, NO_FACE, clip_stem, face_name, frame_name
-from first_impressions.extraction.detectors import Box, FoundFace, align_face, load_models, resized
+from first_impressions.extraction.detectors import DETECTORS, Box, FoundFace, align_face, load_models, resized
 from first_impressions.extraction.faces import (
     FOUND_BY_CNN,
     CropSettings,
@@ -61,20 +61,20 @@ def find_clip_faces(path: str, packets: Packets, frames: FrameSettings, crop: Cr
     """
     models, found = load_models(crop.predictor), False
     drawn = set()   # and not replaced
-    tracker = FaceTracker(models, {})
+    tracker, is_tracked = FaceTracker(models, {}), DETECTORS[crop.detector].load is None
 
     def pick_with_lineage(chosen):
         picked = pick(chosen)
         drawn.update(chosen - picked)
         # A frame that replaces one that cannot be decoded learns from none.
-        if not tracker.earlier and crop.detector != "cnn":
+        if not tracker.earlier and is_tracked:
             tracker.earlier = earlier_frames(clip_stem(path), chosen, frames.seed)
         further = set().union(*map(tracker.lineage, picked))
         return picked | {index for index in further if index not in without_face}
 
     def search(index, picture):
-        if crop.detector == "cnn":
-            return find_faces(picture, models, detector="cnn")
+        if not is_tracked:
+            return find_faces(picture, models, detector=crop.detector)
         faces = tracker.find_faces(index, picture)
         return with_further_faces(picture, faces, models) if crop.find_all else faces
 

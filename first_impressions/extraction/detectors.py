@@ -3,6 +3,7 @@ import functools
 import hashlib
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -224,10 +225,22 @@ def load_models(predictor_path: str | os.PathLike | None = None) -> Models:
     return Models(HogDetector(), predictor)
 
 
-@functools.lru_cache(maxsize=1)
-def load_cnn() -> CnnDetector:
-    """Return the CNN detector; loaded once in a process. Raises UserError if its package is not installed."""
-    return CnnDetector()
+load_cnn = functools.lru_cache(maxsize=1)(CnnDetector)  # once in a process
+
+
+class DetectorChoice(NamedTuple):
+    """A value of --detector. load: gives the detector that searches each picture at once; None: the HOG detector of
+    Models, which searches at several scales and, in clips, near the faces of other frames (tracking.py)."""
+    help: str
+    load: Callable[[], CnnDetector] | None = None
+
+
+DETECTORS = {
+    "auto": DetectorChoice("asks cnn if hog finds no face in any frame of a file"),
+    "hog": DetectorChoice("is for frontal faces"),
+    "cnn": DetectorChoice("is a hundred times slower", load_cnn),
+}
+DETECTOR_HELP = "dlib's face detector: " + ", ".join(f"{name} {choice.help}" for name, choice in DETECTORS.items())
 
 
 # ---------------------------------------------------------------- landmarks

@@ -24,6 +24,7 @@ from first_impressions.common.constants import (
     face_name,
 )
 from first_impressions.extraction.detectors import (
+    DETECTORS,
     FINEST_SIDE,
     PADDING,
     SAME_FACE,
@@ -83,19 +84,13 @@ class Search(NamedTuple):
     smallest: float
 
 
-DETECTORS = ("auto", "hog", "cnn")
-DETECTOR_HELP = ("dlib's face detector: hog is for frontal faces, cnn a hundred times slower; auto asks cnn if hog "
-                 "finds no face in any frame of a file")
-
-
 @dataclass(frozen=True)
 class CropSettings:
     """How faces become chips.
 
     predictor: path of the landmark model, None for the 5-point one; size: width and height of a chip in pixels;
     padding: margin around the landmarks, in parts of the face's size; find_all: all faces of a picture, not only the
-    largest; quality: of JPEG, 1 to 100; detector: "hog", "cnn", or "auto": the first one, and the second one in a file
-    in which the first finds no face at all.
+    largest; quality: of JPEG, 1 to 100; detector: a key of DETECTORS.
     """
     predictor: str | None = None
     size: int = FACE_SIZE
@@ -114,8 +109,8 @@ def find_faces(picture: np.ndarray, models: Models, find_all: bool = False, dete
     detector's search goes from coarse to fine and ends at the first scale with a clear face: smaller faces beside it
     may be left out, unless find_all asks for them.
     """
-    if detector == "cnn":
-        return true_faces(picture, load_cnn().find(picture), models)
+    if load := DETECTORS[detector].load:
+        return true_faces(picture, load().find(picture), models)
     faces = search_faces(picture, models).faces
     return with_further_faces(picture, faces, models) if find_all else faces
 
