@@ -29,12 +29,11 @@ from torch.nn import functional
 
 from first_impressions.common.command_line import UserError, make_parser, run_script
 from first_impressions.common.constants import TRAITS
-from first_impressions.common.experiment import experiment_folder
+from first_impressions.common.experiment import EXPORTED_FILES, experiment_folder
 from first_impressions.common.files import atomic_write, check_output_file
-from first_impressions.networks.checkpoint import TO_GIVE_AWAY, Checkpoint, find_checkpoint, read_experiment
+from first_impressions.networks.checkpoint import Checkpoint, find_checkpoint, read_experiment
 from first_impressions.networks.network import PersonalityNetwork, build_network
 
-FILE_OF_FORMAT = {"onnx": "model.onnx", "torch": "model.pt2", "checkpoint": TO_GIVE_AWAY}
 DESCRIPTORS = ("contains descriptors of the training clips' faces, by which people can be recognised; for a model to "
                "publish, train with --memory centres or --memory none")
 MOST_SINGLE = 20_000    # numbers of a tensor that keeps single precision: little to gain from halves
@@ -122,7 +121,7 @@ def to_give_away(checkpoint: Checkpoint, path: Path) -> Checkpoint:
 def parse_args(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("experiment", metavar="EXPERIMENT", help="name of a folder in --runs-dir")
-    parser.add_argument("--format", choices=tuple(FILE_OF_FORMAT), default="onnx",
+    parser.add_argument("--format", choices=tuple(EXPORTED_FILES), default="onnx",
                         help="ONNX, torch.export, or a checkpoint to give away")
     parser.add_argument("--runs-dir", default="runs", help="folder of the experiments")
     parser.add_argument("--out", metavar="FILE", help="default: a name as above, in the experiment's folder")
@@ -133,10 +132,10 @@ def main(argv=None):
     args = parse_args(argv)
     folder = experiment_folder(args.runs_dir, args.experiment)
     find_checkpoint(folder)
-    target = Path(args.out) if args.out else folder / FILE_OF_FORMAT[args.format]
+    target = Path(args.out) if args.out else folder / EXPORTED_FILES[args.format]
     check_output_file("--out", target)
-    if target.suffix != Path(FILE_OF_FORMAT[args.format]).suffix:
-        raise UserError(f"--out {target}: give a name that ends in {Path(FILE_OF_FORMAT[args.format]).suffix}")
+    if target.suffix != Path(EXPORTED_FILES[args.format]).suffix:
+        raise UserError(f"--out {target}: give a name that ends in {Path(EXPORTED_FILES[args.format]).suffix}")
     path, checkpoint = read_experiment(folder)
     if args.format == "checkpoint":
         to_give_away(checkpoint, path).save(target)

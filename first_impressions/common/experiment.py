@@ -18,10 +18,11 @@ PRETRAINED = "pretrained"   # the experiment that comes with the suite, in SUITE
 TRAINING_RECORD, SEARCH_RECORD = "args.json", "search_args.json"
 TRAINING_TABLE = "training.csv"     # one row per epoch
 MODEL_CARD = "MODEL_CARD.md"
-TO_GIVE_AWAY = "model.pt"           # a checkpoint as export.py --format checkpoint writes it
+EXPORTED_FILES = {"onnx": "model.onnx", "torch": "model.pt2", "checkpoint": "model.pt"}     # of export.py's --format
+TO_GIVE_AWAY = EXPORTED_FILES["checkpoint"]
 # What train.py, evaluate.py and export.py write into the folder.
 TRAINING_FILES = (TRAINING_RECORD, TRAINING_TABLE, "checkpoint_*.pt", "events.out.tfevents.*", "evaluation_*",
-                  "model.onnx", "model.pt2", TO_GIVE_AWAY, MODEL_CARD)
+                  *EXPORTED_FILES.values(), MODEL_CARD)
 # The tests set the variable to save after every step.
 SECONDS_BETWEEN_CHECKPOINTS = float(os.environ.get("SECONDS_BETWEEN_CHECKPOINTS", 30))
 NEW, REPLACING, MOVING = ".new", ".replacing", ".moving"
