@@ -49,10 +49,8 @@ def write_report(evaluation: Evaluation) -> Path:
         tables = {f"{PARTS['traits']}: {title}": table}
     groups = {f"group {name}": table for name, table in metrics.get("groups", {}).items()}
     best, worst = _best_and_worst(labels, predictions, None if split is None else split.faces)
-    figures = {"gain": _gain_figure({**tables, **groups}),
+    figures = {"gain": [_gain_figure({**tables, **groups})], "training": curves,
                "traits": {trait: _trait_figures(trait, labels[trait], predictions[trait]) for trait in TRAITS}}
-    if curves:
-        figures["training"] = curves
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
                                      lstrip_blocks=True)
     environment.filters.update(number=format_number, p=format_p)
