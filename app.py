@@ -258,8 +258,7 @@ def main(argv=None):
             raise UserError("the page needs the package gradio: run make app, or pip install -r requirements-app.txt"
                             ) from None
         scorer = load_scorer(args.experiment, args.runs_dir, args.precision, args.device)
-        app = App(scorer, args.frames, args.workers, args.max_megabytes * 10**6,
-                  args.max_minutes * 60, args.max_files)
+        app = App(scorer, args.frames, args.workers, args.max_megabytes * 10**6, args.max_minutes * 60, args.max_files)
         token = secrets.token_urlsafe()
         blocks = launch(app, args.port, token)
         print(f"Open http://{HOST}:{args.port}/?token={token} in a browser.\n"

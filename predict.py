@@ -17,7 +17,6 @@ a row with its problem. docs/evaluation_and_prediction.md explains every column.
 import first_impressions.common.startup  # noqa: F401  (before torch)
 
 # isort: split
-import argparse
 import contextlib
 import itertools
 import math
@@ -34,6 +33,7 @@ from first_impressions.common.command_line import (
     UserError,
     disk_error,
     make_parser,
+    number_between,
     positive_int,
     printable,
     progress_bar,
@@ -111,17 +111,6 @@ def _plain_name(path, taken):
 
 # ---------------------------------------------------------------- command line
 
-def confidence(text: str) -> float:
-    """argparse type: a detection score, any finite number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number; usual scores are 0.3 to 2.4")
-    return value
-
-
 def parse_args(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("experiment", metavar="EXPERIMENT",
@@ -141,8 +130,8 @@ def parse_args(argv=None):
     parser.add_argument("--piece", type=seconds_apart, metavar="SECONDS",
                         help="cut longer clips into pieces of about this length, a row each (models of the challenge "
                         "know clips of 15 seconds); --frames or --every then count for each piece")
-    parser.add_argument("--min-confidence", type=confidence, metavar="SCORE",
-                        help="leave out faces with a lower detection score")
+    parser.add_argument("--min-confidence", metavar="SCORE", help="leave out faces with a lower detection score",
+                        type=number_between(-math.inf, math.inf, "a number; usual scores are 0.3 to 2.4"))
     parser.add_argument("--faces", choices=("largest", "all"), default="largest",
                         help="which faces of a frame are scored; all: one row per person, by dlib's face recognition")
     parser.add_argument("--detector", choices=DETECTORS, default="auto", help=DETECTOR_HELP)

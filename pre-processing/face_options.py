@@ -5,7 +5,7 @@ from pathlib import Path
 
 import dlib
 
-from first_impressions.common.command_line import printable, whole_number_between
+from first_impressions.common.command_line import number_between, printable, whole_number_between
 from first_impressions.common.constants import FACE_SIZE, SPLITS
 from first_impressions.extraction.detectors import DETECTOR_HELP, DETECTORS, PADDING, find_predictor, predictor_note
 from first_impressions.extraction.faces import CropSettings
@@ -17,22 +17,12 @@ def add_face_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("predictor", metavar="PREDICTOR", nargs="?", help="dlib's landmark model, 5 or 68 points")
     parser.add_argument("--size", type=whole_number_between(1, 4096), default=FACE_SIZE,
                         help="width and height of a chip in pixels")
-    parser.add_argument("--padding", type=_padding, default=PADDING,
+    parser.add_argument("--padding", type=number_between(0, 5, "a number from 0 to 5"), default=PADDING,
                         help="margin around the face, in parts of its size, 0 to 5")
     parser.add_argument("--faces", choices=["largest", "all"], default="largest",
                         help="which faces of a frame to write")
     parser.add_argument("--detector", choices=DETECTORS, help=DETECTOR_HELP + " (default: auto; in a folder that has "
                         "faces already, as they were made)")
-
-
-def _padding(text):
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 5:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number from 0 to 5")
-    return value
 
 
 def crop_settings(args: argparse.Namespace) -> CropSettings:

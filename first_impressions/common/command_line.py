@@ -167,15 +167,21 @@ def _quota(group):
     return math.inf
 
 
-def seconds_apart(text: str) -> float:
-    """argparse type: a number of seconds, at least a thousandth."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value >= 0.001):
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number of seconds, at least 0.001")
-    return value
+def number_between(least: float, most: float, wanted: str) -> Callable[[str], float]:
+    """Return an argparse type: a finite number from least to most. wanted: what messages call it."""
+    def number(text):
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and least <= value <= most):
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not {wanted}")
+        return value
+
+    return number
+
+
+seconds_apart = number_between(0.001, math.inf, "a number of seconds, at least 0.001")
 
 
 def true_or_false(text: str) -> bool:

@@ -165,8 +165,7 @@ def read_labelled(path: str | os.PathLike,
 # ---------------------------------------------------------------- files of a folder
 
 def label_file(folder: Path, split: str | None = None) -> Path:
-    """Return the path of a folder's labels: a table, or of a split also the challenge's file. Raises UserError if there
-    is none, or two."""
+    """Return the path of the labels in a folder, perhaps a split's. Raises UserError if there is none, or two."""
     names = [ANNOTATION_FILES[split], *LABEL_TABLES] if split else LABEL_TABLES
     found = [folder / name for name in names if (folder / name).exists()]
     if len(found) > 1:

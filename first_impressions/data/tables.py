@@ -105,8 +105,7 @@ def _rows(path, text, needed):
         else:
             tables += [rows] if rows else []
     if not tables:
-        raise UserError(f"{path}: cannot be read as a table ({problem}); write CSV with the columns "
-                        f"{','.join(needed)}")
+        raise UserError(f"{path}: cannot be read as a table ({problem}); write CSV with the columns {','.join(needed)}")
     return max(tables, key=lambda rows: (sum(_meaning(name) in needed for name in rows[0][0]), len(rows[0][0])))
 
 

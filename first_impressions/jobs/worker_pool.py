@@ -185,8 +185,7 @@ class ProcessPool:
 
     def _start_worker(self):
         mine, theirs = multiprocessing.Pipe()
-        command = [sys.executable, "-c", WORKER_COMMAND, str(theirs.fileno()), str(os.getpid()),
-                   str(SUITE), *sys.path]
+        command = [sys.executable, "-c", WORKER_COMMAND, str(theirs.fileno()), str(os.getpid()), str(SUITE), *sys.path]
         # Blocked signals stay blocked in the child: Ctrl-C is for the parent alone, from the child's first moment on.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:

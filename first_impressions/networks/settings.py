@@ -70,12 +70,10 @@ class Settings:
                            choices=("auto", *GP_WEIGHTS))
     memory_weight: float | None = _setting(None, "part of the GP in the scores (default: " + ", ".join(
         f"{weight} {form}" for form, weight in GP_WEIGHTS.items() if weight) + ")", _has_gp, _remembers, most=1)
-    noise: float = _setting(0.3, "variance of the noise in a label, for the GP", _has_gp, _remembers,
-                            advanced=True)
+    noise: float = _setting(0.3, "variance of the noise in a label, for the GP", _has_gp, _remembers, advanced=True)
     one_face: float = _setting(0.5, "part of the clips of which a frozen network sees one face alone in a step",
                                _is_frozen, _reads_clips, most=1, advanced=True)
-    centres: int = _setting(300, "most centres of the GP", _has_gp,
-                            lambda _, settings: settings.memory == "centres")
+    centres: int = _setting(300, "most centres of the GP", _has_gp, lambda _, settings: settings.memory == "centres")
     lr: float = _setting(1e-3, "highest learning rate of the heads")
     weight_decay: float = _setting(1e-2, "weight decay of AdamW", advanced=True)
     backbone_lr_factor: float = _setting(0.1, "learning rate of the last trained stage of the backbone, "

@@ -72,8 +72,7 @@ def run_trial(trial_config: dict, search: Search) -> None:
     torch.set_num_threads(max(1, int(search.cpus_per_trial)))
     seed_everything(search.seed)
     splits = _load_splits(search)
-    settings = settle_gp(resolve_settings(trial_config), splits[0].number_with_face,
-                             search.architecture.has_gp)
+    settings = settle_gp(resolve_settings(trial_config), splits[0].number_with_face, search.architecture.has_gp)
     plan = Plan(settings, search.num_epochs, int(trial_config["batch_size"]), search.seed)
     machine = search.machine
     network = machine.place(build_network(search.architecture, settings, search.weights))
@@ -139,8 +138,7 @@ class TrialProgress(tune.Callback):
         report = self.search_dir / str(trial) / "error.txt"
         lines = report.read_text(errors="replace").split("\n") if report.exists() else []
         reason = next((line.partition("UserError: ")[2] or line for line in reversed(lines) if line.strip()), "")
-        self.bar.write(f"{trial}: failed twice and left out: {printable(reason)[:300]} (see {report})",
-                       file=sys.stderr)
+        self.bar.write(f"{trial}: failed twice and left out: {printable(reason)[:300]} (see {report})", file=sys.stderr)
         self.bar.update()
 
     def on_experiment_end(self, trials, **info):
