@@ -226,7 +226,7 @@ def test_scores_are_kept_when_the_terminal_closes(trained, tmp_path):
         fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
 
     process = subprocess.Popen([sys.executable, REPOSITORY / "predict.py", "demo", *clips, "--workers", "1", "--frames",
-                                "60", "--runs-dir", trained / "runs", "--out", tmp_path / "scores.csv"],
+                                "15", "--runs-dir", trained / "runs", "--out", tmp_path / "scores.csv"],
                                stdin=terminal, stdout=terminal, stderr=terminal, preexec_fn=take_terminal,
                                env={**os.environ, "TMPDIR": str(tmp_path)})
     os.close(terminal)
