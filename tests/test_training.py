@@ -261,7 +261,7 @@ def test_search_killed_resumed_and_used(run_script, run, chip_data, tmp_path):
     text = text.replace('"lr": tune.loguniform(2e-4, 3e-3)', '"lr": tune.grid_search([1e-3, 2e-3, 1e30])')
     # As in the original's script.
     edited.write_text(text.replace('"l2": tune.choice([64, 128, 256])',
-                                   '"l2": tune.sample_from(lambda _: 2 ** np.random.randint(2, 9))'))
+                                   '"l2": tune.sample_from(lambda _: 2 ** np.random.randint(6, 9))'))
     search = [sys.executable, edited, "1", "4", "search", "FaceResNet29_v1.0", "--data-dir", chip_data]
     search = list(map(str, search))
     variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), "STARTED_BY": str(tmp_path)}
