@@ -11,6 +11,7 @@ import sys
 import termios
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import cv2
@@ -18,14 +19,16 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from matplotlib.axes import Axes
 
 import evaluate
 import predict
 from conftest import REPOSITORY, listen_to_ctrl_c, run_script_in
-from first_impressions.common.constants import TRAITS, face_name, frame_name
+from first_impressions.common.constants import MEANS_COLUMN, TRAITS, face_name, frame_name
 from first_impressions.common.device import Machine
 from first_impressions.data.chips import read_chip
 from first_impressions.networks.checkpoint import load_experiment
+from first_impressions.prediction.drawings import MOST_POINTS, plot_course
 from first_impressions.prediction.tables import COLUMNS, PIECE_COLUMNS
 from make_media import portrait, write_clip
 
@@ -262,6 +265,16 @@ def test_long_clips_in_pieces(run, tmp_path):
     table = pandas.read_csv(tmp_path / "o.csv")
     assert len(table) == 1 and table["low_openness"].isna().all() and "--piece 15" in table["note"][0]
     assert list(table.columns) == [name for name in COLUMNS if name not in PIECE_COLUMNS]
+
+
+def test_a_course_says_that_its_points_are_means(monkeypatch):
+    titles = []
+    set_all = Axes.set
+    monkeypatch.setattr(Axes, "set", lambda axes, **named: titles.append(named.get("title")) or set_all(axes, **named))
+    face = {"person": 1, "seconds": 0.0, **dict.fromkeys(TRAITS, 0.5)}
+    for number, title in ((MOST_POINTS, None), (3 * MOST_POINTS, "each point: the mean of about 3.0 faces")):
+        scores = SimpleNamespace(people=[{"person": 1, MEANS_COLUMN: "neuroticism"}], faces=[face] * number, pieces=[])
+        assert plot_course(scores).size and titles.pop() == title
 
 
 def test_from_python_on_standard_input(run_script, run, tmp_path):

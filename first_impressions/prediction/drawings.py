@@ -126,8 +126,12 @@ def plot_course(scores: FileScores) -> np.ndarray:
         for trait, points in zip(TRAITS, course.T, strict=True):
             panel.plot(moments, points, marker="o", markersize=3, linewidth=1.2, color=np.array(COLOURS[trait]) / 255,
                        label=f"{trait}{calm if trait == 'neuroticism' else ''}")
-        words = ([f"person {person}"] if len(numbers) > 1 else []) + (
-            [f"each point: a piece of {pieces[0]['end'] - pieces[0]['start']:.0f} s"] if pieces else [])
+        words = [f"person {person}"] if len(numbers) > 1 else []
+        if len(parts) < len(rows):
+            unit = "pieces" if pieces else "faces"
+            words.append(f"each point: the mean of about {len(rows) / len(parts):.1f} {unit}")
+        elif pieces:
+            words.append(f"each point: a piece of {pieces[0]['end'] - pieces[0]['start']:.0f} s")
         panel.set(ylim=(0, 1), ylabel="score", title=", ".join(words) or None)
         panel.grid(alpha=0.3)
     panels[-1].set_xlabel("seconds" if timed else "frame")
