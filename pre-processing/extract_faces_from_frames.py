@@ -27,7 +27,7 @@ import first_impressions.common.startup  # noqa: F401  (before torch)
 
 # isort: split
 from face_options import add_face_options, crop_settings, next_command, noted_settings
-from first_impressions.common.command_line import UserError, counted, make_parser, printable, run_script
+from first_impressions.common.command_line import UserError, make_parser, run_script
 from first_impressions.common.constants import NO_FACE, PICTURE_SUFFIXES, face_name
 from first_impressions.extraction.faces import FOUND_BY_CNN, extract_faces, find_pictures, stem_of, unreadable_kind
 from first_impressions.extraction.second_look import find_second_look
@@ -71,15 +71,6 @@ def find_work(args: argparse.Namespace):
             yield path, None
 
 
-def print_plan(args: argparse.Namespace, total: int) -> None:
-    """Print what a run would do; write nothing."""
-    states = Counter("to do" if known is None else "there" if known[0] and known[0][1] else "failed"
-                     for _, known in find_work(args))
-    print(f"Dry run: {states['to do']} of {counted(total, 'frame')} would be searched for faces, to be written to "
-          f"{printable(args.face_dir)}; with a chip already: {states['there']}; with a problem or no face: "
-          f"{states['failed']}. Nothing was written; next: the same command without --dry-run.")
-
-
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     check_folders(args.frame_dir, args.face_dir)
@@ -101,9 +92,6 @@ def main(argv: list[str] | None = None) -> int:
     if not total:
         raise UserError(f"{args.frame_dir}: no picture found in it ({', '.join(sorted(PICTURE_SUFFIXES))}); draw "
                         f"frames with extract_frames_from_videos.py first{say_passed_over(passed_over)}")
-    if args.dry_run:
-        print_plan(args, total)
-        return 0
     function = functools.partial(extract_faces, frame_dir=os.path.abspath(args.frame_dir),
                                  face_dir=os.path.abspath(args.face_dir), settings=settings)
     with open_target(args.face_dir, noted):

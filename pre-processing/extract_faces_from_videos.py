@@ -31,7 +31,7 @@ from first_impressions.extraction.clip_faces import extract_clip_faces
 from first_impressions.extraction.faces import FOUND_BY_CNN
 from first_impressions.extraction.frames import FrameSettings
 from first_impressions.jobs.failures import KnownFailures
-from first_impressions.jobs.job import Batch, add_batch_options, print_dry_run, print_summary, run_batch
+from first_impressions.jobs.job import Batch, add_batch_options, print_summary, run_batch
 from first_impressions.jobs.target_folder import check_folders, check_settings, open_target
 
 
@@ -52,12 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     check_settings(args.face_dir, noted)
     total, passed_over = count_clips(args.video_dir, args.face_dir)
     function = functools.partial(extract_clip_faces, face_dir=os.path.abspath(args.face_dir), frames=frames, crop=crop,
-                                 known=KnownFailures(args.face_dir), dry_run=args.dry_run)
+                                 known=KnownFailures(args.face_dir))
     batch = Batch(function, find_clips(args.video_dir, args.face_dir), total, args.face_dir, "clip", "face",
                   (NO_FACE, FOUND_BY_CNN), passed_over=passed_over)
-    if args.dry_run:
-        print_dry_run(batch, args.workers)
-        return 0
     with open_target(args.face_dir, noted):
         summary = run_batch(batch, args.workers, args.ray_address)
     print_summary(batch, summary, next_command(args.face_dir))

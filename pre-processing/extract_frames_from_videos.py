@@ -24,7 +24,7 @@ import first_impressions.common.startup  # noqa: F401  (before torch)
 from clip_options import add_clip_options, count_clips, find_clips
 from first_impressions.common.command_line import make_parser, printable, run_script
 from first_impressions.extraction.frames import FrameSettings, extract_frames
-from first_impressions.jobs.job import Batch, add_batch_options, print_dry_run, print_summary, run_batch
+from first_impressions.jobs.job import Batch, add_batch_options, print_summary, run_batch
 from first_impressions.jobs.target_folder import check_folders, check_settings, open_target
 
 
@@ -42,13 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     noted = {**settings.noted(), "quality": args.quality}
     check_settings(args.frame_dir, noted)
     total, passed_over = count_clips(args.video_dir, args.frame_dir)
-    function = functools.partial(extract_frames, frame_dir=os.path.abspath(args.frame_dir), settings=settings,
-                                 dry_run=args.dry_run)
+    function = functools.partial(extract_frames, frame_dir=os.path.abspath(args.frame_dir), settings=settings)
     batch = Batch(function, find_clips(args.video_dir, args.frame_dir), total, args.frame_dir, "clip", "frame",
                   passed_over=passed_over)
-    if args.dry_run:
-        print_dry_run(batch, args.workers)
-        return 0
     with open_target(args.frame_dir, noted):
         summary = run_batch(batch, args.workers, args.ray_address)
     face_dir = os.path.normpath(os.path.join(args.frame_dir, "..", "faces"))

@@ -1,7 +1,6 @@
 """Unpack the downloads of the ChaLearn First Impressions V2 challenge into a data folder.
 
     python pre-processing/unpack_chalearn.py DOWNLOAD_DIR DATA_DIR
-    python pre-processing/unpack_chalearn.py ~/Downloads data --dry-run
     python pre-processing/unpack_chalearn.py ~/Downloads data --password-file passwords.txt
 
 DOWNLOAD_DIR holds the archives under their own names: train-1.zip to train-6.zip, val-1.zip, val-2.zip, test-1e.zip,
@@ -111,14 +110,6 @@ def read_passwords(password_file: str | None) -> list[str]:
     return [line for line in text.splitlines() if line]
 
 
-def print_dry_run(found: list[Download], data_dir: Path) -> None:
-    """Print what a run would unpack."""
-    for split in SPLITS:
-        sizes = [download.size for download in found if download.split == split]
-        print(f"{split:6s}{len(sizes)} of {counted(len(DOWNLOADS[split]), 'archive')}, {sum(sizes) / 1e9:.2f} GB")
-    print(f"Dry run: nothing was written to {printable(data_dir)}; next: the same command without --dry-run.")
-
-
 def check_space(found: list[Download], data_dir: Path) -> None:
     """Raise UserError if the disk is too small for what is still to be unpacked."""
     # The clips in an archive are about as large as the archive: video does not compress.
@@ -177,7 +168,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("data_dir", type=Path, metavar="DATA_DIR", help="data folder to lay out")
     parser.add_argument("--password-file", metavar="FILE", help="file with the passwords, one per line (default: the "
                         f"variable {PASSWORD_VARIABLE}, else they are asked for)")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be unpacked")
     return parser.parse_args(argv)
 
 
@@ -187,9 +177,6 @@ def main(argv: list[str] | None = None) -> int:
     passwords, scratch = read_passwords(args.password_file), args.data_dir / SCRATCH
     with pybit7z.lib7zip_context() as library:
         found = find_downloads(library, args.download_dir)
-        if args.dry_run:
-            print_dry_run(found, args.data_dir)
-            return 0
         check_space(found, args.data_dir)
         with open_target(args.data_dir, None):
             shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left; only one run at a time gets here

@@ -14,6 +14,7 @@ from first_impressions.extraction.detectors import Box, face_size, find_predicto
 from first_impressions.extraction.faces import find_faces, read_picture, with_further_faces
 from first_impressions.extraction.frames import earlier_frames
 from first_impressions.extraction.tracking import FaceTracker
+from first_impressions.jobs.worker_pool import ProcessPool
 from make_media import portrait
 
 SCRIPT = "pre-processing/extract_faces_from_frames.py"
@@ -68,7 +69,7 @@ def test_faces_of_a_folder(frames, tmp_path, run_script):
         assert abs(points[:4, 1].mean() - 85) < 25 and abs(points[4, 0] - 112) < 25
 
 
-def test_second_run_searches_nothing_but_what_changed(frames, tmp_path, run):
+def test_second_run_searches_nothing_but_what_changed(frames, tmp_path, run, monkeypatch):
     faces = tmp_path / "faces"
 
     def output_of(*more):
@@ -78,9 +79,10 @@ def test_second_run_searches_nothing_but_what_changed(frames, tmp_path, run):
 
     output_of()
     before = {path: path.stat().st_mtime_ns for path in faces.rglob("*.jpg")}
-    again = output_of()
+    with monkeypatch.context() as without_workers:
+        without_workers.setattr(ProcessPool, "submit", lambda *_: pytest.fail("a frame is searched again"))
+        again = output_of()
     assert "0 faces made, 3 there already" in again and "No face found: 1 frame;" in again
-    assert "0 of 4 frames would be searched" in output_of("--dry-run")
     cv2.imwrite(str(frames / "none__frame_0.jpg"), scene((300, 60, 600)))
     assert "1 face made, 3 there already" in output_of()
     assert (faces / "failures.csv").read_text() == "input,reason\n"
@@ -94,10 +96,9 @@ def test_one_clip_in_two_folders_is_refused(frames, tmp_path, run):
         (frames / folder).mkdir()
         (frames / folder / f"two__frame_{folder[1]}.jpg").touch()
     (frames / "two__frame_10.png").unlink()
-    for more in ([], ["--dry-run"]):
-        status, _, errors = run(extract_faces_from_frames, frames, tmp_path / "faces", *more)
-        assert status == 2 and len(errors.splitlines()) == 1
-        assert all(text in errors for text in ("clip two ", str(frames / "p1"), str(frames / "p2")))
+    status, _, errors = run(extract_faces_from_frames, frames, tmp_path / "faces")
+    assert status == 2 and len(errors.splitlines()) == 1
+    assert all(text in errors for text in ("clip two ", str(frames / "p1"), str(frames / "p2")))
     assert not (tmp_path / "faces").exists()
 
 

@@ -111,11 +111,11 @@ def _portions(pictures: Iterator[tuple[int, np.ndarray]]) -> Iterator[list[tuple
 
 # ---------------------------------------------------------------- to disk
 
-def extract_clip_faces(path: str, face_dir: str, frames: FrameSettings, crop: CropSettings, known: KnownFailures,
-                       dry_run: bool = False) -> tuple[int, int, list[str]]:
+def extract_clip_faces(path: str, face_dir: str, frames: FrameSettings, crop: CropSettings,
+                       known: KnownFailures) -> tuple[int, int, list[str]]:
     """Write the chips of one clip to face_dir; return (made, present, problems) as job.Batch asks.
 
-    known: frames without a face that need no second search; dry_run: make nothing.
+    known: frames without a face that need no second search.
 
     Call it inside target_folder.open_target. Raises UserError for a clip that cannot be read, OSError for a full disk.
     """
@@ -139,7 +139,7 @@ def extract_clip_faces(path: str, face_dir: str, frames: FrameSettings, crop: Cr
         to_make = missing(frames.choose(clip, packets, packets.drawable))
         if present:
             check_source(os.path.join(face_dir, face_name(stem(min(present)))), source)
-        if to_make and not dry_run:
+        if to_make:
             for frame in find_clip_faces(path, packets, frames, crop, missing, reasons, present):
                 if frame.index in present:
                     continue
@@ -148,7 +148,7 @@ def extract_clip_faces(path: str, face_dir: str, frames: FrameSettings, crop: Cr
                     reasons[frame.index] = frame.reason
                 heartbeat()
     problems = frames.problems(packets) + [f"frame {index}: {reason}" for index, reason in sorted(reasons.items())]
-    return len(to_make) if dry_run else len(made), len(present), problems
+    return len(made), len(present), problems
 
 
 def _frame_and_reason(line):

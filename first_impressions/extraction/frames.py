@@ -332,8 +332,7 @@ def check_clip_name(path: str, packets: Packets, target: str) -> None:
     check_name(target, face_name(longest))
 
 
-def extract_frames(path: str, frame_dir: str, settings: FrameSettings, dry_run: bool = False,
-                   ) -> tuple[int, int, list[str]]:
+def extract_frames(path: str, frame_dir: str, settings: FrameSettings) -> tuple[int, int, list[str]]:
     """Write the frames drawn from one clip to frame_dir; return (made, present, problems) as job.Batch asks.
 
     Call it inside target_folder.open_target. Raises UserError for a clip that cannot be read, OSError for a full disk.
@@ -348,11 +347,9 @@ def extract_frames(path: str, frame_dir: str, settings: FrameSettings, dry_run: 
     with watched_clip(path, frame_dir) as made:
         packets = list_packets(path)
         check_clip_name(path, packets, frame_dir)
-        to_make = missing(settings.choose(clip, packets, packets.drawable))
+        missing(settings.choose(clip, packets, packets.drawable))
         if present:
             check_source(os.path.join(frame_dir, frame_name(clip, min(present))), source)
-        if dry_run:
-            return len(to_make), len(present), settings.problems(packets)
         for index, picture in read_chosen(path, packets, settings, missing):
             write_file(frame_dir, frame_name(clip, index), encode_jpeg(picture, settings.quality, source))
             made.append(frame_name(clip, index))

@@ -68,7 +68,6 @@ def add_batch_options(parser: argparse.ArgumentParser, inputs: str) -> None:
                         help=f"processes, one {inputs} each at a time")
     parser.add_argument("--ray-address", default=os.environ.get("RAY_ADDRESS"), metavar="ADDRESS",
                         help=f"spread the {inputs}s over this Ray cluster (also: the variable RAY_ADDRESS)")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be made")
 
 
 def run_batch(batch: Batch, workers: int | None = None, ray_address: str | None = None) -> Summary:
@@ -101,19 +100,6 @@ def run_batch(batch: Batch, workers: int | None = None, ray_address: str | None 
                 failures.close(complete)
     summary.seconds = time.monotonic() - begin
     return summary
-
-
-def print_dry_run(batch: Batch, workers: int | None = None) -> None:
-    """Print what run_batch would make, from a function that makes nothing; touch no file."""
-    made = present = failed = 0
-    with contextlib.closing(map_files(batch.function, batch.items, workers)) as results:
-        for _, result, problem in progress_bar(results, total=batch.total, unit=batch.inputs):
-            made += result[0] if result else 0
-            present += result[1] if result else 0
-            failed += bool(result[2] if result else problem)
-    print(f"Dry run: from {counted(batch.total, batch.inputs)}, up to {counted(made, batch.outputs)} would be made in "
-          f"{printable(batch.target)}; {present} there already; {counted(failed, batch.inputs)} with a problem. "
-          "Nothing was written; next: the same command without --dry-run.")
 
 
 def print_summary(batch: Batch, summary: Summary, following: str) -> None:

@@ -270,11 +270,7 @@ def write_file(target: str | os.PathLike, name: str, data: bytes) -> None:
 
 def check_name(target: str | os.PathLike, name: str) -> None:
     """Raise UserError for a file name that is too long for the target's disk: before the work on it, not after."""
-    try:
-        limit = os.pathconf(target, "PC_NAME_MAX")
-    except (OSError, ValueError):  # a dry run: the folder is not there yet
-        limit = 255
-    if len(os.fsencode(os.path.basename(name))) > limit:
+    if len(os.fsencode(os.path.basename(name))) > os.pathconf(target, "PC_NAME_MAX"):
         raise UserError(NAME_TOO_LONG)
 
 
