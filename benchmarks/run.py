@@ -37,7 +37,6 @@ from first_impressions.common.device import Machine, autocast_dtype, seed_everyt
 from first_impressions.common.files import check_output_file
 from first_impressions.data.splits import Split, list_faces
 from first_impressions.networks.network import (
-    BOTH,
     IMAGENET_MEAN,
     IMAGENET_STD,
     PersonalityNetwork,
@@ -182,7 +181,7 @@ def measure_features(split: Split) -> tuple:
     network = make_network(FACE_MODEL, plan_for(FACE_MODEL, len(split.labels), 1, {}))
 
     def all_mirrored(chips, sides):
-        return features_of_chips(network, chips, torch.full_like(sides, BOTH))
+        return features_of_chips(network, chips, torch.full_like(sides, 0.5))
 
     times = [seconds_of(partial(features_of_dataset, dataset, backbone, "benchmark", machine_with("off")))
              for backbone in 2 * (all_mirrored, partial(features_of_chips, network))]

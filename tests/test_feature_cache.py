@@ -16,7 +16,7 @@ from dataset import FaceDataset
 from first_impressions.common.device import Machine
 from first_impressions.data.chips import read_chip
 from first_impressions.data.splits import load_split
-from first_impressions.networks.network import BOTH, MIRRORED, PLAIN, build_network, sides_of_clip
+from first_impressions.networks.network import build_network, sides_of_clip
 from first_impressions.networks.settings import Settings
 from first_impressions.prediction.scoring import score_clip
 from first_impressions.training import feature_cache, inputs
@@ -109,8 +109,8 @@ def test_faces_in_turn_score_the_same_on_every_way(tmp_path):
     machine = dataclasses.replace(MACHINE, cache="off", precision="float32")
     source = inputs.make_source(network, FaceDataset(split), machine)
     scores, alone = (inputs.score_rows(network, source, alone) for alone in (False, True))
-    assert sides_of_clip(4).tolist() == [BOTH] * 4
-    assert sides_of_clip(6).tolist() == [PLAIN, MIRRORED, PLAIN, BOTH, MIRRORED, PLAIN]
+    assert sides_of_clip(4).tolist() == [[0.5, 0.5]] * 4
+    assert sides_of_clip(6).tolist() == [[1, 0], [0, 1], [1, 0], [0.5, 0.5], [0, 1], [1, 0]]
     for row, clip in enumerate(source.clips):
         chips = torch.stack([read_chip(path, 224) for path in split.faces["path"][split.faces["clip"] == clip]])
         of_clip, of_faces = score_clip(network, chips.split([2, 3]), 5)

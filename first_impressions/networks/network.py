@@ -23,7 +23,7 @@ from first_impressions.networks.face_resnet29 import (
 from first_impressions.networks.gaussian_process import MOST_CLIPS, GaussianProcess
 from first_impressions.networks.principal_components import PrincipalComponents
 from first_impressions.networks.settings import GP_WEIGHTS, Settings
-from first_impressions.networks.weights import check_state, load_backbone_weights
+from first_impressions.networks.weights import load_backbone_weights, load_state
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -82,30 +82,20 @@ class Architecture:
 
 # ---------------------------------------------------------------- the network
 
-PLAIN, MIRRORED, BOTH = 0, 1, 2
 ALTERNATING = 5     # faces of a clip from which on most are seen from one side alone (docs/accuracy.md)
 
 
 def sides_of_clip(faces: int) -> torch.Tensor:
-    """Return how a frozen network sees each of a clip's faces, in the order of their files' names, int64 N: PLAIN,
-    MIRRORED or BOTH.
+    """Return the weights in the mean features of a clip, float32 N x 2, of each of its faces and of its mirror image,
+    in the order of the faces' files: a frozen network sees only what has a weight.
 
     A face keeps its side of light through a clip, so the clip's mean needs mirror images, but not of every face: plain
     and mirrored ones take turns, but for the middle one, which also stands for the clip's single pictures.
     """
-    sides = torch.full((faces,), BOTH)
-    if faces >= ALTERNATING:
-        middle = faces // 2
-        sides[:middle] = torch.arange(middle) % 2
-        sides[middle + 1:] = torch.arange(middle, faces - 1) % 2
-    return sides
-
-
-def mean_of_sides(both: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
-    """Return the features B x F that count in clips' means, of those of faces and mirror images, 2 x B x F, and their
-    sides, int64 B on the same device."""
-    plain, mirrored = ((sides == side)[:, None] for side in (PLAIN, MIRRORED))
-    return torch.where(plain, both[0], torch.where(mirrored, both[1], both.mean(0)))
+    if faces < ALTERNATING:
+        return torch.full((faces, 2), 0.5)
+    others = torch.eye(2).repeat(faces // 2, 1)[:faces - 1]
+    return torch.cat([others[:faces // 2], torch.full((1, 2), 0.5), others[faces // 2:]])
 
 
 class PersonalityNetwork(nn.Module):
@@ -213,13 +203,13 @@ class PersonalityNetwork(nn.Module):
         return self.features(torch.cat([chips, chips.flip(-1)])).unflatten(0, (2, len(chips)))
 
     def features_of_sides(self, chips: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
-        """Return what features_of_both and mean_of_sides give together, without computing what it leaves out."""
-        plain, mirrored = sides != MIRRORED, sides != PLAIN
-        computed = self.features(torch.cat([chips[plain], chips[mirrored].flip(-1)])).split(
-            [int(plain.sum()), int(mirrored.sum())])
-        both = computed[0].new_zeros(2, len(chips), computed[0].shape[1])
-        both[0, plain], both[1, mirrored] = computed
-        return mean_of_sides(both, sides)
+        """Return the features B x F that count in clips' means, of uint8 chips B x 3 x H x W and their weights of
+        sides_of_clip, B x 2 on the same device."""
+        seen = sides.T > 0
+        features = self.features(torch.cat([chips[seen[0]], chips[seen[1]].flip(-1)]))
+        both = features.new_zeros(2, len(chips), features.shape[1])
+        both[seen] = features
+        return (both * sides.T[:, :, None]).sum(0)
 
     def scores_of_faces(self, chips: torch.Tensor) -> torch.Tensor:
         """Return the scores B x 5 of uint8 chips, each of the chip and its mirror image: of a frozen
@@ -274,5 +264,4 @@ def load_network_state(network: PersonalityNetwork, state: dict, source: str | o
     points = state.get("memory.points")
     if network.memory is not None and torch.is_tensor(points) and points.ndim == 2 and len(points) <= MOST_CLIPS:
         network.memory.allocate(len(points))
-    check_state(network, state, source)
-    network.load_state_dict(state)
+    load_state(network, state, source)

@@ -1,6 +1,7 @@
 """Weights: files of tensors read without running code, and the state dicts that backbones start from."""
 import os
 import sys
+import textwrap
 import zipfile
 from pathlib import Path
 from urllib.error import URLError
@@ -29,18 +30,13 @@ def load_file(path: str | os.PathLike, expected: str) -> object:
         raise UserError(f"{path}: is damaged or not {expected} ({reason}); make or download it again") from None
 
 
-def check_state(module: nn.Module, state: dict, source: str | os.PathLike) -> None:
-    """Raise UserError, naming the first key, if a state dict does not fit the module in names and shapes."""
-    expected = module.state_dict()
-    missing, foreign = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    if missing or foreign:
-        what = f"the key {missing[0]} is missing" if missing else f"unexpected key {foreign[0]}"
-        raise UserError(f"{source}: does not fit this network: {what} ({len(missing)} missing, "
-                        f"{len(foreign)} unexpected)")
-    for key, value in expected.items():
-        if not torch.is_tensor(state[key]) or state[key].shape != value.shape:
-            shape = tuple(state[key].shape) if torch.is_tensor(state[key]) else type(state[key]).__name__
-            raise UserError(f"{source}: does not fit this network: {key} is {shape}, not {tuple(value.shape)}")
+def load_state(module: nn.Module, state: dict, source: str | os.PathLike) -> None:
+    """Fill a module with a state dict. Raises UserError, naming keys, if it does not fit in names and shapes."""
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).partition("\n")[2].split())
+        raise UserError(f"{source}: does not fit this network: {textwrap.shorten(reason, 300)}") from None
 
 
 def _imagenet_weights(backbone_name):
@@ -73,5 +69,4 @@ def load_backbone_weights(backbone: nn.Module, name: str, default_weights: str, 
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
         raise UserError(f"{weights}: is not a state dict (a dictionary of names and tensors)")
     state = {key: value for key, value in state.items() if not key.startswith(f"{classifier}.")}
-    check_state(backbone, state, weights)
-    backbone.load_state_dict(state)
+    load_state(backbone, state, weights)

@@ -33,7 +33,7 @@ from first_impressions.extraction.frames import FrameSettings, number_of_pieces,
 from first_impressions.jobs.target_folder import find_files
 from first_impressions.jobs.worker_pool import map_files
 from first_impressions.networks.checkpoint import Checkpoint, load_experiment
-from first_impressions.networks.network import PersonalityNetwork, mean_of_sides, sides_of_clip
+from first_impressions.networks.network import PersonalityNetwork, sides_of_clip
 from first_impressions.prediction.tables import (
     HALF_WIDTHS,
     HIGHS,
@@ -86,7 +86,7 @@ def score_clip(network: PersonalityNetwork, batches: Iterable[torch.Tensor],
     for chips in batches:
         if network.frozen:
             both, (seen, sides) = network.features_of_both(chips), sides.tensor_split([len(chips)])
-            total = total + mean_of_sides(both, seen).cpu().double().sum(0, keepdim=True)
+            total = total + (both * seen.T[:, :, None]).sum(0).cpu().double().sum(0, keepdim=True)
             of_faces.append(network(network.represent(both.mean(0))))
         else:
             of_faces.append(network.scores_of_faces(chips))

@@ -50,10 +50,10 @@ def features_of_dataset(dataset: Dataset, backbone: Callable[[torch.Tensor, torc
 
     parts: one per faces folder, StoredFeatures or with machine.cache "off" an array C x 2 x F: part[rows, form] are
     features. clips: their names. faces: int64, the number of faces in each mean; 0: none can be read, the features are
-    NaN. backbone: maps uint8 chips B x 3 x H x W and their sides, int64 B, to features B x F; with machine.ray_address
-    it can be pickled. key: text that names everything the features depend on besides the faces (architecture, weights,
-    input). batch_size: faces that go through the backbone at once. Raises OSError if the disk is full, UserError if no
-    Ray cluster answers.
+    NaN. backbone: maps uint8 chips B x 3 x H x W and their weights of sides_of_clip, B x 2, to features B x F; with
+    machine.ray_address it can be pickled. key: text that names everything the features depend on besides the faces
+    (architecture, weights, input). batch_size: faces that go through the backbone at once. Raises OSError if the disk
+    is full, UserError if no Ray cluster answers.
     """
     # Faces of several splits (final training) are cached where each split lies, and so shared with the search.
     split = dataset.split

@@ -98,15 +98,9 @@ class ClipFeatures:
     @torch.inference_mode(False)    # training must be able to use what was first made for scores
     @torch.no_grad()
     def _project(self, network):
-        result = None
-        for rows in row_batches(len(self), 1024):
-            for form in (0, 1):
-                features = self.features(np.array(rows), form).to(self.machine.device)
-                projected = network.represent(features).cpu()
-                if result is None:
-                    result = torch.empty(len(self), 2, projected.shape[1])
-                result[rows[0]:rows[-1] + 1, form] = projected
-        return result
+        batches = [np.array(rows) for rows in row_batches(len(self), 1024)]
+        return torch.stack([torch.cat([network.represent(self.features(rows, form).to(self.machine.device)).cpu()
+                                       for rows in batches]) for form in (0, 1)], dim=1)
 
     def batches(self, network: PersonalityNetwork, batches: list[list[int]],
                 epoch: int = 0) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
@@ -117,8 +111,7 @@ class ClipFeatures:
 
 
 def features_of_chips(network: PersonalityNetwork, chips: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
-    """Return the features B x F of uint8 chips B x 3 x H x W, seen as their sides say, on any device, to which the
-    network is moved."""
+    """Return what the network's features_of_sides does, on any device, to which the network is moved."""
     return network.to(chips.device).features_of_sides(chips, sides)
 
 
@@ -139,8 +132,7 @@ def score_rows(network: PersonalityNetwork, source: FaceChips | ClipFeatures, al
     """Return float32 scores N x 5 in [0, 1] of the N rows of a source: clips or faces, as the source has them.
 
     Rows that cannot be read are NaN. Faces are scored with their mirror images. alone: score one face of each clip
-    instead of its mean. title: name of the
-    progress bar; None: no bar.
+    instead of its mean. title: name of the progress bar; None: no bar.
     """
     network.eval()
     scores = np.full((len(source), len(TRAITS)), np.nan, dtype=np.float32)

@@ -114,32 +114,26 @@ def start_at_the_mean(network: PersonalityNetwork, split: Split) -> None:
 def fit_frozen_parts(network: PersonalityNetwork, samples: Samples, settings: Settings, seed: int) -> None:
     """Fit the closed-form parts to the clip features: the projection, and the Gaussian process if there is one.
 
-    samples: read as ClipFeatures. Their source keeps what was fitted, and the next
-    network with the same settings takes it over: the trials of a search have few different ones.
+    samples: read as ClipFeatures. Their source keeps what was fitted, and the next network with the same settings takes
+    it over: the trials of a search have few different ones.
     """
-    source, usable = samples.source, samples.source.usable
+    source, usable, memory = samples.source, samples.source.usable, network.memory
     key = settings.components, seed
     if key not in source.fitted:
         drawn = np.sort(np.random.default_rng([seed, 1]).permutation(usable)[:MOST_ROWS])
         network.projection.fit(source.features(drawn), seed)
     network.projection = source.fitted.setdefault(key, network.projection)
-    if network.memory is None:
+    if memory is None:
         return
     key += settings.memory, settings.noise, settings.centres
     if key not in source.fitted:
-        fit_gp(network, samples, settings, seed)
-    network.memory = source.fitted.setdefault(key, network.memory)
-
-
-def fit_gp(network: PersonalityNetwork, samples: Samples, settings: Settings, seed: int) -> None:
-    """Fit the Gaussian process to the means of clips, projected by the network."""
-    source, usable = samples.source, samples.source.usable
-    rows, targets = source.projected(network)[usable, 0], samples.targets[usable]
-    if network.memory.descriptor_size:
-        network.memory.fit_exact(rows, targets, settings.noise)
-    else:
-        speakers = samples.split.speakers.loc[source.clips[usable]].to_numpy()
-        network.memory.fit_centres(rows, targets, speakers, settings.centres, settings.noise, seed)
+        means, targets = source.projected(network)[usable, 0], samples.targets[usable]
+        if memory.descriptor_size:
+            memory.fit_exact(means, targets, settings.noise)
+        else:
+            speakers = samples.split.speakers.loc[source.clips[usable]].to_numpy()
+            memory.fit_centres(means, targets, speakers, settings.centres, settings.noise, seed)
+    network.memory = source.fitted.setdefault(key, memory)
 
 
 def start_training(network: PersonalityNetwork, samples: Samples, plan: Plan, machine: Machine,
