@@ -81,10 +81,6 @@ class FaceDataset(Dataset):
                 chip = self.transform(chip)
         return chip, self.labels[i]
 
-    def plain(self) -> "FaceDataset":
-        """Return the dataset without augmentation."""
-        return FaceDataset(self.split)
-
 
 # ---------------------------------------------------------------- command line
 

@@ -62,7 +62,6 @@ from first_impressions.networks.settings import (
     names_with_effect,
     options_of,
     read_config,
-    reads_clips,
     resolve_settings,
     settle_gp,
 )
@@ -121,9 +120,6 @@ def make_plan(args: argparse.Namespace) -> Plan:
     architecture = architecture_named(args.model)
     if args.memory not in (None, "auto", "none") and not architecture.has_gp:
         raise UserError(f"--memory {args.memory}: {args.model} has none; FaceResNet29_v1.0 has")
-    if settings.augment and not architecture.trained and is_main_process():
-        print("note: --augment needs the pictures, so the heads train on single faces and BATCH_SIZE counts faces",
-              file=sys.stderr)
     return Plan(settings, args.num_epochs, args.batch_size, args.seed)
 
 
@@ -159,7 +155,7 @@ def print_dry_run(args: argparse.Namespace, plan: Plan, network: PersonalityNetw
     """Print what a training run would do; samples: clips or faces."""
     learning = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     steps = len(epoch_batches(samples, plan.batch_size, plan.seed, 0))
-    unit = "clips" if reads_clips(network.trained, bool(plan.settings.augment)) else "faces"
+    unit = "clips" if network.frozen else "faces"
     print(f"{args.model} with {weights} weights, {learning:,} parameters learn; {plan.num_epochs} epochs of {steps} "
           f"steps of {plan.batch_size} {unit}\n"
           f"settings: {json.dumps(dataclasses.asdict(plan.settings))}\n"
@@ -177,7 +173,7 @@ def train(run: Run, network: PersonalityNetwork, splits: tuple[Split, Split | No
                 run.intervals = calibrate(run.architecture, samples, plan, run.record.used.weights, machine)
                 if run.intervals is None:
                     print("note: too few training clips to estimate the intervals of scores", flush=True)
-            state = start_training(network, samples, plan, machine, saved)
+            state = start_training(network, samples, plan, saved)
             for _ in fit(state, plan, samples, validation, run.after_step):
                 run.after_epoch(state)
     except KeyboardInterrupt:
@@ -224,8 +220,7 @@ def train_experiment(args: argparse.Namespace) -> int:
     if useless and is_main_process():
         print("note: without effect here: " + ", ".join("--" + name.replace("_", "-") for name in useless),
               file=sys.stderr)
-    in_clips = reads_clips(architecture.trained, bool(settings.augment))
-    check_batch_size(plan.batch_size, training, in_clips)
+    check_batch_size(plan.batch_size, training, architecture.frozen)
     weights = args.weights or architecture.kind.default_weights
     network = build_network(architecture, plan.settings, weights)
     used = Used(args.model, args.num_epochs, args.final_run, args.batch_size, args.seed, weights, args.val_split,
@@ -235,7 +230,7 @@ def train_experiment(args: argparse.Namespace) -> int:
         if is_main_process():
             check_experiment(folder / TRAINING_RECORD, has_training(folder), dataclasses.asdict(used), args)
         if args.dry_run:
-            print_dry_run(args, plan, network, weights, number_of_samples(training, in_clips), folder)
+            print_dry_run(args, plan, network, weights, number_of_samples(training, architecture.frozen), folder)
             return 0
         last = load_last(folder) if args.resume else None
         saved = last.training if last else None

@@ -84,13 +84,7 @@ from first_impressions.data.splits import Split
 from first_impressions.evaluation.logs import log_hyperparameters
 from first_impressions.networks.checkpoint import versions
 from first_impressions.networks.network import PersonalityNetwork, build_network
-from first_impressions.networks.settings import (
-    Settings,
-    names_with_effect,
-    reads_clips,
-    resolve_settings,
-    settle_gp,
-)
+from first_impressions.networks.settings import names_with_effect, resolve_settings, settle_gp
 from first_impressions.training.inputs import make_source
 from first_impressions.training.samples import add_run_options, load_training_and_validation, number_of_samples
 from first_impressions.training.search_space import (
@@ -184,9 +178,8 @@ def print_results(args: argparse.Namespace, table: pandas.DataFrame, splits: tup
     if unfinished:
         print("next: the same command with --resume finishes the rest")
         return 130
-    in_clips = reads_clips(architecture_named(args.model).trained, bool(best.get("augment", Settings().augment)))
-    samples = [number_of_samples(split, in_clips) for split in (training, validation)]
-    batch_size = min(int(best["batch_size"]), sum(samples))
+    frozen = architecture_named(args.model).frozen
+    batch_size = min(int(best["batch_size"]), sum(number_of_samples(split, frozen) for split in splits))
     words = ["python", "train.py", args.num_epochs, "final", args.model, "true", batch_size, "--config",
              place / "best_config.json"]
     print(f"next: {shlex.join(map(str, words))}{folder_options(args)}")

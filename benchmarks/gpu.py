@@ -81,7 +81,7 @@ class RepeatedBatch(FaceChips):
 def training_speed(network: PersonalityNetwork, source: FaceChips, plan: Plan, after_step=None) -> float:
     """Return the faces per second of the last epoch of a training."""
     samples = Samples(source.dataset.split, source)
-    state = start_training(network, samples, plan, source.machine)
+    state = start_training(network, samples, plan)
     return list(fit(state, plan, samples, after_step=after_step, show_progress=False))[-1]["samples_per_second"]
 
 

@@ -97,7 +97,7 @@ def train_once(portraits: Portraits, clips: list[str], changes: dict, seed: int)
     plan = _plan(samples, changes, seed)
     seed_everything(seed)
     network = portraits.source.machine.place(build_network(architecture_named(MODEL), plan.settings, "dlib"))
-    state = start_training(network, samples, plan, portraits.source.machine)
+    state = start_training(network, samples, plan)
     for _ in fit(state, plan, samples, show_progress=False):
         pass
     return state.averaged

@@ -105,7 +105,7 @@ def portrait_split(portraits: Path, folder: Path, number_of_faces: int) -> Split
 
 def train(network: PersonalityNetwork, plan: Plan, samples: Samples, validation: Samples | None = None) -> None:
     """Train a network, as search_trial.py and train.py do."""
-    state = start_training(network, samples, plan, machine_with())
+    state = start_training(network, samples, plan)
     for _ in fit(state, plan, samples, validation, show_progress=False):
         pass
 
@@ -117,15 +117,19 @@ def measure_search(split: Split) -> tuple:
     computing every face anew in every epoch of every trial."""
     plan = plan_for(OTHER_MODEL, len(split.labels), EPOCHS, MIDDLE)
 
-    def trial():
+    def clips_for(network):
         # The random weights are the same, and so is the key of the cache: the trials share one file of rows.
+        return Samples(split, make_source(network, FaceDataset(split), machine_with()))
+
+    def trial():
         network = make_network(OTHER_MODEL, plan)
-        train(network, plan, Samples(split, make_source(network, FaceDataset(split), machine_with())))
+        train(network, plan, clips_for(network))
 
     ours = seconds_of(lambda: [trial() for _ in range(TRIALS)])
     chips = Samples(split, FaceChips(FaceDataset(split), machine_with("off")))
     one_epoch = plan_for(OTHER_MODEL, len(split.labels), 1, MIDDLE)
-    state = start_training(make_network(OTHER_MODEL, one_epoch), chips, one_epoch, machine_with())
+    network = make_network(OTHER_MODEL, one_epoch)
+    state = start_training(network, clips_for(network), one_epoch)
     uncached = seconds_of(lambda: list(fit(state, one_epoch, chips, show_progress=False))) * TRIALS * EPOCHS
     return (f"search, {TRIALS} trials x {EPOCHS} epochs, {OTHER_MODEL}, {len(split.faces)} faces",
             "no cache (1 trial x 1 epoch, multiplied)", uncached, ours, ours / uncached, 1 / 50)

@@ -103,7 +103,7 @@ def measure_size(clips: int, path: Path) -> list[dict]:
     steps.watch_calls(PrincipalComponents, "fit", "projection: principal components")
     steps.watch_calls(ClipFeatures, "_project", "projected rows of all clips")
     steps.watch_calls(GaussianProcess, "fit_centres", "regression on centres")
-    state = start_training(network, samples, plan, machine)
+    state = start_training(network, samples, plan)
     with steps.step(f"heads, {EPOCHS} epochs"):
         for _ in fit(state, plan, samples, show_progress=False):
             pass

@@ -104,7 +104,7 @@ def test_scrambled_pictures_teach_nothing(tmp_path):
         network = build_network(architecture_named("FaceResNet29_v1.0"), plan.settings, "dlib")
         samples, validation = (Samples(split, make_source(network, FaceDataset(split), machine))
                                for split in (load_split(data, "train"), load_split(data, "valid")))
-        state = start_training(network, samples, plan, machine)
+        state = start_training(network, samples, plan)
         return max(record["pearson_mean"] for record in fit(state, plan, samples, validation, show_progress=False))
 
     straight = best_pearson()

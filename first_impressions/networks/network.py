@@ -70,9 +70,14 @@ class Architecture:
     dropout: tuple = ()         # fixed dropout after each hidden layer; empty: that of the settings
 
     @property
+    def frozen(self) -> bool:
+        """Whether no part of the backbone is trained: it then learns from features of clips, which can be cached."""
+        return not self.trained
+
+    @property
     def has_gp(self) -> bool:
         """Whether a Gaussian process can stand beside the heads: its features must stay as they are."""
-        return self.kind.descriptor_size > 0 and not self.trained
+        return self.kind.descriptor_size > 0 and self.frozen
 
     @property
     def kind(self) -> Backbone:
@@ -113,7 +118,7 @@ class PersonalityNetwork(nn.Module):
         self.backbone = kind.build()
         if kind.classifier:
             setattr(self.backbone, kind.classifier, nn.Identity())
-        self.trained = architecture.trained
+        self.trained, self.frozen = architecture.trained, architecture.frozen
         width = kind.features_per_view * len(kind.views)
         components = min(settings.components, width)
         self.projection = None if self.trained else PrincipalComponents(width, components)
@@ -133,11 +138,6 @@ class PersonalityNetwork(nn.Module):
         self.backbone.requires_grad_(False)
         for stage in self.trained:
             self.backbone.get_submodule(stage).requires_grad_(True)
-
-    @property
-    def frozen(self) -> bool:
-        """True if no part of the backbone is trained, so that its features can be cached."""
-        return not self.trained
 
     def train(self, mode: bool = True) -> "PersonalityNetwork":
         """Put the heads and the trained stages into training mode; frozen stages stay in evaluation mode, so that

@@ -18,14 +18,6 @@ GP_WEIGHTS = {"exact": 0.7, "centres": 0.3, "none": 0.0}    # default of memory_
 LARGEST_LAYER = 16_384
 
 
-def reads_clips(trained: tuple[str, ...], augmented: bool) -> bool:
-    """Return whether a network learns from clips, each the mean feature of its faces, or else from single faces.
-
-    trained: the stages of the backbone that are trained. augmented: pictures are changed anew in every epoch.
-    """
-    return not trained and not augmented
-
-
 def _setting(default, text, of=lambda architecture: True, given=lambda architecture, settings: True, **bounds):
     """Return a field. of, given: the architectures, and for these the other settings, for which it changes anything.
     bounds: least and most (least 0), below, choices; advanced: docs/accuracy.md measured no effect."""
@@ -38,15 +30,7 @@ def _layer(size, default, which):
                     least=1, most=LARGEST_LAYER, advanced=True)
 
 
-_is_trained, _has_gp = operator.attrgetter("trained"), operator.attrgetter("has_gp")
-
-
-def _is_frozen(architecture):
-    return not architecture.trained
-
-
-def _reads_clips(architecture, settings):
-    return reads_clips(architecture.trained, bool(settings.augment))
+_is_trained, _is_frozen, _has_gp = map(operator.attrgetter, ("trained", "frozen", "has_gp"))
 
 
 def _remembers(_, settings):
@@ -72,7 +56,7 @@ class Settings:
         f"{weight} {form}" for form, weight in GP_WEIGHTS.items() if weight) + ")", _has_gp, _remembers, most=1)
     noise: float = _setting(0.3, "variance of the noise in a label, for the GP", _has_gp, _remembers, advanced=True)
     one_face: float = _setting(0.5, "part of the clips of which a frozen network sees one face alone in a step",
-                               _is_frozen, _reads_clips, most=1, advanced=True)
+                               _is_frozen, most=1, advanced=True)
     centres: int = _setting(300, "most centres of the GP", _has_gp, lambda _, settings: settings.memory == "centres")
     lr: float = _setting(1e-3, "highest learning rate of the heads")
     weight_decay: float = _setting(1e-2, "weight decay of AdamW", advanced=True)
@@ -84,11 +68,10 @@ class Settings:
                              most=1)
     loss: str = _setting("l1", f"loss: {', '.join(LOSSES)}", choices=tuple(LOSSES), advanced=True)
     mixup: float = _setting(0.0, "alpha of the Beta distribution that mixes pairs of samples, 0: none", advanced=True)
-    augment: float = _setting(0.0, "strength of crops, colour and erasing, 0 to 1", most=1)
+    augment: float = _setting(0.0, "strength of crops, colour and erasing, 0 to 1", _is_trained, most=1)
     ema_decay: float = _setting(0.0, "decay a step of the weights' exponential moving average, 0: none", below=1,
                                 advanced=True)
-    hflip: bool = _setting(True, "mirror half of the pictures in training",
-                           given=lambda architecture, settings: not _reads_clips(architecture, settings))
+    hflip: bool = _setting(True, "mirror half of the pictures in training", _is_trained)
 
 
 SETTING_NAMES = tuple(setting.name for setting in fields(Settings))
@@ -100,7 +83,7 @@ class Plan:
     """The plan of a training run."""
     settings: Settings
     num_epochs: int
-    batch_size: int     # clips or faces (reads_clips) of a step and process
+    batch_size: int     # of a step and process: clips of a frozen network, faces of a trained one
     seed: int = 0
 
 

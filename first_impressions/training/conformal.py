@@ -48,7 +48,7 @@ def calibrate(architecture: Architecture, samples: Samples, plan: Plan, weights:
     seed_everything(plan.seed)
     network = machine.place(build_network(architecture, plan.settings, weights))
     plan = dataclasses.replace(plan, batch_size=min(plan.batch_size, len(training)))
-    state = start_training(network, learning, plan, machine)
+    state = start_training(network, learning, plan)
     for _ in fit(state, plan, learning, show_progress=False):
         pass
     widths = []

@@ -18,7 +18,6 @@ from first_impressions.common.constants import TRAITS
 from first_impressions.common.device import Machine, send
 from first_impressions.data.chips import chip_loader, row_batches
 from first_impressions.networks.network import PersonalityNetwork, backbone_key
-from first_impressions.networks.settings import reads_clips
 from first_impressions.training.feature_cache import features_of_dataset
 
 
@@ -116,9 +115,8 @@ def features_of_chips(network: PersonalityNetwork, chips: torch.Tensor, sides: t
 
 
 def make_source(network: PersonalityNetwork, dataset: Dataset, machine: Machine) -> FaceChips | ClipFeatures:
-    """Return ClipFeatures of a dataset.FaceDataset if the backbone is frozen and no augmentation needs pictures, else
-    FaceChips."""
-    if reads_clips(network.trained, dataset.transform is not None):
+    """Return ClipFeatures of a dataset.FaceDataset if the backbone is frozen, else FaceChips."""
+    if network.frozen:
         backbone = partial(features_of_chips, network)
         return ClipFeatures(*features_of_dataset(dataset, backbone, backbone_key(network), machine), machine)
     return FaceChips(dataset, machine)

@@ -1,6 +1,6 @@
 """The loop of a training run: its schedule, state and step. train.py and the search both run it.
 
-    state = start_training(network, samples, plan, machine)
+    state = start_training(network, samples, plan)
     for record in fit(state, plan, samples, validation):
         ...                                     # the record of each epoch
 """
@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from first_impressions.common.command_line import UserError, counted, progress_bar
 from first_impressions.common.constants import TRAITS
-from first_impressions.common.device import Machine, is_main_process, rank, send, world_size
+from first_impressions.common.device import is_main_process, rank, send, world_size
 from first_impressions.data.chips import epoch_batches
 from first_impressions.data.splits import Split
 from first_impressions.evaluation.metrics import scores_of_clips, trait_accuracies, trait_correlations
@@ -28,7 +28,7 @@ from first_impressions.networks.losses import LOSSES
 from first_impressions.networks.network import PersonalityNetwork, load_network_state
 from first_impressions.networks.principal_components import MOST_ROWS
 from first_impressions.networks.settings import Plan, Settings
-from first_impressions.training.inputs import make_source, score_rows
+from first_impressions.training.inputs import score_rows
 from first_impressions.training.samples import Samples
 
 # ---------------------------------------------------------------- optimiser and schedule
@@ -136,7 +136,7 @@ def fit_frozen_parts(network: PersonalityNetwork, samples: Samples, settings: Se
     network.memory = source.fitted.setdefault(key, memory)
 
 
-def start_training(network: PersonalityNetwork, samples: Samples, plan: Plan, machine: Machine,
+def start_training(network: PersonalityNetwork, samples: Samples, plan: Plan,
                    saved: dict | None = None) -> TrainingState:
     """Return the state of a new training, or of one to go on with. network: on the machine's device.
 
@@ -155,10 +155,7 @@ def start_training(network: PersonalityNetwork, samples: Samples, plan: Plan, ma
     else:
         start_at_the_mean(network, samples.split)
         if network.frozen:
-            clips = samples
-            if not samples.source.of_clips:
-                clips = Samples(samples.split, make_source(network, samples.source.dataset.plain(), machine))
-            fit_frozen_parts(network, clips, settings, plan.seed)
+            fit_frozen_parts(network, samples, settings, plan.seed)
     ema = None
     if settings.ema_decay:
         ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)

@@ -92,17 +92,14 @@ def add_run_options(parser: argparse.ArgumentParser, run: str) -> None:
     add_machine_options(parser)
 
 
-def number_of_samples(split: Split, in_clips: bool) -> int:
-    """Return the number of clips with a face, as frozen networks see them, or of faces."""
-    return split.number_with_face if in_clips else len(split.faces)
+def number_of_samples(split: Split, frozen: bool) -> int:
+    """Return the number of clips with a face, which a frozen network learns from, or of faces for a trained one."""
+    return split.number_with_face if frozen else len(split.faces)
 
 
-def check_batch_size(batch_size: int, split: Split, in_clips: bool) -> None:
-    """Raise UserError if a step of this size cannot be taken: batch normalisation needs two samples a process.
-
-    in_clips: the batch counts clips, as for frozen networks, not faces.
-    """
-    number, unit = number_of_samples(split, in_clips), "clip" if in_clips else "face"
+def check_batch_size(batch_size: int, split: Split, frozen: bool) -> None:
+    """Raise UserError if a step of this size cannot be taken: batch normalisation needs two samples a process."""
+    number, unit = number_of_samples(split, frozen), "clip" if frozen else "face"
     if batch_size < 2 or number < 2 * world_size():
         raise UserError(f"BATCH_SIZE {batch_size} with {counted(number, unit)}: "
                         f"training needs at least two {unit}s a step")

@@ -19,7 +19,7 @@ from first_impressions.common.experiment import SECONDS_BETWEEN_CHECKPOINTS, TRA
 from first_impressions.common.files import atomic_write
 from first_impressions.evaluation.logs import log_epoch
 from first_impressions.networks.network import Architecture, build_network
-from first_impressions.networks.settings import Plan, Settings, reads_clips, resolve_settings, settle_gp
+from first_impressions.networks.settings import Plan, Settings, resolve_settings, settle_gp
 from first_impressions.networks.weights import load_file
 from first_impressions.training.inputs import make_source
 from first_impressions.training.loop import fit, start_training
@@ -76,7 +76,7 @@ def run_trial(trial_config: dict, search: Search) -> None:
     plan = Plan(settings, search.num_epochs, int(trial_config["batch_size"]), search.seed)
     machine = search.machine
     network = machine.place(build_network(search.architecture, settings, search.weights))
-    if reads_clips(network.trained, bool(settings.augment)):
+    if network.frozen:
         samples, validation = _load_features(search)
     else:
         samples, validation = (
@@ -86,7 +86,7 @@ def run_trial(trial_config: dict, search: Search) -> None:
     if tune.get_checkpoint():
         with tune.get_checkpoint().as_directory() as before:
             saved = load_file(Path(before) / "trial.pt", "a checkpoint of a trial")
-    state = start_training(network, samples, plan, machine, saved)
+    state = start_training(network, samples, plan, saved)
     folder = Path(search.trials_dir) / tune.get_context().get_trial_name()
     folder.mkdir(parents=True, exist_ok=True)
     saved_at = time.monotonic()
