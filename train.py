@@ -68,7 +68,7 @@ from first_impressions.networks.settings import (
 from first_impressions.training.conformal import calibrate
 from first_impressions.training.inputs import make_source
 from first_impressions.training.loop import fit, start_training
-from first_impressions.training.run import Record, Run, Stopped, Used, accuracy_of
+from first_impressions.training.run import Record, Stopped, TrainingRun, Used, accuracy_of
 from first_impressions.training.samples import (
     Samples,
     add_run_options,
@@ -162,7 +162,7 @@ def print_dry_run(args: argparse.Namespace, plan: Plan, network: PersonalityNetw
           f"Nothing was written; next: the same command without --dry-run, which writes {folder}")
 
 
-def train(run: Run, network: PersonalityNetwork, splits: tuple[Split, Split | None], machine: Machine,
+def train(run: TrainingRun, network: PersonalityNetwork, splits: tuple[Split, Split | None], machine: Machine,
           saved: dict | None) -> int:
     """Train, write everything, print the last lines; return the exit status."""
     plan = run.plan
@@ -241,7 +241,7 @@ def train_experiment(args: argparse.Namespace) -> int:
         network = machine.place(network)
         record = Record(used, args.command, str(Path(args.data_dir).resolve()), describe(training),
                         training.preprocessing, versions(), args.resume)
-        run = Run(folder, folder, architecture, plan, training, record, last.intervals if last else None)
+        run = TrainingRun(folder, folder, architecture, plan, training, record, last.intervals if last else None)
         if is_main_process():
             run.target = start_replacement(folder) if has_training(folder) and not args.resume else folder
             run.start(FaceDataset(training, settings.augment, args.seed), network.kind.input_size, saved)

@@ -21,6 +21,8 @@ import first_impressions.common.startup  # noqa: F401  (before Ray)
 import numpy as np  # noqa: F401  (for a config of your own: tune.sample_from(lambda _: 2 ** np.random.randint(2, 9)))
 from ray import tune
 
+from first_impressions.networks.losses import LOSSES
+
 # The search space: a setting (train.py --help explains them) or batch_size, and what each trial draws it from, or a
 # constant. A network that does not use a key (l3 is of ResNet101_v1.0 alone) ignores it; a key that is not here
 # keeps its default.
@@ -32,7 +34,7 @@ config = {
     "lr": tune.loguniform(2e-4, 3e-3),              # the same, as likely between 2e-4 and 4e-4 as between 4e-4 and 8e-4
     "weight_decay": tune.loguniform(1e-4, 1e-1),
     "batch_size": tune.choice([64, 128, 256]),
-    "loss": tune.choice(["mse", "l1", "smooth_l1", "ccc"]),
+    "loss": tune.choice(list(LOSSES)),              # all that train.py --loss knows; or ["l1", "mse"]
     "mixup": tune.choice([0.0, 0.2, 0.4]),
     "components": tune.choice([256, 512]),
     "memory": "auto",                               # a constant; "centres": what you may publish

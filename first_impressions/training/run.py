@@ -90,7 +90,7 @@ class Record:
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """The folder of a training run and what is written there."""
     folder: Path
     target: Path                # folder, or the one beside the old training's files until the first checkpoint is there
