@@ -104,7 +104,7 @@ def test_whole_layout_then_resumed_and_repaired(run_script, run, monkeypatch, do
     assert b"test,test video_0.001,not an official clip\n" in (tmp_path / "data/differing_clips.csv").read_bytes()
     assert "train: 0 of 6000 official clips; 6000 missing; 8 not an official clip" in first.stdout
     assert tree == result
-    assert "train 8 of 6000 clips; not downloaded: train-3.zip, train-4.zip" in first.stdout
+    assert "Not downloaded: train-3.zip, train-4.zip, train-5.zip, train-6.zip\n" in first.stdout
     assert f"{len(result)} files unpacked, 0 were there already" in first.stdout
 
     times = {name: (tmp_path / "data" / name).stat().st_ctime_ns for name in result}
@@ -130,7 +130,6 @@ def test_without_the_password_everything_else_is_unpacked(run, monkeypatch, down
     assert set(tree) == set(result) - locked | {"failures.csv"}
     rows = dict(row.values() for row in rows_of(tmp_path / "data" / "failures.csv"))
     assert "password" in rows["test-1e.zip/test-1/test80_01.zip"] and "password" in rows["test-annotation-e.zip"]
-    assert "missing" in rows["data/valid/videos/_uNup91ZYw2.002.mp4"]
 
     monkeypatch.delenv("CHALEARN_PASSWORD")
     status, _, errors = run(unpack_chalearn, folder, "data2")
@@ -241,7 +240,7 @@ def test_stopped_and_started_again(run, monkeypatch, large, tmp_path, number, st
     monkeypatch.setenv("CHALEARN_PASSWORD", f"{OUTER}\n{INNER}")
     process = subprocess.Popen([sys.executable, script, folder, tmp_path / "data"], text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=listen_to_ctrl_c)
-    scratch = tmp_path / "data" / ".unpacking"
+    scratch = tmp_path / "data" / ".unfinished"
     waited = time.monotonic() + 60
     while not list(scratch.glob("*/*.zip")) and time.monotonic() < waited:
         time.sleep(0.01)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from first_impressions.common.command_line import UserError
-from first_impressions.common.files import folder_lock, make_folder, read_json
+from first_impressions.common.files import folder_lock, make_folder, read_json, remove
 
 SUITE = Path(__file__).resolve().parents[2]
 PRETRAINED = "pretrained"   # the experiment that comes with the suite, in SUITE / PRETRAINED
@@ -109,7 +109,7 @@ def recover(folder: Path) -> None:
     if (folder / REPLACING).is_dir():
         for pattern in TRAINING_FILES:
             for path in folder.glob(pattern):
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+                remove(path)
         os.replace(folder / REPLACING, folder / MOVING)
     if (folder / MOVING).is_dir():
         for path in (folder / MOVING).iterdir():

@@ -78,6 +78,11 @@ def private_folder(prefix: str) -> Iterator[Path]:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
+def remove(path: Path) -> None:
+    """Delete a file, a link or a folder with all that is in it."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
 def read_json(path: str | os.PathLike) -> Any:
     """Return the content of a JSON file in UTF-8, with a byte order mark or without. Raises OSError, or ValueError for
     anything else."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from first_impressions.common.command_line import UserError, counted, printable
 from first_impressions.common.constants import FRAME_MARK, PREPROCESSING_FILE, SYSTEM_FOLDERS
-from first_impressions.common.files import folder_lock, make_folder, read_json
+from first_impressions.common.files import folder_lock, make_folder, read_json, remove
 
 SCRATCH = ".unfinished"
 FAILURES = "failures.csv"
@@ -230,12 +230,9 @@ def open_target(target: str | os.PathLike, settings: dict | None) -> Iterator[No
 
 def _remove_unfinished(target):
     scratch = Path(target, SCRATCH)
-    if not scratch.is_dir():
-        return
-    for path in scratch.iterdir():
-        if path.suffix == ".tmp":
-            path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # something of the user's lies in it
+    for path in scratch.glob("*.tmp"):
+        remove(path)
+    with contextlib.suppress(OSError):  # it is not there, or something of the user's lies in it
         scratch.rmdir()
 
 
