@@ -106,8 +106,9 @@ def feature_speeds(network: PersonalityNetwork, source: FaceChips, batch_size: i
     return speeds[0], speeds[1]
 
 
-def measure(job: str, source: FaceChips, batch_size: int) -> dict:
-    """Return the row of the table on one job with the precision of the source's machine."""
+def measure(job: str, source: FaceChips, batch_size: int, epochs: int) -> dict:
+    """Return the row of the table on one job with the precision of the source's machine; epochs: of a training run, the
+    last one is timed."""
     seed_everything(0)
     machine = source.machine
     network = machine.place(network_of(job))
@@ -116,7 +117,7 @@ def measure(job: str, source: FaceChips, batch_size: int) -> dict:
     if network.frozen:
         limit, from_files = feature_speeds(network, source, batch_size)
     else:
-        plan = Plan(Settings(), 2, batch_size)  # the first epoch warms up
+        plan = Plan(Settings(), epochs, batch_size)
         limit, from_files = (training_speed(network, some, plan)
                              for some in (RepeatedBatch(source.dataset, machine), source))
     memory = torch.cuda.max_memory_allocated(machine.device) / 2**20 if machine.device.type == "cuda" else None
@@ -167,14 +168,15 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     check_output_file("--out", args.out)
-    batch_size, steps = (2, 3) if args.quick else (args.batch_size, STEPS)
+    # The first of two epochs warms up.
+    batch_size, steps, epochs = (2, 3, 1) if args.quick else (args.batch_size, STEPS, 2)
     dataset = FaceDataset(split_of(args.chip_dir, batch_size * steps))
     device = pick_device()
     print(f"device: {name_of(device)}; batches of {batch_size} faces, {args.num_workers} processes read them; "
           f"torch {torch.__version__}", flush=True)
     precisions = ["float32"] if autocast_dtype("auto", device) is None else ["float32", "bfloat16"]
     sources = [FaceChips(dataset, Machine(device, precision, "off", args.num_workers)) for precision in precisions]
-    rows = [measure(job, source, batch_size) for job in JOBS for source in sources]
+    rows = [measure(job, source, batch_size, epochs) for job in JOBS for source in sources]
     print(pandas.DataFrame(rows).to_string(index=False, float_format="{:.3g}".format))
     for mixup in (0.0, 0.2):
         print_waits(sources[-1].machine.place(network_of(JOBS[2])), sources[-1], batch_size, mixup)
