@@ -32,6 +32,21 @@ def save_figures(folder: Path, labels: pandas.DataFrame, predictions: pandas.Dat
     pyplot.close("all")
 
 
+def save_curves(folder: Path, curves: dict[str, pandas.DataFrame]) -> None:
+    """Write training as PNG and PDF. curves: {title of a panel: its curves, a column each, index epoch}."""
+    figure, panels = _panels(len(curves), 13)
+    for panel, (title, table) in zip(panels, curves.items(), strict=True):
+        table.plot(ax=panel, title=title, linewidth=1.2, marker=".")
+        panel.xaxis.get_major_locator().set_params(integer=True)
+    _save(figure, folder, "training")
+    pyplot.close(figure)
+
+
+def random_guesses(labels: pandas.DataFrame) -> pandas.DataFrame:
+    """Return the labels shuffled over the clips, the same in each call: guesses that know nothing but their spread."""
+    return labels.sample(frac=1, random_state=0).set_axis(labels.index)
+
+
 def _save(figure, folder, name, **options):
     # Without a date: same clips, same bytes.
     for suffix, more in ((".png", {"dpi": 150}), (".pdf", {"dpi": 200, "metadata": {"CreationDate": None}})):
@@ -44,8 +59,9 @@ def _save_traits(folder, labels, predictions, whose):
     the other, and the error over the label beside that of random guesses drawn from the labels (red)."""
     width, height = 13, 3.15 * len(TRAITS) + ABOVE + BELOW
     figure, panels = pyplot.subplots(len(TRAITS), 4, figsize=(width, height))
+    guesses = random_guesses(labels)
     for row, trait in zip(panels, TRAITS, strict=True):
-        _draw_trait(row, trait, labels[trait].to_numpy(), predictions[trait].to_numpy(), whose)
+        _draw_trait(row, labels[trait], predictions[trait], guesses[trait], whose)
     figure.subplots_adjust(left=0.075, right=0.99, top=1 - ABOVE / height, bottom=BELOW / height, wspace=0.26,
                            hspace=0.36)
     _save(figure, folder, "all_traits")
@@ -57,14 +73,15 @@ def _save_traits(folder, labels, predictions, whose):
         _save(figure, folder, trait, bbox_inches=box)
 
 
-def _draw_trait(row: np.ndarray, trait: str, true: np.ndarray, predicted: np.ndarray, whose: str) -> None:
-    errors, guesses = np.abs(true - predicted), np.abs(true - np.random.default_rng(0).permutation(true))
+def _draw_trait(row: np.ndarray, true: pandas.Series, predicted: pandas.Series, guessed: pandas.Series,
+                whose: str) -> None:
+    errors, guesses = (true - predicted).abs(), (true - guessed).abs()
     for panel, values, title, colour in ((row[0], true, "labels", "tab:blue"),
                                          (row[1], predicted, whose, "tab:orange")):
         panel.hist(values, BINS, color=colour)
         panel.set(title=title, xlabel="score", ylabel="clips", xlim=(0, 1))
         panel.yaxis.get_major_locator().set_params(integer=True)
-    row[0].set_ylabel(f"{trait}\n\nclips")
+    row[0].set_ylabel(f"{true.name}\n\nclips")
     row[2].plot([0, 1], [0, 1], color="0.6", linewidth=1)
     row[2].scatter(true, predicted, alpha=0.5, color="tab:blue", **POINTS)
     of_mean = "" if whose == "predictions" else " (of the mean)"
@@ -111,15 +128,6 @@ def _correlation_figure(labels, predictions, whose) -> Figure:
     return figure
 
 
-def gain_errors(table: dict[str, dict]) -> np.ndarray:
-    """Return float64 2 x 6, what error bars of the gains show below and above, in the order of ROWS: the 95 % interval
-    or, of several experiments, the standard deviation; 0 if there is none, as of a single speaker."""
-    rows = pandas.DataFrame([table[name] for name in ROWS], dtype=float)
-    errors = ([rows["gain_sd"]] * 2 if "gain_sd" in rows else
-              [rows["gain"] - rows["gain_low"], rows["gain_high"] - rows["gain"]])
-    return np.nan_to_num(np.array(errors))
-
-
 def _gain_figure(metrics) -> Figure:
     """Return bars of the gain over the constant prediction with 95 % intervals or, of several experiments, standard
     deviations, for all clips and for speakers in training and others."""
@@ -127,8 +135,12 @@ def _gain_figure(metrics) -> Figure:
     parts = {title: metrics[part] for part, title in PARTS.items() if part in metrics}
     width = 0.8 / len(parts)
     for number, (title, table) in enumerate(parts.items()):
+        rows = pandas.DataFrame([table[name] for name in ROWS], dtype=float)
+        errors = ([rows["gain_sd"]] * 2 if "gain_sd" in rows else
+                  [rows["gain"] - rows["gain_low"], rows["gain_high"] - rows["gain"]])
         places = np.arange(len(ROWS)) + (number - (len(parts) - 1) / 2) * width
-        panel.bar(places, [table[name]["gain"] for name in ROWS], width, yerr=gain_errors(table), capsize=2,
+        # A single speaker has no interval.
+        panel.bar(places, rows["gain"], width, yerr=np.nan_to_num(np.array(errors)), capsize=2,
                   error_kw={"linewidth": 1}, label=f"{title} ({table['mean']['clips']:.0f})")
     panel.axhline(0, color="0.3", linewidth=0.8)
     panel.set(title="gain in accuracy over the constant prediction", xticks=range(len(ROWS)), xticklabels=ROWS)
