@@ -17,7 +17,7 @@ import numpy as np
 from first_impressions.common.command_line import MOST, UserError, counted, positive_int, seconds_apart, seed_number
 from first_impressions.common.constants import JPEG_QUALITY, clip_stem, face_name, frame_name
 from first_impressions.extraction.hdr import to_sdr, transfer_of
-from first_impressions.extraction.packets import Packets, demux, displayed_size, list_packets, open_clip
+from first_impressions.extraction.packets import Packets, displayed_size, list_packets, open_clip
 from first_impressions.extraction.sources import check_source, encode_jpeg, source_of
 from first_impressions.jobs.target_folder import check_name, is_finished, write_file
 from first_impressions.jobs.worker_pool import heartbeat
@@ -229,8 +229,8 @@ def decode_wanted(path: str | Path, packets: Packets, wanted: set[int]) -> Itera
     last = -1
     with open_clip(path, explode=True) as (container, stream):
         decoder = stream.codec_context
-        can_skip = packets.codec == "h264"
-        for position, packet in enumerate(demux(container, stream)):
+        for position, packet in enumerate(packet for packet in container.demux(stream) if packet.size):
+            heartbeat()
             if position > end or packet.size != packets.sizes[position]:
                 return
             packet.pts = int(packets.times[position])
@@ -238,7 +238,7 @@ def decode_wanted(path: str | Path, packets: Packets, wanted: set[int]) -> Itera
                 last = lasts[position]
             if position > last:
                 continue
-            if can_skip:
+            if decoder.name == "h264":
                 decoder.skip_frame = "DEFAULT" if position in wanted_positions else "NONREF"
             frames = decoder.decode(packet)
             if position == last:
