@@ -42,7 +42,7 @@ from first_impressions.data.labels import read_groups
 from first_impressions.data.splits import describe
 from first_impressions.evaluation.measure import Evaluation, add_groups
 from first_impressions.evaluation.metrics import scores_of_clips
-from first_impressions.evaluation.model_card import KEEPS, groups_of, render_model_card
+from first_impressions.evaluation.text import render
 from first_impressions.networks.checkpoint import load_experiment
 from first_impressions.training.inputs import score_rows
 
@@ -50,11 +50,9 @@ SETTINGS = {"memory": "centres", "components": 256}     # 256: with 512 the file
 TARGET = REPOSITORY / "pretrained"
 NAME = "shipped"
 LEAST_IN_GROUP = 20     # clips; smaller age groups are joined
-LICENCE = """## Licence
-
-This model (`model.pt`) is made from the ChaLearn First Impressions V2 data, which are licensed CC BY-NC 4.0, and so is
-the model: not for commercial use, with attribution (see LICENSE in this folder). The suite's code has the MIT licence.
-dlib's face network, on whose features it works, is in the public domain (CC0)."""
+LICENCE = """This model (`model.pt`) is made from the ChaLearn First Impressions V2 data, which are licensed CC BY-NC
+4.0, and so is the model: not for commercial use, with attribution (see LICENSE in this folder). The suite's code has
+the MIT licence. dlib's face network, on whose features it works, is in the public domain (CC0)."""
 
 
 # ---------------------------------------------------------------- the model
@@ -95,8 +93,8 @@ def errors_by_age(network, portraits: Portraits, folds: tuple[list[str], list[st
     evaluation = Evaluation(split.labels.loc[scores.index], scores, split.speakers,
                             portraits.split.labels.loc[training].mean(), Path(), {})
     add_groups(evaluation, read_groups(ages), str(ages), LEAST_IN_GROUP)
-    return f"Of the same model on the same clips, groups of fewer than {LEAST_IN_GROUP} clips joined.\n\n" + groups_of(
-        evaluation.metrics["groups"])
+    return f"Of the same model on the same clips, groups of fewer than {LEAST_IN_GROUP} clips joined.\n" + render(
+        "figures_template.md", {"metrics": evaluation.metrics})
 
 
 def membership(network, portraits: Portraits, training: list[str], others: list[str]) -> float:
@@ -168,9 +166,9 @@ def main(argv=None):
                          "components": SETTINGS["components"], "epochs": EPOCHS, "batch size": BATCH_SIZE, "seed": 0},
                "preprocessing": split.preprocessing, "is_chalearn": True, "figures": figures,
                "trained_on": f"Head-and-shoulder pictures cut from ChaLearn's training clips. {describe(split)}.",
-               "keeps": KEEPS["centres"], "licence": LICENCE}
+               "memory": "centres", "licence": LICENCE}
     with atomic_write(TARGET / MODEL_CARD) as partial:
-        partial.write_text(render_model_card(content))
+        partial.write_text(render("model_card_template.md", content))
     print(f"{TARGET / 'model.pt'}: {(TARGET / 'model.pt').stat().st_size / 1e6:.2f} MB; figures: {TARGET / MODEL_CARD}")
 
 

@@ -24,8 +24,8 @@ from first_impressions.evaluation.metrics import (
     speaker_interval,
     trait_correlations,
 )
-from first_impressions.evaluation.model_card import groups_of
-from first_impressions.evaluation.paper import escape, groups_table
+from first_impressions.evaluation.paper import escape, latex_table
+from first_impressions.evaluation.text import render
 from first_impressions.networks.checkpoint import load_checkpoint
 
 
@@ -313,5 +313,7 @@ def test_groups_in_latex_and_in_the_model_card():
     assert escape("a_b & 50% \\x{~}") == r"a\_b \& 50\% \textbackslash{}x\{\textasciitilde{}\}"
     rows = {trait: {"clips": 3, "accuracy": 0.9, "gain": -0.1, "bias": 0.02, "bias_p": 0.01} for trait in TRAITS}
     rows["mean"] = {**rows["openness"], "bias_p": None}
-    assert "| first_one | 3 | 0.9000 | -0.1000 | **+0.020** |" in groups_of({"first_one": rows})
-    assert r"first\_one & 3 & $0.9000$ & $-0.1000$ & $+0.020$$^{*}$" in groups_table({"first_one": rows})
+    metrics = {"groups": {"first_one": rows}, "command": "evaluate.py"}
+    assert "| first_one | 3 | 0.9000 | -0.1000 | **+0.020** |" in render(
+        "figures_template.md", {"metrics": metrics})
+    assert r"first\_one & 3 & $0.9000$ & $-0.1000$ & $+0.020$$^{*}$" in latex_table("groups", metrics)

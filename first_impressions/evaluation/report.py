@@ -8,7 +8,6 @@ import base64
 import contextlib
 from pathlib import Path
 
-import jinja2
 import pandas
 
 from first_impressions.common.command_line import UserError
@@ -19,7 +18,7 @@ from first_impressions.data.chips import read_chip
 from first_impressions.evaluation.measure import PARTS, Evaluation
 from first_impressions.evaluation.metrics import PUBLISHED
 from first_impressions.evaluation.plots import random_guesses, save_curves
-from first_impressions.evaluation.text import format_number, format_p
+from first_impressions.evaluation.text import render
 from first_impressions.extraction.sources import encode_jpeg
 
 CLIPS_SHOWN = 6         # best ones, and as many worst ones
@@ -46,16 +45,12 @@ def write_report(evaluation: Evaluation) -> Path:
     groups = {f"group {name}": table for name, table in metrics.get("groups", {}).items()}
     best, worst = _best_and_worst(labels, predictions, None if evaluation.split is None else evaluation.split.faces)
     errors = {"error": (labels - predictions).abs(), "guess": (labels - random_guesses(labels)).abs()}
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-                                     lstrip_blocks=True)
-    environment.filters.update(number=format_number, p=format_p,
-                               picture=lambda name: _data_uri("png", (folder / f"{name}.png").read_bytes()))
-    template = Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")
-    page = environment.from_string(template).render(
-        metrics=metrics, traits=TRAITS, published=PUBLISHED.to_dict("index") if metrics["is_chalearn"] else {},
-        warnings=warnings, tables=tables, groups=groups, best=best, worst=worst, training=training,
-        means={name: some.mean() for name, some in {"label": labels, "prediction": predictions, **errors}.items()},
-        deviations={"label": labels.std(ddof=0), "prediction": predictions.std(ddof=0)})
+    page = render("report_template.html", {
+        "metrics": metrics, "published": PUBLISHED.to_dict("index") if metrics["is_chalearn"] else {},
+        "warnings": warnings, "tables": tables, "groups": groups, "best": best, "worst": worst, "training": training,
+        "means": {name: some.mean() for name, some in {"label": labels, "prediction": predictions, **errors}.items()},
+        "deviations": {"label": labels.std(ddof=0), "prediction": predictions.std(ddof=0)}},
+        picture=lambda name: _data_uri("png", (folder / f"{name}.png").read_bytes()))
     path = folder / "report.html"
     # A clip's name may contain bytes that are not UTF-8; they are shown as question marks.
     with atomic_write(path) as partial:

@@ -1,7 +1,10 @@
-"""Figures as text, for the terminal, TensorBoard, the model card and LaTeX; and all that evaluate.py prints of them."""
+"""Figures as text, and the templates that show them: terminal, page, model card, LaTeX."""
 import math
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
+import jinja2
 import pandas
 
 from first_impressions.common.command_line import counted, printable
@@ -55,58 +58,25 @@ def format_table(table: dict[str, dict], names: tuple[str, ...] = ()) -> str:
                              for name in names}, index=list(ROWS)).to_string()
 
 
-# ---------------------------------------------------------------- what evaluate.py prints
+def render(template: str, content: dict, **filters: Callable) -> str:
+    """Return a template of this folder filled with content: .html, .md, .txt, or .tex, whose marks are << and <%.
+
+    filters: more of them, beside those here. Raises jinja2.TemplateError if the content lacks something.
+    """
+    marks = {"variable_start_string": "<<", "variable_end_string": ">>", "block_start_string": "<%",
+             "block_end_string": "%>"} if template.endswith(".tex") else {}
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True,
+                                     lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined,
+                                     autoescape=template.endswith(".html"), **marks)
+    environment.filters.update(number=format_number, p=format_p, figure=format_figure, table=format_table,
+                               counted=counted, printable=printable, **filters)
+    environment.globals.update(TRAITS=TRAITS, PARTS=PARTS, PUBLISHED=PUBLISHED, NO_TEST=NO_TEST)
+    return environment.get_template(template).render(content)
+
 
 def print_results(metrics: dict, notes: list[str]) -> None:
     """Print all figures (what metrics.json holds); notes and warnings to stderr."""
-    if "experiments" in metrics:
-        print(f"\n==== mean ± standard deviation over {printable(', '.join(metrics['experiments']))}")
-    print(f"\n{format_table(metrics['traits'])}\n\nconstant: the {printable(metrics['constant_of'])}")
-    if "bootstrap" in metrics:
-        _print_details(metrics)
-    for part, title in PARTS.items():
-        if part in metrics and part != "traits":
-            row = metrics[part]["mean"]
-            print(f"{title:<25} {row['clips']:>6.0f} clips  accuracy {format_figure(row, 'accuracy')}  "
-                  f"constant {row['constant']:.4f}  gain {format_figure(row, 'gain')}")
-    for group, table in metrics.get("groups", {}).items():
-        print(f"\ngroup {printable(group)}, {counted(int(table['mean']['clips']), 'clip')}\n{format_table(table)}")
-    if "groups" in metrics:
-        print("\nsigned error: prediction - label; p: that it is the same in the other groups, corrected by Holm over "
-              f"traits and groups (-: {NO_TEST})")
-    if "comparison" in metrics:
-        _print_comparison(metrics["comparison"])
-    if metrics["is_chalearn"]:  # other people's data do not compare with them
-        print("\npublished, on the official 2,000 test clips (standard error about 0.001); their predictions of single "
-              "clips are not at hand, so no difference from them can be tested\n"
-              f"{PUBLISHED.to_string(float_format='{:.4f}'.format)}\n")
+    print(render("console_template.txt", {"metrics": metrics}), end="")
     for kind, lines in (("note", notes), ("warning", metrics["warnings"])):
         for line in lines:
             print(f"{kind}: {printable(line)}", file=sys.stderr)
-
-
-def _print_details(metrics):
-    """Print what is known of one experiment alone: bootstrap, correlations, single frames, intervals of scores."""
-    mean, bootstrap, correlations = metrics["traits"]["mean"], metrics["bootstrap"], metrics["correlations"]
-    print(f"95 % intervals: percentile bootstrap over {counted(bootstrap['speakers'], 'speaker')}, "
-          f"{bootstrap['resamples']:,} resamples\n"
-          f"correlation of two traits on average: labels {correlations['labels']['mean']:.2f}, predictions "
-          f"{correlations['predictions']['mean']:.2f} (higher: a halo)")
-    if "per_frame" in metrics:
-        one = metrics["per_frame"]
-        print(f"one frame alone: accuracy {one['accuracy']['mean']:.4f}, Pearson r {one['pearson']['mean']:.3f}; mean "
-              f"over a clip's {metrics['frames_per_clip']['mean']:.1f} frames: {mean['accuracy']:.4f}, "
-              f"{mean['pearson']:.3f}")
-    if "intervals" in metrics:
-        intervals = metrics["intervals"]
-        print(f"intervals of {100 * intervals['level']:.0f} %: score ± {intervals['mean_half_width']:.3f} on average; "
-              "they hold " + ", ".join(f"{100 * value['mean']:.1f} % of the labels of {name} speakers"
-                                  for name, value in intervals["coverage"].items()))
-
-
-def _print_comparison(comparison):
-    several = f" (errors averaged over {len(comparison['others'])})" if len(comparison["others"]) > 1 else ""
-    print(f"\nagainst {printable(comparison['with'])}{several} on "
-          f"{counted(int(comparison['mean']['clips']), 'common clip')} (positive: better; p: that there is no "
-          f"difference, corrected by Holm over the traits; -: {NO_TEST})\n"
-          f"{format_table(comparison, ('first', 'second', 'difference', 'p'))}")
