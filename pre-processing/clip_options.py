@@ -21,12 +21,7 @@ def count_clips(video_dir: str, target: str) -> tuple[int, Counter]:
     """Return the number of clips in a folder, and of the files with other endings, by ending. Raises UserError if there
     is no clip, or two of one name."""
     passed_over = Counter()
-
-    def find():
-        passed_over.clear()
-        return find_files(video_dir, CLIP_SUFFIXES, target, passed_over)
-
-    total = count_files(find, clip_stem, "clips", target)
+    total = count_files(find_files(video_dir, CLIP_SUFFIXES, target, passed_over), clip_stem, "clips", target)
     if not total:
         raise UserError(f"{video_dir}: no clip found in it (a clip's name ends in .mp4, .avi, .mkv, .webm, ...)"
                         + say_passed_over(passed_over))

@@ -35,7 +35,6 @@ from first_impressions.extraction.sources import Sources
 from first_impressions.jobs.failures import KnownFailures
 from first_impressions.jobs.job import Batch, add_batch_options, print_summary, run_batch
 from first_impressions.jobs.target_folder import (
-    check_clips,
     check_folders,
     check_settings,
     count_files,
@@ -80,15 +79,10 @@ def main(argv: list[str] | None = None) -> int:
 
     passed_over = Counter()
 
-    def find_frames():
-        passed_over.clear()
-        return find_pictures(args.frame_dir, args.face_dir, passed_over)
-
     def name_of(path):  # a picture that cannot be read may lie beside its copy that can
         return path if unreadable_kind(path) else stem_of(path, args.frame_dir)
 
-    total = count_files(find_frames, name_of, "frames", args.face_dir)
-    check_clips(find_frames, name_of)
+    total = count_files(find_pictures(args.frame_dir, args.face_dir, passed_over), name_of, "frames", args.face_dir)
     if not total:
         raise UserError(f"{args.frame_dir}: no picture found in it ({', '.join(sorted(PICTURE_SUFFIXES))}); draw "
                         f"frames with extract_frames_from_videos.py first{say_passed_over(passed_over)}")

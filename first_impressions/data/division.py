@@ -49,7 +49,7 @@ def find_sources(data_dir: Path) -> list[tuple[str, str]]:
     video_dir = data_dir / "videos"
     found = []
     if video_dir.is_dir():
-        count_files(lambda: find_files(video_dir, CLIP_SUFFIXES), clip_name, "clips", data_dir)
+        count_files(find_files(video_dir, CLIP_SUFFIXES), clip_name, "clips", data_dir)
         found = [(path, clip_name(path)) for path, problem in find_files(video_dir, CLIP_SUFFIXES) if not problem]
     found += list_faces(data_dir / "faces").itertuples(index=False, name=None)
     if not found:

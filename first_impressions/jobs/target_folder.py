@@ -4,10 +4,10 @@ Every written file appears whole under its final name or not at all, and one run
 """
 import contextlib
 import functools
-import itertools
 import json
 import os
 import socket
+import sys
 import tempfile
 import unicodedata
 from collections import Counter
@@ -21,8 +21,6 @@ from first_impressions.common.files import folder_lock, make_folder, read_json, 
 SCRATCH = ".unfinished"
 FAILURES = "failures.csv"
 NAME_TOO_LONG = "its name is too long to name frames and faces after it; shorten it"
-
-FoundFiles = Iterable[tuple[str, str | None]]
 
 
 # ---------------------------------------------------------------- finding files
@@ -83,48 +81,28 @@ def say_passed_over(passed_over: Counter) -> str:
     return f"; passed over: {counted(passed_over.total(), 'file')} ({', '.join(endings)})" if endings else ""
 
 
-def count_files(find: Callable[[], FoundFiles], name_of: Callable[[str], str], kind: str,
+def count_files(files: Iterable[tuple[str, str | None]], name_of: Callable[[str], str], kind: str,
                 target: str | os.PathLike) -> int:
-    """Return how many files find() yields. Raises UserError naming two whose results would have one name in the target
-    folder.
+    """Return the number of files. Raises UserError if the results of two would have one name in the target folder, or
+    if frames of one clip lie in two folders: two clips of one name would become one clip.
 
-    name_of(path): the name that the results of a file begin with; kind: the word for the files in messages.
+    files: (path, problem) of each; name_of(path): the name that the results of a file begin with; kind: "clips" or
+    "frames".
     """
-    def code_of(path):
-        name = _comparable(name_of(path))
-        return hash(name.casefold() if ignoring else name)
-
-    # Of millions of names only 64 bits each are kept.
-    total, codes, twice, ignoring = 0, set(), {}, ignores_case(target)
-    for path, _ in find():
-        code = code_of(path)
-        if code in codes:
-            twice.setdefault(code, path)
-        total += 1
-        codes.add(code)
-    if twice:
-        code, second = next(iter(twice.items()))
-        first = next((path for path, _ in find() if path != second and code_of(path) == code), "")
-        raise UserError(f"two {kind} of one name, {first} and {second}: rename or remove one{_others(twice)}")
-    return total
-
-
-def check_clips(find: Callable[[], FoundFiles], name_of: Callable[[str], str]) -> None:
-    """Raise UserError if frames of one clip lie in two folders: two clips of one name would become one clip.
-
-    find: function without arguments that yields (path of a frame, problem), folder by folder; name_of: as in
-    count_files.
-    """
-    folder_of, twice = {}, {}
-    for folder, files in itertools.groupby(find(), key=lambda file: os.path.dirname(file[0])):
-        names = {os.path.basename(name_of(path)).rpartition(FRAME_MARK)[0] for path, _ in files}
-        for clip in map(_comparable, names - {""}):
-            if folder_of.setdefault(clip, folder) != folder:
-                twice.setdefault(clip, folder)
-    if twice:
-        clip, second = next(iter(twice.items()))
-        raise UserError(f"frames of a clip {clip} lie in {folder_of[clip]} and in {second}: two clips of one name "
-                        f"would become one; rename one of the clips and draw its frames again{_others(twice)}")
+    ignoring = ignores_case(target)
+    folder_of_name, folder_of_clip = {}, {}     # of millions of names only 64 bits each are kept
+    for path, _ in files:
+        # macOS and others write the same letters in two ways, which look the same and would bear one label.
+        name = unicodedata.normalize("NFC", name_of(path))
+        code, folder = hash(name.casefold() if ignoring else name), sys.intern(os.path.dirname(path))
+        if code in folder_of_name:
+            raise UserError(f"two {kind} of one name, {path} and one in {folder_of_name[code]}: rename or remove one")
+        folder_of_name[code] = folder
+        clip = os.path.basename(name).rpartition(FRAME_MARK)[0] if kind == "frames" else ""
+        if clip and folder_of_clip.setdefault(clip, folder) != folder:
+            raise UserError(f"frames of a clip {clip} lie in {folder_of_clip[clip]} and in {folder}: two clips of one "
+                            "name would become one; rename one of the clips and draw its frames again")
+    return len(folder_of_name)
 
 
 def ignores_case(folder: str | os.PathLike) -> bool:
@@ -134,15 +112,6 @@ def ignores_case(folder: str | os.PathLike) -> bool:
         folder = os.path.dirname(os.path.abspath(folder))
     with tempfile.NamedTemporaryFile(prefix=".case", dir=folder) as file:
         return os.path.exists(os.path.join(folder, os.path.basename(file.name).swapcase()))
-
-
-def _comparable(name):
-    # macOS and others write the same letters in two ways, which look the same and would bear one label.
-    return unicodedata.normalize("NFC", name)
-
-
-def _others(twice):
-    return f" ({len(twice)} names are taken twice)" if len(twice) > 1 else ""
 
 
 # ---------------------------------------------------------------- the target folder
