@@ -36,7 +36,6 @@ from first_impressions.jobs.failures import KnownFailures
 from first_impressions.jobs.job import Batch, add_batch_options, print_summary, run_batch
 from first_impressions.jobs.target_folder import (
     check_folders,
-    check_settings,
     count_files,
     is_finished,
     open_target,
@@ -75,7 +74,6 @@ def main(argv: list[str] | None = None) -> int:
     check_folders(args.frame_dir, args.face_dir)
     settings = crop_settings(args)
     noted = noted_settings(settings)
-    check_settings(args.face_dir, noted)
 
     passed_over = Counter()
 

@@ -32,7 +32,7 @@ from first_impressions.extraction.faces import FOUND_BY_CNN
 from first_impressions.extraction.frames import FrameSettings
 from first_impressions.jobs.failures import KnownFailures
 from first_impressions.jobs.job import Batch, add_batch_options, print_summary, run_batch
-from first_impressions.jobs.target_folder import check_folders, check_settings, open_target
+from first_impressions.jobs.target_folder import check_folders, open_target
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -49,7 +49,6 @@ def main(argv: list[str] | None = None) -> int:
     crop = crop_settings(args)
     frames = FrameSettings.from_options(args, quality=args.quality)
     noted = {**noted_settings(crop), "frames": "decoded", **frames.noted()}
-    check_settings(args.face_dir, noted)
     total, passed_over = count_clips(args.video_dir, args.face_dir)
     function = functools.partial(extract_clip_faces, face_dir=os.path.abspath(args.face_dir), frames=frames, crop=crop,
                                  known=KnownFailures(args.face_dir))

@@ -25,7 +25,7 @@ from clip_options import add_clip_options, count_clips, find_clips
 from first_impressions.common.command_line import make_parser, printable, run_script
 from first_impressions.extraction.frames import FrameSettings, extract_frames
 from first_impressions.jobs.job import Batch, add_batch_options, print_summary, run_batch
-from first_impressions.jobs.target_folder import check_folders, check_settings, open_target
+from first_impressions.jobs.target_folder import check_folders, open_target
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -40,7 +40,6 @@ def main(argv: list[str] | None = None) -> int:
     check_folders(args.video_dir, args.frame_dir)
     settings = FrameSettings.from_options(args, quality=args.quality)
     noted = {**settings.noted(), "quality": args.quality}
-    check_settings(args.frame_dir, noted)
     total, passed_over = count_clips(args.video_dir, args.frame_dir)
     function = functools.partial(extract_frames, frame_dir=os.path.abspath(args.frame_dir), settings=settings)
     batch = Batch(function, find_clips(args.video_dir, args.frame_dir), total, args.frame_dir, "clip", "frame",

@@ -79,7 +79,7 @@ def check_space(size: int, data_dir: Path) -> None:
     """Raise UserError if the disk is too small for what is still to be unpacked of archives of this size in bytes."""
     there = sum(path.stat().st_size for split in SPLITS for path in (data_dir / split / "videos").glob("*"))
     needed = max(0, size - there)
-    free = shutil.disk_usage(next(path for path in (data_dir, *data_dir.absolute().parents) if path.exists())).free
+    free = shutil.disk_usage(data_dir).free
     if needed and free < needed + RESERVE:
         raise UserError(f"{data_dir}: what is still to be unpacked takes {needed / 1e9:.2f} GB and a reserve of "
                         f"{RESERVE / 1e9:.1f} GB, but {free / 1e9:.2f} GB are free; make room or name another disk")
@@ -121,8 +121,8 @@ def main(argv: list[str] | None = None) -> int:
         unpacker = Unpacker(library, args.data_dir, passwords, sys.stdin.isatty())
         for path, split in found.items():
             unpacker.attempt(path.name, unpacker.add, path, split)
-        check_space(unpacker.size, args.data_dir)
         with open_target(args.data_dir, None):
+            check_space(unpacker.size, args.data_dir)
             status = unpack(unpacker)
     print(f"{counted(unpacker.made, 'file')} unpacked, {unpacker.present} "
           f"{'was' if unpacker.present == 1 else 'were'} there already.")

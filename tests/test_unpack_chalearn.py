@@ -219,7 +219,8 @@ def test_a_full_disk_is_seen_before_anything_is_written(run_script, tmp_path):
     for number in range(1, 7):
         (folder / f"train-{number}.zip").write_bytes(forged)
     run = run_script(SCRIPT, folder, "data", check=False)
-    assert run.returncode == 2 and "takes 12000.00 GB" in run.stderr and not (tmp_path / "data").exists()
+    assert run.returncode == 2 and "takes 12000.00 GB" in run.stderr
+    assert not read_tree(tmp_path / "data")
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +268,7 @@ def test_wrong_arguments(run_script, run, tmp_path):
     (tmp_path / "taken" / "train").mkdir(parents=True)
     (tmp_path / "taken" / "train" / "videos").touch()
     for arguments, word in ((("nowhere", "data"), "nowhere"), (("empty", "data"), "train-1.zip"),
-                            (("file", "data"), "is not a folder"), (("downloads", "file"), "file: is not a folder"),
+                            (("file", "data"), "is not a folder"), (("downloads", "file"), "file: cannot be made"),
                             (("downloads", "file/data"), "Not a directory"), (("downloads", 300 * "x"), "too long"),
                             (("downloads", "data", "--password-file", "empty"), "empty: cannot be read"),
                             (("downloads", "taken"), "taken/train/videos: cannot be made")):

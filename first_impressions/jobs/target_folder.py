@@ -110,8 +110,9 @@ def ignores_case(folder: str | os.PathLike) -> bool:
     macOS and on exFAT."""
     while not os.path.isdir(folder):
         folder = os.path.dirname(os.path.abspath(folder))
-    with tempfile.NamedTemporaryFile(prefix=".case", dir=folder) as file:
+    with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(prefix=".case", dir=folder) as file:
         return os.path.exists(os.path.join(folder, os.path.basename(file.name).swapcase()))
+    return False  # nothing can be written there: open_target will say why
 
 
 # ---------------------------------------------------------------- the target folder
@@ -120,27 +121,8 @@ def check_folders(source: str | os.PathLike, target: str | os.PathLike) -> None:
     """Raise UserError unless source is a folder and target is another one, or a name that a folder can be made of."""
     if not os.path.isdir(source):
         raise UserError(f"{source}: " + ("is not a folder" if os.path.exists(source) else "no such folder"))
-    existing, missing = os.path.abspath(target), []
-    while not os.path.lexists(existing):
-        existing, name = os.path.split(existing)
-        missing.append(name)
-    for name in missing:
-        try:
-            os.lstat(os.path.join(existing, name))
-        except FileNotFoundError:
-            continue
-        except OSError as error:  # a name that is too long, or a file where a folder would have to be
-            raise UserError(f"{target}: cannot be made ({error.strerror}); name another target folder") from None
-    if not os.path.isdir(existing):
-        raise UserError(f"{existing}: is not a folder; name another target folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"{existing}: cannot be written; name another target folder")
     if os.path.isdir(target) and os.path.samefile(source, target):
         raise UserError(f"{target}: is the source folder; name another target folder")
-    for name in (FAILURES, PREPROCESSING_FILE):
-        if os.path.isdir(os.path.join(target, name)):
-            raise UserError(f"{os.path.join(target, name)}: is a folder in the way of a file; remove it or name "
-                            "another target folder")
 
 
 def read_settings(target: str | os.PathLike, otherwise: dict | None = None) -> dict | None:
@@ -159,46 +141,42 @@ def read_settings(target: str | os.PathLike, otherwise: dict | None = None) -> d
     return settings
 
 
-def check_settings(target: str | os.PathLike, settings: dict) -> bool:
-    """Compare settings (a dictionary of plain values) with those in the target's preprocessing.json, if it exists.
-
-    Return True if they agree, False if there are none yet. Raises UserError naming the differences, because files
-    made in two ways must not be mixed in one folder.
-    """
-    before = read_settings(target)
-    if before is None:
-        return False
-    differences = [f"{key} {before.get(key, 'not noted')} there, {settings.get(key, 'none')} now"
-                   for key in dict.fromkeys([*before, *settings]) if before.get(key) != settings.get(key)]
-    if differences:
-        raise UserError(f"{target}: its files were made with other settings ({'; '.join(differences)}); name another "
-                        "folder or the same settings")
-    return True
-
-
 @contextlib.contextmanager
 def open_target(target: str | os.PathLike, settings: dict | None) -> Iterator[None]:
-    """Create the target folder, hold it for this run alone, remove what a killed run left, note the settings in it
-    (None: there is nothing to note). Raises UserError if the folder cannot be written, is in use or has other
-    settings."""
+    """Create the target folder, hold it for this run alone, remove what a killed run left, note the settings in it, a
+    dictionary of plain values (None: there is nothing to note).
+
+    Raises UserError if the folder cannot be written, is in use or holds files made with other settings: files made in
+    two ways must not be mixed.
+    """
     target = Path(target)
+    scratch = target / SCRATCH
     make_folder(target, "name another target folder")
     with folder_lock(target):
-        scratch = target / SCRATCH
-        if scratch.is_symlink() or (scratch.exists() and not scratch.is_dir()):
-            raise UserError(f"{scratch}: is in the way of unfinished files; remove it")
-        _remove_unfinished(target)
-        make_folder(scratch, "name another target folder")
-        if settings is not None and not check_settings(target, settings):
-            write_file(target, PREPROCESSING_FILE, (json.dumps(settings, indent=1) + "\n").encode())
+        if scratch.is_symlink() or (target / FAILURES).is_dir():
+            raise UserError(f"{target}: a link {SCRATCH} or a folder {FAILURES} is in the way; remove it")
+        _remove_unfinished(scratch)
+        make_folder(scratch, "remove it")
         try:
+            if settings is not None:
+                _note_settings(target, settings)
             yield
         finally:
-            _remove_unfinished(target)
+            _remove_unfinished(scratch)
 
 
-def _remove_unfinished(target):
-    scratch = Path(target, SCRATCH)
+def _note_settings(target, settings):
+    before = read_settings(target)
+    if before is None:
+        write_file(target, PREPROCESSING_FILE, (json.dumps(settings, indent=1) + "\n").encode())
+    elif before != settings:
+        differences = [f"{key} {before.get(key, 'not noted')} there, {settings.get(key, 'none')} now"
+                       for key in dict.fromkeys([*before, *settings]) if before.get(key) != settings.get(key)]
+        raise UserError(f"{target}: its files were made with other settings ({'; '.join(differences)}); name another "
+                        "folder or the same settings")
+
+
+def _remove_unfinished(scratch):
     for path in scratch.glob("*.tmp"):
         remove(path)
     with contextlib.suppress(OSError):  # it is not there, or something of the user's lies in it
