@@ -1,13 +1,12 @@
-"""The arguments and the search for clips that the two scripts that read clips share."""
+"""What the two scripts that read clips share: the arguments, and the run over the clips of a folder."""
 import argparse
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 
 from first_impressions.common.command_line import UserError
 from first_impressions.common.constants import CLIP_SUFFIXES, clip_stem
 from first_impressions.extraction.frames import add_frame_options
-from first_impressions.jobs.target_folder import count_files, find_files, say_passed_over
-from first_impressions.jobs.worker_pool import Known
+from first_impressions.jobs.job import Job
+from first_impressions.jobs.target_folder import check_folders, count_files, find_files, open_target, say_passed_over
 
 
 def add_clip_options(parser: argparse.ArgumentParser, target: str, target_help: str) -> None:
@@ -17,18 +16,16 @@ def add_clip_options(parser: argparse.ArgumentParser, target: str, target_help: 
     add_frame_options(parser)
 
 
-def count_clips(video_dir: str, target: str) -> tuple[int, Counter]:
-    """Return the number of clips in a folder, and of the files with other endings, by ending. Raises UserError if there
-    is no clip, or two of one name."""
-    passed_over = Counter()
-    total = count_files(find_files(video_dir, CLIP_SUFFIXES, target, passed_over), clip_stem, "clips", target)
+def run_on_clips(job: Job, function: Callable, video_dir: str, settings: dict) -> None:
+    """Run a function, as Job.run takes it, on the clips in a folder and the folders below it, and note the settings in
+    the target folder. Raises UserError if there is no clip, or two of one name."""
+    check_folders(video_dir, job.target)
+    found = find_files(video_dir, CLIP_SUFFIXES, job.target, job.passed_over)
+    total = count_files(found, clip_stem, "clips", job.target)
     if not total:
         raise UserError(f"{video_dir}: no clip found in it (a clip's name ends in .mp4, .avi, .mkv, .webm, ...)"
-                        + say_passed_over(passed_over))
-    return total, passed_over
-
-
-def find_clips(video_dir: str, target: str) -> Iterator[tuple[str, Known]]:
-    """Yield (path, known) for each clip in a folder, as worker_pool.map_files takes them."""
-    for path, problem in find_files(video_dir, CLIP_SUFFIXES, exclude=target):
-        yield path, None if problem is None else (None, problem)
+                        + say_passed_over(job.passed_over))
+    items = ((path, None if problem is None else (None, problem))
+             for path, problem in find_files(video_dir, CLIP_SUFFIXES, job.target))
+    with open_target(job.target, settings):
+        job.run(function, items, total)

@@ -17,8 +17,6 @@ import argparse
 import functools
 import os
 import sys
-from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -33,14 +31,8 @@ from first_impressions.extraction.faces import FOUND_BY_CNN, extract_faces, find
 from first_impressions.extraction.second_look import find_second_look
 from first_impressions.extraction.sources import Sources
 from first_impressions.jobs.failures import KnownFailures
-from first_impressions.jobs.job import Batch, add_batch_options, print_summary, run_batch
-from first_impressions.jobs.target_folder import (
-    check_folders,
-    count_files,
-    is_finished,
-    open_target,
-    say_passed_over,
-)
+from first_impressions.jobs.job import Job, add_job_options
+from first_impressions.jobs.target_folder import check_folders, count_files, is_finished, open_target, say_passed_over
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -48,7 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("frame_dir", metavar="FRAME_DIR", help="folder with frames or any pictures, nested folders too")
     parser.add_argument("face_dir", metavar="FACE_DIR", help="folder to write the chips to")
     add_face_options(parser)
-    add_batch_options(parser, "frame")
+    add_job_options(parser, "frame")
     return parser.parse_args(argv)
 
 
@@ -73,32 +65,24 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     check_folders(args.frame_dir, args.face_dir)
     settings = crop_settings(args)
-    noted = noted_settings(settings)
-
-    passed_over = Counter()
+    job = Job(args.face_dir, "frame", "face", args.workers, args.ray_address, (NO_FACE, FOUND_BY_CNN))
 
     def name_of(path):  # a picture that cannot be read may lie beside its copy that can
         return path if unreadable_kind(path) else stem_of(path, args.frame_dir)
 
-    total = count_files(find_pictures(args.frame_dir, args.face_dir, passed_over), name_of, "frames", args.face_dir)
+    total = count_files(find_pictures(args.frame_dir, args.face_dir, job.passed_over), name_of, "frames", args.face_dir)
     if not total:
         raise UserError(f"{args.frame_dir}: no picture found in it ({', '.join(sorted(PICTURE_SUFFIXES))}); draw "
-                        f"frames with extract_frames_from_videos.py first{say_passed_over(passed_over)}")
+                        f"frames with extract_frames_from_videos.py first{say_passed_over(job.passed_over)}")
     function = functools.partial(extract_faces, frame_dir=os.path.abspath(args.frame_dir),
                                  face_dir=os.path.abspath(args.face_dir), settings=settings)
-    with open_target(args.face_dir, noted):
-        batch = Batch(function, find_work(args), total, args.face_dir, "frame", "face",
-                      (NO_FACE, FOUND_BY_CNN), passed_over=passed_over)
-        summary = run_batch(batch, args.workers, args.ray_address)
+    with open_target(args.face_dir, noted_settings(settings)):
+        job.run(function, find_work(args), total)
         lines, again = find_second_look(args.frame_dir, args.face_dir)
-        if again and not summary.status:
+        if again and not job.status:
             items = ((path, None if path in again else ((0, 0, [reason]), None)) for path, reason in lines)
-            second = run_batch(replace(batch, function=functools.partial(function, again=True), items=items,
-                                       total=len(lines)), args.workers, args.ray_address)
-            summary = replace(second, inputs=summary.inputs, made=summary.made + second.made, present=summary.present,
-                              seconds=summary.seconds + second.seconds)
-    print_summary(batch, summary, next_command(args.face_dir))
-    return summary.status
+            job.run(functools.partial(function, again=True), items, len(lines))
+    return job.report(next_command(args.face_dir))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import first_impressions.common.startup  # noqa: F401  (before torch)
 
 # isort: split
-from clip_options import add_clip_options, count_clips, find_clips
+from clip_options import add_clip_options, run_on_clips
 from face_options import add_face_options, crop_settings, next_command, noted_settings
 from first_impressions.common.command_line import make_parser, run_script
 from first_impressions.common.constants import NO_FACE
@@ -31,33 +31,25 @@ from first_impressions.extraction.clip_faces import extract_clip_faces
 from first_impressions.extraction.faces import FOUND_BY_CNN
 from first_impressions.extraction.frames import FrameSettings
 from first_impressions.jobs.failures import KnownFailures
-from first_impressions.jobs.job import Batch, add_batch_options, print_summary, run_batch
-from first_impressions.jobs.target_folder import check_folders, open_target
+from first_impressions.jobs.job import Job, add_job_options
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     add_clip_options(parser, "face_dir", "folder to write the chips to")
     add_face_options(parser)
-    add_batch_options(parser, "clip")
+    add_job_options(parser, "clip")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    check_folders(args.video_dir, args.face_dir)
-    crop = crop_settings(args)
-    frames = FrameSettings.from_options(args, quality=args.quality)
-    noted = {**noted_settings(crop), "frames": "decoded", **frames.noted()}
-    total, passed_over = count_clips(args.video_dir, args.face_dir)
+    crop, frames = crop_settings(args), FrameSettings.from_options(args, quality=args.quality)
     function = functools.partial(extract_clip_faces, face_dir=os.path.abspath(args.face_dir), frames=frames, crop=crop,
                                  known=KnownFailures(args.face_dir))
-    batch = Batch(function, find_clips(args.video_dir, args.face_dir), total, args.face_dir, "clip", "face",
-                  (NO_FACE, FOUND_BY_CNN), passed_over=passed_over)
-    with open_target(args.face_dir, noted):
-        summary = run_batch(batch, args.workers, args.ray_address)
-    print_summary(batch, summary, next_command(args.face_dir))
-    return summary.status
+    job = Job(args.face_dir, "clip", "face", args.workers, args.ray_address, (NO_FACE, FOUND_BY_CNN))
+    run_on_clips(job, function, args.video_dir, {**noted_settings(crop), "frames": "decoded", **frames.noted()})
+    return job.report(next_command(args.face_dir))
 
 
 if __name__ == "__main__":

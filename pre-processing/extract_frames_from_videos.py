@@ -21,35 +21,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import first_impressions.common.startup  # noqa: F401  (before torch)
 
 # isort: split
-from clip_options import add_clip_options, count_clips, find_clips
+from clip_options import add_clip_options, run_on_clips
 from first_impressions.common.command_line import make_parser, printable, run_script
 from first_impressions.extraction.frames import FrameSettings, extract_frames
-from first_impressions.jobs.job import Batch, add_batch_options, print_summary, run_batch
-from first_impressions.jobs.target_folder import check_folders, open_target
+from first_impressions.jobs.job import Job, add_job_options
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     add_clip_options(parser, "frame_dir", "folder to write the frames to")
-    add_batch_options(parser, "clip")
+    add_job_options(parser, "clip")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    check_folders(args.video_dir, args.frame_dir)
     settings = FrameSettings.from_options(args, quality=args.quality)
-    noted = {**settings.noted(), "quality": args.quality}
-    total, passed_over = count_clips(args.video_dir, args.frame_dir)
     function = functools.partial(extract_frames, frame_dir=os.path.abspath(args.frame_dir), settings=settings)
-    batch = Batch(function, find_clips(args.video_dir, args.frame_dir), total, args.frame_dir, "clip", "frame",
-                  passed_over=passed_over)
-    with open_target(args.frame_dir, noted):
-        summary = run_batch(batch, args.workers, args.ray_address)
+    job = Job(args.frame_dir, "clip", "frame", args.workers, args.ray_address)
+    run_on_clips(job, function, args.video_dir, {**settings.noted(), "quality": args.quality})
     face_dir = os.path.normpath(os.path.join(args.frame_dir, "..", "faces"))
     following = shlex.join(["python", "pre-processing/extract_faces_from_frames.py", args.frame_dir, face_dir])
-    print_summary(batch, summary, printable(following))
-    return summary.status
+    return job.report(printable(following))
 
 
 if __name__ == "__main__":

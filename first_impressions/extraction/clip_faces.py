@@ -113,7 +113,7 @@ def _portions(pictures: Iterator[tuple[int, np.ndarray]]) -> Iterator[list[tuple
 
 def extract_clip_faces(path: str, face_dir: str, frames: FrameSettings, crop: CropSettings,
                        known: KnownFailures) -> tuple[int, int, list[str]]:
-    """Write the chips of one clip to face_dir; return (made, present, problems) as job.Batch asks.
+    """Write the chips of one clip to face_dir; return (made, present, problems) as Job.run asks.
 
     known: frames without a face that need no second search.
 

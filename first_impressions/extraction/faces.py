@@ -319,7 +319,7 @@ def write_chips(picture: np.ndarray, faces: list[FoundFace], face_dir: str, fram
 
 def extract_faces(path: str, frame_dir: str, face_dir: str, settings: CropSettings,
                   again: bool = False) -> tuple[int, int, list[str]]:
-    """Write the chips of one frame to face_dir; return (made, present, problems) as job.Batch asks.
+    """Write the chips of one frame to face_dir; return (made, present, problems) as Job.run asks.
 
     again: take a second look, at a frame of a clip in none of which there was a face.
 

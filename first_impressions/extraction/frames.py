@@ -333,7 +333,7 @@ def check_clip_name(path: str, packets: Packets, target: str) -> None:
 
 
 def extract_frames(path: str, frame_dir: str, settings: FrameSettings) -> tuple[int, int, list[str]]:
-    """Write the frames drawn from one clip to frame_dir; return (made, present, problems) as job.Batch asks.
+    """Write the frames drawn from one clip to frame_dir; return (made, present, problems) as Job.run asks.
 
     Call it inside target_folder.open_target. Raises UserError for a clip that cannot be read, OSError for a full disk.
     """
