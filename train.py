@@ -167,7 +167,7 @@ def train(run: TrainingRun, network: PersonalityNetwork, splits: tuple[Split, Sp
     """Train, write everything, print the last lines; return the exit status."""
     plan = run.plan
     try:
-        with run.stop.listen():
+        with run.listen():
             samples, validation = make_samples(network, splits, plan, machine)
             if saved is None and samples.source.of_clips and world_size() == 1:
                 run.intervals = calibrate(run.architecture, samples, plan, run.record.used.weights, machine)
@@ -177,7 +177,7 @@ def train(run: TrainingRun, network: PersonalityNetwork, splits: tuple[Split, Sp
             for _ in fit(state, plan, samples, validation, run.after_step):
                 run.after_epoch(state)
     except KeyboardInterrupt:
-        if run.stop.number and is_main_process():  # asked twice
+        if run.stopped_by and is_main_process():  # asked twice
             print("\nstopped before the state was saved: what was done since the last checkpoint is lost; "
                   "--resume goes on from that one", file=sys.stderr)
         elif is_main_process():
@@ -186,9 +186,9 @@ def train(run: TrainingRun, network: PersonalityNetwork, splits: tuple[Split, Sp
         raise
     except Stopped:
         if is_main_process():
-            print(f"stopped by {stop_name(128 + run.stop.number)}, all is saved; go on with the same command and "
+            print(f"stopped by {stop_name(128 + run.stopped_by)}, all is saved; go on with the same command and "
                   "--resume", file=sys.stderr)
-        return 128 + run.stop.number
+        return 128 + run.stopped_by
     finally:
         if run.writer:
             run.writer.flush()

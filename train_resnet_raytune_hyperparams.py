@@ -101,7 +101,8 @@ from first_impressions.training.search_trial import METRIC, Search, TrialProgres
 from model_architectures import ARCHITECTURES, architecture_named
 
 ROOM_NEEDED = 1_000_000  # bytes; with less than that on the disk an error of Ray's is one of the disk
-TRIALS_DIR, OLD_TRIALS_DIR = "search", ".search.old"
+TRIALS_DIR, OLD_SEARCH = "search", ".search.old"
+RESULTS = ("trials.csv", "best_config.json")
 
 
 def short_name(trial) -> str:
@@ -122,13 +123,14 @@ def trial_table(results: tune.ResultGrid, num_epochs: int) -> pandas.DataFrame:
         figures = result.metrics or {}
         status = ("failed" if result.error else "unfinished" if not figures.get("done")
                   else "finished" if figures["epoch"] >= num_epochs else "stopped early")
-        best = {key: figures.get(key) for key in ("best_accuracy", "best_gain", "best_pearson", "best_epoch")}
-        rows.append({"trial": Path(result.path).name, "status": status, **best, "epochs": figures.get("epoch"),
-                     **(result.config or {})})
+        best = figures.get("best", {})
+        rows.append({"trial": Path(result.path).name, "status": status, "best_accuracy": best.get(METRIC),
+                     "best_gain": best.get("gain_mean"), "best_pearson": best.get("pearson_mean"),
+                     "best_epoch": best.get("epoch"), "epochs": figures.get("epoch"), **(result.config or {})})
     return pandas.DataFrame(rows).sort_values(["best_accuracy", "trial"], ascending=[False, True], na_position="last")
 
 
-def write_results(folder: Path, table: pandas.DataFrame, space: dict, found: dict) -> None:
+def write_results(folder: Path, results: tune.ResultGrid, table: pandas.DataFrame, space: dict, found: dict) -> None:
     """Write trials.csv and best_config.json, and what varied of each trial into TensorBoard's table of hyperparameters.
 
     found: content of best_config.json.
@@ -137,16 +139,11 @@ def write_results(folder: Path, table: pandas.DataFrame, space: dict, found: dic
         table.to_csv(partial, index=False)
     with atomic_write(folder / "best_config.json") as partial:
         partial.write_text(json.dumps(found, indent=2) + "\n")
-    for row in table[table["best_accuracy"].notna()].to_dict("records"):
-        trial_dir = folder / TRIALS_DIR / row["trial"]
-        history = pandas.read_csv(trial_dir / TRAINING_TABLE).set_index("epoch", drop=False)
-        with SummaryWriter(trial_dir) as writer:
-            # A trial that was stopped soon after it was resumed has not come to its best epoch again.
-            epoch = int(row["best_epoch"])
-            best = (history.loc[epoch].to_dict() if epoch in history.index else
-                    {"epoch": epoch, METRIC: row["best_accuracy"], "gain_mean": row["best_gain"],
-                     "pearson_mean": row["best_pearson"]})
-            log_hyperparameters(writer, {key: row[key] for key, value in space.items() if varies(value)}, best)
+    for result in results:
+        if "best" in (result.metrics or {}):
+            with SummaryWriter(folder / TRIALS_DIR / Path(result.path).name) as writer:
+                log_hyperparameters(writer, {key: result.config[key] for key, value in space.items() if varies(value)},
+                                    result.metrics["best"])
 
 
 def best_config(search: Search, table: pandas.DataFrame, space: dict, weights: str, number_of_clips: int) -> dict:
@@ -190,39 +187,39 @@ def print_results(args: argparse.Namespace, table: pandas.DataFrame, splits: tup
 
 # ---------------------------------------------------------------- the search
 
-def restore_old_trials(folder: Path) -> None:
-    """Put an old search's trials back if a new one that was to replace it had no result."""
-    if (folder / OLD_TRIALS_DIR).is_dir():
+def settle_trials(folder: Path) -> None:
+    """Remove an old search if the new one that is to replace it has a result; else put it back."""
+    old = folder / OLD_SEARCH
+    if not old.is_dir():
+        return
+    if list((folder / TRIALS_DIR).glob(f"*/{TRAINING_TABLE}")):
+        for name in RESULTS:
+            (folder / name).unlink(missing_ok=True)
+    else:
         shutil.rmtree(folder / TRIALS_DIR, ignore_errors=True)
-        os.replace(folder / OLD_TRIALS_DIR, folder / TRIALS_DIR)
-
-
-def replace_old_search(folder: Path, record: dict) -> None:
-    """Note the settings of a new search, and remove what is left of the old one."""
-    for name in ("trials.csv", "best_config.json"):
-        (folder / name).unlink(missing_ok=True)
-    with atomic_write(folder / SEARCH_RECORD) as partial:
-        partial.write_text(json.dumps(record, indent=2) + "\n")
-    shutil.rmtree(folder / OLD_TRIALS_DIR, ignore_errors=True)
+        for name in (SEARCH_RECORD, TRIALS_DIR):    # the trials last: a kill in between must not take them for new ones
+            if (old / name).exists():
+                os.replace(old / name, folder / name)
+    shutil.rmtree(old)
 
 
 def prepare_folder(folder: Path, record: dict, args: argparse.Namespace) -> bool:
-    """Return True if a search is to be resumed; else make room for a new one. An old search stays until there is a
-    result of the new one."""
-    restore_old_trials(folder)
+    """Return True if a search is to be resumed; else note the settings of a new one. An old search stays until there is
+    a result of the new one."""
     if args.resume and (folder / SEARCH_RECORD).exists():
         return tune.Tuner.can_restore(str(folder / TRIALS_DIR))
     if args.resume:
         print(f"note: {folder} contains no search yet; a new one is started", file=sys.stderr)
-    if (folder / SEARCH_RECORD).exists() and (folder / TRIALS_DIR).is_dir():
-        os.replace(folder / TRIALS_DIR, folder / OLD_TRIALS_DIR)
-    else:
-        shutil.rmtree(folder / TRIALS_DIR, ignore_errors=True)
-        replace_old_search(folder, record)
+    for name in (TRIALS_DIR, SEARCH_RECORD) if (folder / SEARCH_RECORD).exists() else ():
+        if (folder / name).exists():
+            (folder / OLD_SEARCH).mkdir(exist_ok=True)
+            os.replace(folder / name, folder / OLD_SEARCH / name)
+    with atomic_write(folder / SEARCH_RECORD) as partial:
+        partial.write_text(json.dumps(record, indent=2) + "\n")
     return False
 
 
-def make_tuner(args: argparse.Namespace, search: Search, space: dict, resume: bool, on_first_result) -> tune.Tuner:
+def make_tuner(args: argparse.Namespace, search: Search, space: dict, resume: bool) -> tune.Tuner:
     """Return the Tuner of a new or of an interrupted search."""
     gpus = args.gpus_per_trial
     if gpus is None:
@@ -243,7 +240,7 @@ def make_tuner(args: argparse.Namespace, search: Search, space: dict, resume: bo
         run_config=tune.RunConfig(
             name=TRIALS_DIR, storage_path=str(Path(search.trials_dir).parent), verbose=0,
             callbacks=[TrialProgress(number_of_trials(args.num_trials, space), args.num_epochs,
-                                     Path(args.runs_dir, args.experiment, TRIALS_DIR), on_first_result)],
+                                     Path(args.runs_dir, args.experiment, TRIALS_DIR))],
             failure_config=tune.FailureConfig(max_failures=1), checkpoint_config=tune.CheckpointConfig(num_to_keep=2)))
 
 
@@ -285,8 +282,7 @@ def run_search(args: argparse.Namespace, search: Search, network: PersonalityNet
     try:
         cpus = min(args.cpus_per_trial, ray.cluster_resources().get("CPU", 1))
         search = dataclasses.replace(search, cpus_per_trial=cpus)
-        tuner = make_tuner(args, search, space, resume, functools.partial(replace_old_search, folder, record))
-        results = tuner.fit()
+        results = make_tuner(args, search, space, resume).fit()
     except Exception as error:
         # Ray reports a full disk as whatever then went wrong.
         if disk_error(error) is None and shutil.disk_usage(folder).free < ROOM_NEEDED:
@@ -295,11 +291,11 @@ def run_search(args: argparse.Namespace, search: Search, network: PersonalityNet
     finally:
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, pass_over)  # only the results are still to be written
-        restore_old_trials(folder)
+        settle_trials(folder)
     table = trial_table(results, args.num_epochs)
     if table["best_accuracy"].notna().any():
         found = best_config(search, table, space, record["used"]["weights"], splits[0].number_with_face)
-        write_results(folder, table, space, found)
+        write_results(folder, results, table, space, found)
     ray.shutdown()
     status = print_results(args, table, splits, number_of_trials(args.num_trials, space))
     return 128 + stopped[0] if stopped and status == 130 else status
@@ -349,6 +345,8 @@ def main(argv=None):
         print(f"note: grid_search tries all of its values: {trials} trials, {args.num_trials} with each of them",
               file=sys.stderr)
     with contextlib.nullcontext() if args.dry_run else open_experiment(folder):
+        if not args.dry_run:
+            settle_trials(folder)   # of a search that was killed
         check_experiment(folder / SEARCH_RECORD, (folder / SEARCH_RECORD).exists(), used, args)
         if args.dry_run:
             drawn_from = "\n".join(f"  {key}: {value}" for key, value in used["config"].items())

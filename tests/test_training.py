@@ -178,7 +178,7 @@ def test_second_ctrl_c_while_the_state_is_saved(run, chip_data, monkeypatch, cap
     asked = train.TrainingRun.stop_asked
 
     def press(self, state):
-        self.stop.possible = True
+        self.has_begun = True
         signal.raise_signal(signal.SIGINT)
         return asked(self, state)
 

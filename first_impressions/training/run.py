@@ -35,30 +35,6 @@ class Stopped(Exception):
     """Ctrl-C, SIGTERM or SIGHUP came; the state has been saved."""
 
 
-@dataclass
-class StopRequest:
-    """Notes Ctrl-C, SIGTERM and SIGHUP, so that training ends between two steps, with its state saved."""
-    number: int | None = None   # of the signal
-    possible: bool = False      # training has begun, so there is something to save
-
-    @contextlib.contextmanager
-    def listen(self) -> Iterator[None]:
-        """Take the place of the handlers of these signals in this block."""
-        before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-                  if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN}  # ignored under nohup
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _note(self, number, _):
-        leave_closed_terminal()
-        if number == signal.SIGINT and (self.number or not self.possible):
-            raise KeyboardInterrupt  # nothing to save yet, or asked twice
-        self.number = number
-
-
 @dataclass(frozen=True)
 class Used:
     """The arguments of a training run, which --resume must repeat."""
@@ -99,9 +75,28 @@ class TrainingRun:
     split: Split
     record: Record
     intervals: Intervals | None = None  # of the scores
-    stop: StopRequest = field(default_factory=StopRequest)
+    stopped_by: int | None = None       # the signal that asked for the end
+    has_begun: bool = False             # there is something to save
     writer: SummaryWriter | None = None
     saved_at: float = field(default_factory=time.monotonic)
+
+    @contextlib.contextmanager
+    def listen(self) -> Iterator[None]:
+        """Note Ctrl-C, SIGTERM and SIGHUP in this block, so that training ends between two steps, with its state saved.
+        """
+        before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+                  if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN}  # ignored under nohup
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number, _):
+        leave_closed_terminal()
+        if number == signal.SIGINT and (self.stopped_by or not self.has_begun):
+            raise KeyboardInterrupt  # nothing to save yet, or asked twice
+        self.stopped_by = number
 
     def start(self, dataset: Dataset, input_size: int, saved: dict | None) -> None:
         """Write args.json and what TensorBoard shows of the start. dataset: the training faces, as the network sees
@@ -151,23 +146,24 @@ class TrainingRun:
 
     def stop_asked(self, state: TrainingState) -> bool:
         """Return True in every process as soon as one of them was asked to stop."""
-        self.stop.possible = True
-        return any_process(self.stop.number is not None)
+        self.has_begun = True
+        return any_process(self.stopped_by is not None)
 
-    def after_step(self, state: TrainingState) -> None:
-        """Save if it is time; raises Stopped, with all saved, if a stop was asked for."""
-        if self.stop_asked(state):
-            self.save(state)
-            raise Stopped
-        if time.monotonic() - self.saved_at > SECONDS_BETWEEN_CHECKPOINTS:
-            self.save(state)
-
-    def after_epoch(self, state: TrainingState) -> None:
-        """Save if it is time, then log the epoch; raises Stopped, with all saved, if a stop was asked for."""
-        is_last = state.epoch == self.plan.num_epochs
+    def save_if_due(self, state: TrainingState, is_last: bool = False) -> bool:
+        """Save if it is time or the training ends; return whether a stop was asked for."""
         stop = self.stop_asked(state) and not is_last
         if stop or is_last or time.monotonic() - self.saved_at > SECONDS_BETWEEN_CHECKPOINTS:
             self.save(state)
+        return stop
+
+    def after_step(self, state: TrainingState) -> None:
+        """Save if it is time; raises Stopped, with all saved, if a stop was asked for."""
+        if self.save_if_due(state):
+            raise Stopped
+
+    def after_epoch(self, state: TrainingState) -> None:
+        """Save if it is time, then log the epoch; raises Stopped, with all saved, if a stop was asked for."""
+        stop = self.save_if_due(state, state.epoch == self.plan.num_epochs)
         if is_main_process():
             self.log(state.history)
         if stop:

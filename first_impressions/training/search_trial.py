@@ -3,7 +3,6 @@ import functools
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,8 +97,7 @@ def run_trial(trial_config: dict, search: Search) -> None:
             with atomic_write(folder / TRAINING_TABLE) as partial:
                 pandas.DataFrame(state.history).to_csv(partial, index=False)
             best = max(state.history, key=lambda record: record[METRIC])
-            figures = {**record, "best_accuracy": best[METRIC], "best_gain": best["gain_mean"],
-                       "best_pearson": best["pearson_mean"], "best_epoch": best["epoch"]}
+            figures = {**record, "best": best}
             if state.epoch < plan.num_epochs and time.monotonic() - saved_at < SECONDS_BETWEEN_CHECKPOINTS:
                 tune.report(figures)
                 continue
@@ -110,27 +108,18 @@ def run_trial(trial_config: dict, search: Search) -> None:
 
 
 class TrialProgress(tune.Callback):
-    """A progress bar over the trials, and a line for each that ends.
+    """A progress bar over the trials, and a line for each that ends."""
 
-    on_first_result is called once, when the first trial has a result.
-    """
-
-    def __init__(self, number_of_trials: int, num_epochs: int, search_dir: Path, on_first_result: Callable[[], None]):
+    def __init__(self, number_of_trials: int, num_epochs: int, search_dir: Path):
         self.num_epochs = num_epochs
         self.search_dir = search_dir
-        self.on_first_result = on_first_result
         self.bar = progress_bar(total=number_of_trials, desc="search", unit="trial")
 
-    def on_trial_result(self, iteration, trials, trial, result, **info):
-        if self.on_first_result:
-            self.on_first_result()
-            self.on_first_result = None
-
     def on_trial_complete(self, iteration, trials, trial, **info):
-        figures = trial.last_result
-        end = "stopped after" if figures["epoch"] < self.num_epochs else "of"
-        self.bar.write(f"{trial}: best accuracy {figures['best_accuracy']:.4f}, gain {figures['best_gain']:+.4f}, in "
-                       f"epoch {figures['best_epoch']}, {end} {figures['epoch']}", file=sys.stdout)
+        best, epoch = trial.last_result["best"], trial.last_result["epoch"]
+        end = "stopped after" if epoch < self.num_epochs else "of"
+        self.bar.write(f"{trial}: best accuracy {best[METRIC]:.4f}, gain {best['gain_mean']:+.4f}, in epoch "
+                       f"{best['epoch']}, {end} {epoch}", file=sys.stdout)
         sys.stdout.flush()
         self.bar.update()
 
