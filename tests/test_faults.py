@@ -94,6 +94,23 @@ def test_search_asks_ray_before_it_touches_the_old_search(run, chip_data, tmp_pa
     assert contents(folder) == before
 
 
+@pytest.mark.parametrize("has_result", [False, True])
+def test_a_killed_search_has_replaced_the_old_one_only_with_a_result(tmp_path, has_result):
+    old = ("search_args.json", "trials.csv", "best_config.json", "search/trial_00000/training.csv")
+    for name in old:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("old")
+    assert not search.prepare_folder(tmp_path, {"used": "new"}, SimpleNamespace(resume=False))
+    (tmp_path / "search" / "trial_00001").mkdir(parents=True)
+    if has_result:
+        (tmp_path / "search" / "trial_00001" / "training.csv").write_text("new")
+    for _ in range(2):  # also if the first one is killed at its end
+        search.settle_trials(tmp_path)
+    texts = {name: text.decode() for name, text in contents(tmp_path).items()}
+    assert texts == ({"search/trial_00001/training.csv": "new", "search_args.json": '{\n  "used": "new"\n}\n'}
+                     if has_result else dict.fromkeys(old, "old"))
+
+
 # ---------------------------------------------------------------- no wrong figure without a word
 
 def test_speakers_held_out_are_a_fifth_whatever_the_seed():
