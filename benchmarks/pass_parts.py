@@ -10,11 +10,12 @@ import unittest.mock
 
 import cv2
 import dlib
+import numpy as np
 import pandas
 
 from first_impressions.common.constants import clip_stem
 from first_impressions.extraction import clip_faces, detectors, faces, frames, tracking
-from first_impressions.extraction.detectors import HogDetector, find_predictor, load_models
+from first_impressions.extraction.detectors import find_predictor
 from first_impressions.extraction.faces import CropSettings
 from first_impressions.extraction.frames import FrameSettings
 from first_impressions.jobs.failures import KnownFailures
@@ -26,7 +27,7 @@ TIMED = {
     DECODING: [(frames, "decode_wanted"), (frames, "_decode_everything")],
     "conversion to RGB": [(frames, "_to_picture")],
     "resizing, grey": [(detectors, "resized"), (faces, "resized"), (tracking, "_thumbnail"), (cv2, "cvtColor")],
-    "detector": [(HogDetector, "find"), (HogDetector, "find_finest"), (HogDetector, "find_small")],
+    "detector": [(faces, "find_hog"), (faces, "find_finest"), (faces, "find_small"), (tracking, "find_finest")],
     "landmarks": [(faces, "align_face"), (faces, "face_size")],
     "chips": [(dlib, "get_face_chip")],
     "JPEG files": [(faces, "encode_jpeg"), (faces, "write_file")],
@@ -77,7 +78,7 @@ class Parts:
 def seconds_of_parts(clips: list[str], number_of_frames: int) -> pandas.Series:
     """Return the CPU seconds of each part of making the faces of some clips, in this process."""
     crop = CropSettings(find_predictor())
-    load_models(crop.predictor)
+    faces.find_faces(np.zeros((80, 80, 3), np.uint8))  # the detector is loaded once in a process
     with tempfile.TemporaryDirectory() as folder, open_target(folder, {}), contextlib.ExitStack() as stack:
         job = folder, FrameSettings(number_of_frames), crop, KnownFailures(folder)
         parts = Parts()

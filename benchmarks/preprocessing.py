@@ -30,7 +30,7 @@ import numpy as np
 from pass_parts import measure_parts, seconds_of_parts
 
 from first_impressions.common.constants import CLIP_SUFFIXES
-from first_impressions.extraction.detectors import Box, find_predictor, load_models
+from first_impressions.extraction.detectors import Box, find_predictor
 from first_impressions.extraction.faces import (
     CropSettings,
     extract_faces,
@@ -133,14 +133,14 @@ def measure_faces(clip_dir, frames_of_each=30):
     full size with one upsampling, and how they agree."""
     predictor = find_predictor()
     alone_detector = dlib.get_frontal_face_detector()
-    models = load_models(predictor)  # once in a process of any length: not part of a frame's time
+    find_faces(np.zeros((80, 80, 3), np.uint8))  # what is loaded once in a process is no part of a frame's time
     frames, crop = FrameSettings(frames_of_each), CropSettings(predictor)
     seconds, two_steps, one_pass = np.zeros(3), Agreement(), Agreement()
     with tempfile.TemporaryDirectory() as folder, open_target(folder, {}):
         for clip in list_clips(clip_dir):
             packets, stem = list_packets(clip), Path(clip).stem
             chosen = choose_frames(stem, packets.drawable, frames_of_each, 0)
-            tracker = FaceTracker(models, earlier_frames(stem, chosen, 0))
+            tracker = FaceTracker(earlier_frames(stem, chosen, 0))
 
             def to_chip_in_one_pass(index, picture, tracker=tracker, stem=stem):
                 faces = tracker.find_faces(index, picture)
@@ -155,7 +155,7 @@ def measure_faces(clip_dir, frames_of_each=30):
                 two_steps_seconds, _ = _timed(extract_faces, str(path), folder, folder, crop)
                 one_pass_seconds, found = _timed(to_chip_in_one_pass, index, picture)
                 seconds += alone_seconds, two_steps_seconds, one_pass_seconds
-                two_steps.count(alone, find_faces(read, models))
+                two_steps.count(alone, find_faces(read))
                 one_pass.count(alone, found)
     print(f"Faces in two steps: {two_steps}.\nFaces in one pass: {one_pass}.")
     baseline = "dlib's detector alone, full size, one upsampling"
@@ -170,11 +170,11 @@ LARGER_FACE = 260            # width in pixels of the larger of two faces in the
 SIZE_RATIOS = (0.65, 0.8, 0.9, 0.95)
 
 
-def _person_frames(clip, models, number_of_frames):
+def _person_frames(clip, number_of_frames):
     """Return (RGB pictures of frames drawn from a clip, centre and width in pixels of its face: medians)."""
     frames = read_chosen(clip, list_packets(clip), FrameSettings(number_of_frames))
     pictures = [picture for _, picture in frames]
-    faces = [found[0].box for picture in pictures[::3] if (found := find_faces(picture, models))]
+    faces = [found[0].box for picture in pictures[::3] if (found := find_faces(picture)) ]
     if not faces:
         return None
     return pictures, np.median([(*face.centre, face.width) for face in faces], axis=0)
@@ -198,11 +198,11 @@ def _two_people(left, right, left_width, right_width):
         yield np.ascontiguousarray(np.hstack(halves))
 
 
-def _faces_of(stem, pictures, models):
+def _faces_of(stem, pictures):
     """Yield for pictures that are the frames drawn from one clip: (boxes by the detector alone, faces by the tracker),
     the largest first."""
     indices = range(0, 12 * len(pictures), 12)
-    tracker, alone = FaceTracker(models, earlier_frames(stem, indices, 0)), dlib.get_frontal_face_detector()
+    tracker, alone = FaceTracker(earlier_frames(stem, indices, 0)), dlib.get_frontal_face_detector()
     for index, picture in zip(indices, pictures):
         boxes = sorted(alone(picture, 1), key=lambda box: -box.area())
         yield boxes, tracker.find_faces(index, picture)
@@ -213,13 +213,12 @@ def measure_largest(clip_dir, frames_of_each=15):
     one upsampling): in made clips that show the person of a clip twice, at two distances, so that it is known which
     face is the larger one. And how often both take the same one in clips with a cut to another clip or to two people.
     Nothing of them is written."""
-    models = load_models(find_predictor())
-    people = [person for clip in list_clips(clip_dir) if (person := _person_frames(clip, models, frames_of_each))]
+    people = [person for clip in list_clips(clip_dir) if (person := _person_frames(clip, frames_of_each))]
     for ratio in SIZE_RATIOS:
         frames, by_detector, by_us = 0, 0, 0
         for number, person in enumerate(people):
             widths = [LARGER_FACE, ratio * LARGER_FACE][::1 if number % 2 else -1]
-            for boxes, faces in _faces_of(f"twice{number}", list(_two_people(person, person, *widths)), models):
+            for boxes, faces in _faces_of(f"twice{number}", list(_two_people(person, person, *widths))):
                 frames += 1
                 is_left = number % 2 == 1
                 by_detector += bool(boxes) and (boxes[0].center().x < MADE_SIZE[0] / 2) == is_left
@@ -230,7 +229,7 @@ def measure_largest(clip_dir, frames_of_each=15):
     for number, (first, second) in enumerate(zip(people[::2], people[1::2])):
         two = list(_two_people(second, first, LARGER_FACE, 0.65 * LARGER_FACE))
         pictures = first[0][:half] + (two if number % 2 else second[0])[half:]
-        for boxes, faces in _faces_of(f"cut{number}", pictures, models):
+        for boxes, faces in _faces_of(f"cut{number}", pictures):
             agreement.count(boxes, faces)
     print(f"A cut, to another person or to two: {agreement}.", flush=True)
 

@@ -29,7 +29,7 @@ from preprocessing import ONE_PASS_SCRIPT, child_seconds, list_clips
 
 from first_impressions.common.command_line import make_parser, positive_int, run_script
 from first_impressions.common.constants import FRAME_MARK, NO_FACE, clip_of_face
-from first_impressions.extraction.detectors import align_face, find_predictor, load_cnn, load_models
+from first_impressions.extraction.detectors import align_face, find_cnn
 from first_impressions.extraction.faces import FOUND_BY_CNN, find_faces, look_again, read_picture
 from first_impressions.jobs.failures import read_failures
 
@@ -65,16 +65,15 @@ def drawn(table: pandas.DataFrame, number: int) -> list[str]:
 
 def measure_pictures(paths: list[str], sheet_dir: Path) -> None:
     """Look again at pictures without a face; print what is found and the CPU seconds of a picture."""
-    models = load_models(find_predictor())
-    load_cnn()
+    find_cnn(np.zeros((80, 80, 3), np.uint8))  # the network is loaded once in a process
     counts, seconds, tiles = collections.Counter(), [], {"found": [], "missed": []}
     for path in paths:
         picture = read_picture(path)
         begin = time.process_time()
-        faces, reason = look_again(picture, models, "auto")
+        faces, reason = look_again(picture, "auto")
         seconds.append(time.process_time() - begin)
         counts["found" if faces else "turned" if "turned by" in reason else "missed"] += 1
-        chip = align_face(picture, faces[0].box, models) if faces else np.zeros_like(picture)
+        chip = align_face(picture, faces[0].box) if faces else np.zeros_like(picture)
         if faces:
             cv2.rectangle(picture, faces[0].box[:2], faces[0].box[2:], (0, 255, 0), 1)
         tiles["found" if faces else "missed"].append(np.hstack([cv2.resize(picture, (150, 200)),
@@ -96,7 +95,7 @@ def measure_pictures(paths: list[str], sheet_dir: Path) -> None:
 def faceless_frames(table: pandas.DataFrame, number: int) -> list[list[np.ndarray]]:
     """Return for some clips without a face the pictures of a clip of CLIP_SIZE made of their portraits, uint8 RGB: in
     full height, the edges drawn out. Clips in which the first detector finds a face at this size are left out."""
-    models, chosen = load_models(find_predictor()), []
+    chosen = []
     for _, paths in table[table["of_faceless_clip"]].groupby("clip")["path"]:
         pictures = []
         for path in sorted(paths):
@@ -105,7 +104,7 @@ def faceless_frames(table: pandas.DataFrame, number: int) -> list[list[np.ndarra
             picture = cv2.resize(picture, (width, CLIP_SIZE[1]), interpolation=cv2.INTER_CUBIC)
             left = (CLIP_SIZE[0] - width) // 2
             pictures.append(cv2.copyMakeBorder(picture, 0, 0, left, CLIP_SIZE[0] - width - left, cv2.BORDER_REPLICATE))
-        if not any(find_faces(picture, models) for picture in pictures):
+        if not any(find_faces(picture) for picture in pictures):
             chosen.append(pictures)
         if len(chosen) == number:
             break

@@ -10,7 +10,7 @@ import pytest
 
 import extract_faces_from_frames
 from conftest import REPOSITORY
-from first_impressions.extraction.detectors import Box, face_size, find_predictor, load_models
+from first_impressions.extraction.detectors import Box, face_size, find_finest, find_predictor, load_predictor
 from first_impressions.extraction.faces import find_faces, read_picture, with_further_faces
 from first_impressions.extraction.frames import earlier_frames
 from first_impressions.extraction.tracking import FaceTracker
@@ -18,11 +18,6 @@ from first_impressions.jobs.worker_pool import ProcessPool
 from make_media import portrait
 
 SCRIPT = "pre-processing/extract_faces_from_frames.py"
-
-
-@pytest.fixture(scope="module")
-def models():
-    return load_models()
 
 
 def detector_alone(picture, upsampling=1):
@@ -64,7 +59,7 @@ def test_faces_of_a_folder(frames, tmp_path, run_script):
         chip = cv2.imread(str(path))
         assert chip.shape == (224, 224, 3)
         # Aligned: the eyes and the nose of dlib's mean face, whatever the place and size in the frame.
-        landmarks = load_models().predictor(chip, dlib.rectangle(50, 50, 174, 174))
+        landmarks = load_predictor()(chip, dlib.rectangle(50, 50, 174, 174))
         points = np.array([[point.x, point.y] for point in landmarks.parts()])
         assert abs(points[:4, 1].mean() - 85) < 25 and abs(points[4, 0] - 112) < 25
 
@@ -113,65 +108,65 @@ def test_all_faces_and_workers(frames, tmp_path, run):
     assert "two__frame_10_aligned_3.jpg" not in made[0]
 
 
-def test_a_folder_of_many_faces(models):
+def test_a_folder_of_many_faces():
     picture = scene(*[(20 + 210 * column, 10 + 175 * row, 170) for row in range(4) for column in range(6)])
     picture = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-    faces = find_faces(picture, models, find_all=True)
+    faces = find_faces(picture, find_all=True)
     assert len(faces) == 24 and all(face.confidence > 0 for face in faces)
     sizes = [face_size(picture, face.box) for face in faces]  # all within a step of the detector
     assert sizes == sorted(sizes, reverse=True)
 
 
 @pytest.mark.parametrize("size, ratio", [(330, 0.95), (330, 0.9), (600, 0.95), (420, 0.85), (520, 0.8)])
-def test_the_largest_of_faces_of_nearly_one_size(models, size, ratio):
+def test_the_largest_of_faces_of_nearly_one_size(size, ratio):
     # The detector's boxes come in steps of a fifth: most of these pairs have boxes of one width.
     for sizes in ((size, round(ratio * size)), (round(ratio * size), size)):
         picture = cv2.cvtColor(scene((10, 40, sizes[0]), (650, 60, sizes[1])), cv2.COLOR_BGR2RGB)
-        faces = find_faces(picture, models)
+        faces = find_faces(picture)
         assert (faces[0].box.centre[0] < 640) == (sizes[0] > sizes[1])
 
 
-def test_all_faces_have_the_boxes_of_the_largest_alone(models):
-    tracker = FaceTracker(models, earlier_frames("clip", range(3), 0))
+def test_all_faces_have_the_boxes_of_the_largest_alone():
+    tracker = FaceTracker(earlier_frames("clip", range(3), 0))
     for index in range(3):
         picture = cv2.cvtColor(scene((10 + 9 * index, 40, 600), (700, 100, 180)), cv2.COLOR_BGR2RGB)
-        for largest in (find_faces(picture, models), tracker.find_faces(index, picture)):
-            faces = with_further_faces(picture, largest, models)
+        for largest in (find_faces(picture), tracker.find_faces(index, picture)):
+            faces = with_further_faces(picture, largest)
             assert faces[0] == largest[0] and len(faces) == 2
-        assert find_faces(picture, models, find_all=True)[0] == find_faces(picture, models)[0]
+        assert find_faces(picture, find_all=True)[0] == find_faces(picture)[0]
 
 
 @pytest.mark.parametrize("width", [1280, 2100])
-def test_small_faces_in_large_pictures(models, width):
+def test_small_faces_in_large_pictures(width):
     faces = ((900, 300, 90), (300, 500, 110))  # of 37 and 45 pixels; two tiles have the first one
     picture = cv2.cvtColor(scene(*faces, width=width, height=720), cv2.COLOR_BGR2RGB)
-    found = find_faces(picture, models)
+    found = find_faces(picture)
     assert [face.box.left // 100 for face in found] == [3, 9] and all(36 <= face.box.width < 60 for face in found)
 
 
 @pytest.mark.parametrize("size", [600, 300, 120])
-def test_coarse_search_agrees_with_the_detector_alone(models, size):
+def test_coarse_search_agrees_with_the_detector_alone(size):
     picture = cv2.cvtColor(scene((500, 50, size)), cv2.COLOR_BGR2RGB)
     alone = max((box for box, _ in detector_alone(picture)), key=lambda box: box.area)
-    assert find_faces(picture, models)[0].box.overlap(alone) > 0.5
+    assert find_faces(picture)[0].box.overlap(alone) > 0.5
 
 
 @pytest.mark.parametrize("width, height, small", [(1280, 720, (510, 0, 110)),     # with one upsampling
                                                   (2400, 1351, (1100, 10, 260))])  # without
-def test_faces_from_a_width_are_those_of_the_finest_search(models, width, height, small):
+def test_faces_from_a_width_are_those_of_the_finest_search(width, height, small):
     picture = cv2.cvtColor(scene((5, 20, 500), (620, 200, 450), small, width=width, height=height), cv2.COLOR_BGR2RGB)
     alone = detector_alone(picture, int(width < 2048))
     expected = sorted((box, round(score, 6)) for box, score in alone if box.width > 130)
-    found = models.detector.find_finest(picture, 130)
+    found = find_finest(picture, 130)
     assert len(expected) == 2 < len(alone)
     assert sorted((face.box, round(face.confidence, 6)) for face in found) == expected
 
 
-def test_the_finest_search_is_that_of_the_detector_alone(models):
+def test_the_finest_search_is_that_of_the_detector_alone():
     for size in (147, 213, 254, 306, 369):
         picture = np.ascontiguousarray(portrait(size)[:, size // 3:, ::-1])  # the face at the edge, partly outside
         alone = detector_alone(picture)
-        found = models.detector.find_finest(picture)
+        found = find_finest(picture)
         assert [(face.box, face.confidence) for face in found] == alone and len(alone) == 1
 
 
@@ -195,7 +190,7 @@ def test_no_other_module_handles_boxes_of_dlib():
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_exif_orientation(models, tmp_path, orientation):
+def test_exif_orientation(tmp_path, orientation):
     from PIL import Image
     upright = Image.fromarray(np.ascontiguousarray(scene((100, 40, 400), width=640, height=480)[..., ::-1]))
     turned = upright.rotate({1: 0, 3: 180, 6: 90, 8: 270}[orientation], expand=True)
@@ -203,7 +198,7 @@ def test_exif_orientation(models, tmp_path, orientation):
     exif[0x0112] = orientation
     turned.save(tmp_path / "picture.jpg", exif=exif, quality=95)
     picture = read_picture(tmp_path / "picture.jpg")
-    assert picture.shape == (480, 640, 3) and find_faces(picture, models)
+    assert picture.shape == (480, 640, 3) and find_faces(picture)
 
 
 def test_predictor_argument(frames, tmp_path, run):

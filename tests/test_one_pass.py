@@ -15,7 +15,6 @@ import extract_faces_from_videos
 from conftest import REPOSITORY, linux_only, run_script_in
 from first_impressions.extraction import clip_faces
 from first_impressions.extraction.clip_faces import extract_clip_faces
-from first_impressions.extraction.detectors import load_models
 from first_impressions.extraction.faces import CropSettings
 from first_impressions.extraction.frames import FrameSettings, choose_frames, earlier_frames
 from first_impressions.extraction.tracking import FaceTracker
@@ -157,8 +156,7 @@ def cut(index):  # to two people: at the place of the first one another one who 
 
 @pytest.mark.parametrize("picture, from_index", [(two_people, 99), (overtaking, 11), (cut, 20)])
 def test_the_largest_face_stays_the_largest(picture, from_index):  # on the right from an index on
-    models = load_models()
-    tracker = FaceTracker(models, earlier_frames("clip", range(40), 0))
+    tracker = FaceTracker(earlier_frames("clip", range(40), 0))
     for index in range(0, 40):
         frame = np.ascontiguousarray(picture(index)[..., ::-1])
         found = tracker.find_faces(index, frame)
@@ -172,8 +170,7 @@ def test_the_largest_face_stays_the_largest(picture, from_index):  # on the righ
 
 @pytest.mark.parametrize("ratio", [0.8, 0.9])
 def test_the_largest_of_two_has_the_box_of_the_detector_alone(ratio):
-    models = load_models()
-    tracker = FaceTracker(models, earlier_frames("clip", range(12), 0))
+    tracker = FaceTracker(earlier_frames("clip", range(12), 0))
     for index in range(12):
         size = 520 + 6 * index
         frame = scene(1280, 720, (10, 20 + 3 * index, size), (640 + 2 * index, 90, int(ratio * size)))

@@ -14,8 +14,7 @@ import extract_faces_from_videos
 import extract_frames_from_videos
 import predict
 from conftest import REPOSITORY, linux_only
-from first_impressions.extraction.detectors import load_models
-from first_impressions.extraction.faces import FOUND_BY_CNN, CropSettings, find_faces, look_again
+from first_impressions.extraction.faces import FOUND_BY_CNN, find_faces, look_again
 from make_media import portrait, write_clip
 from read_back import failures_in
 from test_preprocessing_faults import CLUSTER, with_folders
@@ -64,7 +63,7 @@ def content_of(folder):
 
 
 def test_hidden_and_turned_faces_on_both_ways(clips, tmp_path, run):
-    assert not find_faces(half_hidden(), load_models())
+    assert not find_faces(half_hidden())
     status, output, _ = run(extract_faces_from_videos, clips, "one", 5)
     assert status == 0 and "No face found: 11 frames, face found by the CNN detector alone: 3 frames" in output
     chips, reasons = content_of(tmp_path / "one")
@@ -135,7 +134,7 @@ def test_a_tilted_face_on_its_side_is_not_taken_for_an_upright_one(turn, degrees
     """The CNN detector finds it as it lies there, and the HOG detector is not sure of it even in the turned picture."""
     tilted = cv2.warpAffine(portrait(300), cv2.getRotationMatrix2D((150, 150), -12, 1), (300, 300))
     picture = np.ascontiguousarray(cv2.rotate(scene(tilted), turn)[:, :, ::-1])
-    faces, reason = look_again(picture, load_models(CropSettings().predictor), "auto")
+    faces, reason = look_again(picture, "auto")
     assert not faces and f"turned by {degrees} degrees" in reason
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from first_impressions.common.command_line import UserError, counted
 from first_impressions.common.constants import CLIP_SUFFIXES, NO_FACE, clip_stem, face_name, frame_name
-from first_impressions.extraction.detectors import DETECTORS, Box, FoundFace, align_face, load_models, resized
+from first_impressions.extraction.detectors import DETECTORS, Box, FoundFace, align_face, resized
 from first_impressions.extraction.faces import (
     FOUND_BY_CNN,
     CropSettings,
@@ -59,9 +59,8 @@ def find_clip_faces(path: str, packets: Packets, frames: FrameSettings, crop: Cr
 
     without_face: frames that are known to need no search; with_face: frames whose faces are known.
     """
-    models, found = load_models(crop.predictor), False
-    drawn = set()   # and not replaced
-    tracker, is_tracked = FaceTracker(models, {}), DETECTORS[crop.detector].load is None
+    found, drawn = False, set()   # and not replaced
+    tracker, is_tracked = FaceTracker({}), DETECTORS[crop.detector].find is None
 
     def pick_with_lineage(chosen):
         picked = pick(chosen)
@@ -74,9 +73,9 @@ def find_clip_faces(path: str, packets: Packets, frames: FrameSettings, crop: Cr
 
     def search(index, picture):
         if not is_tracked:
-            return find_faces(picture, models, detector=crop.detector)
+            return find_faces(picture, detector=crop.detector)
         faces = tracker.find_faces(index, picture)
-        return with_further_faces(picture, faces, models) if crop.find_all else faces
+        return with_further_faces(picture, faces) if crop.find_all else faces
 
     for portion in _portions(read_chosen(path, packets, frames, pick_with_lineage)):
         searched = [(index, picture, search(index, picture)) for index, picture in portion]
@@ -89,10 +88,10 @@ def find_clip_faces(path: str, packets: Packets, frames: FrameSettings, crop: Cr
     packets = replace(packets, notes=[])  # what decoding notes is noted already
     pictures = list(read_chosen(path, packets, frames, lambda _: again))
     # A run that was killed may have left some of the chips of a second look.
-    if not any(index in with_face and find_faces(picture, models) for index, picture in pictures):
+    if not any(index in with_face and find_faces(picture) for index, picture in pictures):
         for index, picture in pictures:
             if index not in with_face:
-                yield FrameFaces(index, picture, *look_again(picture, models, crop.detector))
+                yield FrameFaces(index, picture, *look_again(picture, crop.detector))
 
 
 def _portions(pictures: Iterator[tuple[int, np.ndarray]]) -> Iterator[list[tuple[int, np.ndarray]]]:
@@ -214,7 +213,6 @@ def faces_of_file(path: str, settings: FaceSettings, chip_dir: str) -> FileFaces
     Raises UserError for a file that cannot be read or that changes meanwhile, OSError for one that cannot be opened and
     for a full disk.
     """
-    models = load_models(settings.predictor)
     indices, descriptors, kept, least_distance = set(), [], None, math.inf
     with watched_clip(path, chip_dir), tempfile.NamedTemporaryFile(dir=chip_dir, delete=False) as chips:
         found = FileFaces(chips.name)
@@ -228,11 +226,12 @@ def faces_of_file(path: str, settings: FaceSettings, chip_dir: str) -> FileFaces
             for face in taken:
                 # Networks are trained on chips that went through the JPEG files that the scripts write.
                 begin = chips.tell()
-                chips.write(encode_jpeg(align_face(frame.picture, face.box, models, settings.size, settings.padding)))
+                chip = align_face(frame.picture, face.box, settings.predictor, settings.size, settings.padding)
+                chips.write(encode_jpeg(chip))
                 found.faces.append(Face(frame.index, seconds, 1, face.box, float(face.confidence), face.detector,
                                         (begin, chips.tell())))
                 if settings.find_all:
-                    descriptors.append(describe_face(frame.picture, face.box, models))
+                    descriptors.append(describe_face(frame.picture, face.box, settings.predictor))
             if taken and settings.keep_picture and distance < least_distance:
                 kept, least_distance = frame, distance
     found.frames = len(indices)
@@ -264,8 +263,8 @@ def _frames_of_file(path: str, settings: FaceSettings, found: FileFaces) -> Iter
                    abs(frame.index - len(packets.drawable) / 2))
         found.notes += packets.notes + packets.remarks
     else:
-        picture, models = read_picture(path), load_models(settings.predictor)
-        faces, reason = find_faces(picture, models, settings.find_all, settings.detector), ""
+        picture = read_picture(path)
+        faces, reason = find_faces(picture, settings.find_all, settings.detector), ""
         if not faces:
-            faces, reason = look_again(picture, models, settings.detector)
+            faces, reason = look_again(picture, settings.detector)
         yield FrameFaces(0, picture, faces, reason), 0.0, 0.0

@@ -4,7 +4,6 @@ import hashlib
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,8 +26,6 @@ TILE = 1024
 SMALLEST_BOX = 72
 PYRAMID_STEP = 6 / 5
 SAME_FACE = 0.4     # overlap of two boxes of one face, at least
-
-
 # The CNN detector takes 5 microseconds a pixel: pictures are brought to this many, but not enlarged by more than
 # CNN_ENLARGEMENT. It finds faces of CNN_SMALLEST pixels. Of 60 portraits without a face for the HOG detector it found
 # one in 47 at 155,000 pixels, in 43 at a quarter of these. Faces with a lower score than CNN_SCORE are not taken.
@@ -98,107 +95,115 @@ def _box(rectangle):
     return Box(rectangle.left(), rectangle.top(), rectangle.right(), rectangle.bottom())
 
 
-# ---------------------------------------------------------------- the detector
+# ---------------------------------------------------------------- detectors
 
-class HogDetector:
-    """dlib's detector of frontal faces: a linear filter on histograms of gradients (HOG), over a pyramid of scales.
+# Pictures are uint8, grey H x W or RGB H x W x 3, C-contiguous; the faces found come the largest first, of equally
+# large ones the one with the highest score.
 
-    Pictures are uint8, grey H x W or RGB H x W x 3, C-contiguous; the faces found come the largest first, of equally
-    large ones the one with the highest score.
+@functools.cache  # once in a process
+def _hog_detector():
+    return dlib.get_frontal_face_detector()
+
+
+@functools.cache
+def _cnn_detector():
+    return dlib.cnn_face_detection_model_v1(str(packaged_model("mmod_human_face_detector.dat")))
+
+
+def find_hog(picture: np.ndarray, least_score: float, scale: float = 1.0) -> list[FoundFace]:
+    """Return the faces of SMALLEST_BOX pixels and more, their edges multiplied by scale, that dlib's detector of
+    frontal faces finds: a linear filter on histograms of gradients (HOG), over a pyramid of scales."""
+    heartbeat()
+    boxes, scores, _ = _hog_detector().run(picture, 0, least_score)
+    return _largest_first(FoundFace(_box(box).scaled(scale), score) for box, score in zip(boxes, scores))
+
+
+def find_finest(picture: np.ndarray, width: float = 0.0) -> list[FoundFace]:
+    """Return the faces of at least a width in pixels that the HOG detector has at full size with one upsampling.
+
+    They have the same scores and boxes (at a width, rarely a pixel off), the larger ones in a quarter of the time: the
+    picture is made smaller as dlib does it, and only the larger faces of its pyramid are searched. Boxes come in steps
+    of PYRAMID_STEP. So in a picture made smaller in another way the other one of two faces of nearly one size may be
+    the larger.
     """
-
-    def __init__(self):
-        self._detector = dlib.get_frontal_face_detector()
-
-    def find(self, picture: np.ndarray, least_score: float, scale: float = 1.0) -> list[FoundFace]:
-        """Return the faces of SMALLEST_BOX pixels and more, their edges multiplied by scale."""
-        heartbeat()
-        boxes, scores, _ = self._detector.run(picture, 0, least_score)
-        return _largest_first(FoundFace(_box(box).scaled(scale), score) for box, score in zip(boxes, scores))
-
-    def find_finest(self, picture: np.ndarray, width: float = 0.0) -> list[FoundFace]:
-        """Return the faces of at least a width in pixels that the detector has at full size with one upsampling.
-
-        They have the same scores and boxes (at a width, rarely a pixel off), the larger ones in a quarter of the time:
-        the picture is made smaller as dlib does it, and only the larger faces of its pyramid are searched. Boxes come
-        in steps of PYRAMID_STEP. So in a picture made smaller in another way the other one of two faces of nearly one
-        size may be the larger.
-        """
-        heartbeat()
-        scale = max(1.0, max(picture.shape[:2]) / FINEST_SIDE)
-        searched = resized(picture, 1 / scale) if scale > 1 else picture
-        upsampling = int(2 * max(searched.shape[:2]) <= FINEST_SIDE)
-        doubling, pyramid = dlib.pyramid_down(2), dlib.pyramid_down(6)
-        if upsampling:
-            corner = doubling.rect_up(dlib.rectangle(0, 0, searched.shape[1] - 1, searched.shape[0] - 1))
-            searched = dlib.resize_image(searched, corner.bottom() + 1, corner.right() + 1)
-        steps = math.floor(math.log(max(1.0, width / scale * (1 + upsampling) / SMALLEST_BOX), PYRAMID_STEP))
-        for _ in range(steps):
-            searched = pyramid(searched)
-        boxes, scores, _ = self._detector.run(searched, 0, 0.0)
-        found = []
-        for box, score in zip(boxes, scores):
-            if steps:
-                # A box has whole pixels at the step where it was found. From there it is rounded once, as dlib does it.
-                further = round(math.log(box.width() / SMALLEST_BOX, PYRAMID_STEP))
-                box = pyramid.rect_up(pyramid.rect_down(box, further), steps + further)
-            found.append(FoundFace(_box(doubling.rect_down(box, upsampling)).scaled(scale), score))
-        return _largest_first(found)
-
-    def find_small(self, picture: np.ndarray) -> list[FoundFace]:
-        """Return the faces of a picture that are too small for its finest search without upsampling, with their scores
-        in the picture at twice the size; none if that search has an upsampling."""
-        scale = max(1.0, max(picture.shape[:2]) / FINEST_SIDE)
-        if 2 * max(picture.shape[:2]) <= FINEST_SIDE:
-            return []
-        picture = resized(picture, 1 / scale) if scale > 1 else picture
-        shared = 2 * SMALLEST_BOX  # by two tiles: each small face is whole in one of them
-        found = []
-        for top in range(0, max(1, picture.shape[0] - shared), TILE):
-            for left in range(0, max(1, picture.shape[1] - shared), TILE):
-                tile = resized(picture[top:top + TILE + shared, left:left + TILE + shared], 2)
-                found += [face._replace(box=face.box.moved(left, top)) for face in self.find(tile, 0.0, 0.5)
-                          if face.box.width <= SMALLEST_BOX]
-        found.sort(key=lambda face: -face.confidence)
-        faces = [face for place, face in enumerate(found)
-                 if all(face.box.overlap(better.box) < SAME_FACE for better in found[:place])]
-        return _largest_first(face._replace(box=face.box.scaled(scale)) for face in faces)
+    heartbeat()
+    scale = max(1.0, max(picture.shape[:2]) / FINEST_SIDE)
+    searched = resized(picture, 1 / scale)
+    upsampling = int(2 * max(searched.shape[:2]) <= FINEST_SIDE)
+    doubling, pyramid = dlib.pyramid_down(2), dlib.pyramid_down(6)
+    if upsampling:
+        corner = doubling.rect_up(dlib.rectangle(0, 0, searched.shape[1] - 1, searched.shape[0] - 1))
+        searched = dlib.resize_image(searched, corner.bottom() + 1, corner.right() + 1)
+    steps = math.floor(math.log(max(1.0, width / scale * (1 + upsampling) / SMALLEST_BOX), PYRAMID_STEP))
+    for _ in range(steps):
+        searched = pyramid(searched)
+    boxes, scores, _ = _hog_detector().run(searched, 0, 0.0)
+    found = []
+    for box, score in zip(boxes, scores):
+        if steps:
+            # A box has whole pixels at the step where it was found. From there it is rounded once, as dlib does it.
+            further = round(math.log(box.width() / SMALLEST_BOX, PYRAMID_STEP))
+            box = pyramid.rect_up(pyramid.rect_down(box, further), steps + further)
+        found.append(FoundFace(_box(doubling.rect_down(box, upsampling)).scaled(scale), score))
+    return _largest_first(found)
 
 
-class CnnDetector:
-    """dlib's detector of faces by a convolutional network (King 2016, http://blog.dlib.net/2016/10/): also of dark,
-    tilted and partly hidden faces, a hundred times slower. Pictures are RGB; what it returns is as of HogDetector."""
+def find_small(picture: np.ndarray) -> list[FoundFace]:
+    """Return the faces of a picture that are too small for find_finest without upsampling, with their scores in the
+    picture at twice the size; none if that has an upsampling."""
+    scale = max(1.0, max(picture.shape[:2]) / FINEST_SIDE)
+    if 2 * max(picture.shape[:2]) <= FINEST_SIDE:
+        return []
+    picture = resized(picture, 1 / scale)
+    shared = 2 * SMALLEST_BOX  # by two tiles: each small face is whole in one of them
+    found = []
+    for top in range(0, max(1, picture.shape[0] - shared), TILE):
+        for left in range(0, max(1, picture.shape[1] - shared), TILE):
+            tile = resized(picture[top:top + TILE + shared, left:left + TILE + shared], 2)
+            found += [face._replace(box=face.box.moved(left, top)) for face in find_hog(tile, 0.0, 0.5)
+                      if face.box.width <= SMALLEST_BOX]
+    found.sort(key=lambda face: -face.confidence)
+    faces = [face for place, face in enumerate(found)
+             if all(face.box.overlap(better.box) < SAME_FACE for better in found[:place])]
+    return _largest_first(face._replace(box=face.box.scaled(scale)) for face in faces)
 
-    def __init__(self):
-        self._detector = dlib.cnn_face_detection_model_v1(str(packaged_model("mmod_human_face_detector.dat")))
 
-    def find(self, picture: np.ndarray, least_score: float = CNN_SCORE) -> list[FoundFace]:
-        heartbeat()
-        factor = min(CNN_ENLARGEMENT, math.sqrt(CNN_PIXELS / (picture.shape[0] * picture.shape[1])))
-        if min(picture.shape[:2]) * factor < CNN_SMALLEST:  # smaller ones are not valid input for the network
-            return []
-        found = self._detector(resized(picture, factor), 0)
-        return _largest_first(FoundFace(_box(face.rect).scaled(1 / factor), face.confidence, "cnn")
-                              for face in found if face.confidence >= least_score)
+def find_cnn(picture: np.ndarray) -> list[FoundFace]:
+    """Return the faces in an RGB picture that dlib's convolutional network finds (King 2016,
+    http://blog.dlib.net/2016/10/): also dark, tilted and partly hidden ones, a hundred times slower."""
+    heartbeat()
+    factor = min(CNN_ENLARGEMENT, math.sqrt(CNN_PIXELS / (picture.shape[0] * picture.shape[1])))
+    if min(picture.shape[:2]) * factor < CNN_SMALLEST:  # smaller ones are not valid input for the network
+        return []
+    return _largest_first(FoundFace(_box(face.rect).scaled(1 / factor), face.confidence, "cnn")
+                          for face in _cnn_detector()(resized(picture, factor), 0) if face.confidence >= CNN_SCORE)
 
 
 def _largest_first(faces):
     return sorted(faces, key=lambda face: -face.box.area)
 
 
-# ---------------------------------------------------------------- models
-
-@dataclass(frozen=True)
-class Models:
-    """The face detector and dlib's landmark predictor."""
-    detector: HogDetector
-    predictor: dlib.shape_predictor
+class DetectorChoice(NamedTuple):
+    """A value of --detector. find: the search of each picture; None: that of the HOG detector, at several scales and,
+    in clips, near the faces of other frames (faces.py, tracking.py)."""
+    help: str
+    find: Callable[[np.ndarray], list[FoundFace]] | None = None
 
 
-def find_predictor(predictor_path: str | os.PathLike | None = None) -> str:
+DETECTORS = {
+    "auto": DetectorChoice("asks cnn if hog finds no face in any frame of a file"),
+    "hog": DetectorChoice("is for frontal faces"),
+    "cnn": DetectorChoice("is a hundred times slower", find_cnn),
+}
+DETECTOR_HELP = "dlib's face detector: " + ", ".join(f"{name} {choice.help}" for name, choice in DETECTORS.items())
+
+
+# ---------------------------------------------------------------- landmarks
+
+def find_predictor(path: str | os.PathLike | None = None) -> str:
     """Return the path of a landmark model, default the 5-point one. Raises UserError if it cannot be loaded."""
-    path = os.path.abspath(predictor_path or packaged_model("shape_predictor_5_face_landmarks.dat"))
-    load_models(path)
+    path = os.path.abspath(path or packaged_model("shape_predictor_5_face_landmarks.dat"))
+    load_predictor(path)
     return path
 
 
@@ -208,57 +213,37 @@ def predictor_note(path: str | os.PathLike) -> str:
 
 
 @functools.lru_cache(maxsize=2)
-def load_models(predictor_path: str | os.PathLike | None = None) -> Models:
-    """Return Models, loaded once in a process: the detector and a landmark model of dlib with 5 or 68 points, default
-    the 5-point one. Raises UserError for a file that is missing or no such model."""
-    path = str(predictor_path or packaged_model("shape_predictor_5_face_landmarks.dat"))
-    if not os.path.isfile(path):
-        reason = "is no file" if os.path.exists(path) else "no such file"
-        raise UserError(f"{path}: {reason}; name a landmark model of dlib (5 or 68 points)")
+def load_predictor(path: str | None = None) -> dlib.shape_predictor:
+    """Return a landmark model of dlib, default the 5-point one, loaded once in a process. Raises UserError for a file
+    that is missing or no such model."""
+    if path is None:
+        return load_predictor(find_predictor())
     try:
         predictor = dlib.shape_predictor(path)
     except RuntimeError as error:
-        raise UserError(f"{path}: no landmark model of dlib ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: no landmark model of dlib ({str(error).splitlines()[0]}); name one of 5 or 68 "
+                        "points") from None
     points = predictor(np.zeros((100, 100), np.uint8), dlib.rectangle(10, 10, 90, 90)).num_parts
     if points not in (5, 68):
         raise UserError(f"{path}: a model of {points} landmarks; alignment needs one of 5 or 68")
-    return Models(HogDetector(), predictor)
+    return predictor
 
-
-load_cnn = functools.lru_cache(maxsize=1)(CnnDetector)  # once in a process
-
-
-class DetectorChoice(NamedTuple):
-    """A value of --detector. load: gives the detector that searches each picture at once; None: the HOG detector of
-    Models, which searches at several scales and, in clips, near the faces of other frames (tracking.py)."""
-    help: str
-    load: Callable[[], CnnDetector] | None = None
-
-
-DETECTORS = {
-    "auto": DetectorChoice("asks cnn if hog finds no face in any frame of a file"),
-    "hog": DetectorChoice("is for frontal faces"),
-    "cnn": DetectorChoice("is a hundred times slower", load_cnn),
-}
-DETECTOR_HELP = "dlib's face detector: " + ", ".join(f"{name} {choice.help}" for name, choice in DETECTORS.items())
-
-
-# ---------------------------------------------------------------- landmarks
 
 def face_size(picture: np.ndarray, box: Box) -> float:
     """Return the width in pixels of the face in a box, by the 5-point landmarks: finer than the steps of boxes.
 
     It is that of the mean face that fits the landmarks best, as for chips. picture: uint8 RGB array H x W x 3.
     """
-    landmarks = load_models().predictor(picture, dlib.rectangle(*box))
+    landmarks = load_predictor()(picture, dlib.rectangle(*box))
     return dlib.get_face_chip_details(landmarks, size=100, padding=0.0).rect.width()
 
 
-def align_face(picture: np.ndarray, box: Box, models: Models, size: int = FACE_SIZE,
+def align_face(picture: np.ndarray, box: Box, predictor: str | None = None, size: int = FACE_SIZE,
                padding: float = PADDING) -> np.ndarray:
     """Return the face in a box, turned upright by its landmarks, as uint8 RGB array size x size x 3.
 
-    picture: uint8 RGB array H x W x 3, C-contiguous; padding: margin around the landmarks, in parts of the face's size.
+    picture: uint8 RGB array H x W x 3, C-contiguous; predictor: path of the landmark model, None for the 5-point one;
+    padding: margin around the landmarks, in parts of the face's size.
     """
-    landmarks = models.predictor(picture, dlib.rectangle(*box))
+    landmarks = load_predictor(predictor)(picture, dlib.rectangle(*box))
     return dlib.get_face_chip(picture, landmarks, size=size, padding=padding)

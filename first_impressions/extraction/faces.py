@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -31,11 +30,12 @@ from first_impressions.extraction.detectors import (
     SMALLEST_BOX,
     Box,
     FoundFace,
-    Models,
     align_face,
     face_size,
-    load_cnn,
-    load_models,
+    find_cnn,
+    find_finest,
+    find_hog,
+    find_small,
     resized,
 )
 from first_impressions.extraction.sources import encode_jpeg, source_of_frame
@@ -75,15 +75,6 @@ cv2.setNumThreads(1)
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # of odd TIFF files, for instance
 
 
-class Search(NamedTuple):
-    """faces: in a picture; doubtful: what else may be a face at the scale where the search ended; each the largest
-    first. smallest: width in pixels of the picture of the smallest faces that can be found at that scale; at the finest
-    the width that was asked for."""
-    faces: list[FoundFace]
-    doubtful: list[FoundFace]
-    smallest: float
-
-
 @dataclass(frozen=True)
 class CropSettings:
     """How faces become chips.
@@ -102,66 +93,60 @@ class CropSettings:
 
 # ---------------------------------------------------------------- finding
 
-def find_faces(picture: np.ndarray, models: Models, find_all: bool = False, detector: str = "hog") -> list[FoundFace]:
+def find_faces(picture: np.ndarray, find_all: bool = False, detector: str = "hog") -> list[FoundFace]:
     """Return the faces in a picture, the largest first.
 
     picture: uint8 RGB array H x W x 3, C-contiguous; detector: as in CropSettings, but without a second look. The HOG
     detector's search goes from coarse to fine and ends at the first scale with a clear face: smaller faces beside it
     may be left out, unless find_all asks for them.
     """
-    if load := DETECTORS[detector].load:
-        return true_faces(picture, load().find(picture), models)
-    faces = search_faces(picture, models).faces
-    return with_further_faces(picture, faces, models) if find_all else faces
+    if find := DETECTORS[detector].find:
+        return true_faces(picture, find(picture))
+    faces, *_ = search_faces(picture)
+    return with_further_faces(picture, faces) if find_all else faces
 
 
-def with_further_faces(picture: np.ndarray, faces: list[FoundFace], models: Models) -> list[FoundFace]:
+def with_further_faces(picture: np.ndarray, faces: list[FoundFace]) -> list[FoundFace]:
     """Return the faces found in a picture, unchanged, and further ones that the finest search has."""
     known, faces = faces, list(faces)
-    for further in (*models.detector.find_finest(picture), *models.detector.find_small(picture)):
+    for further in (*find_finest(picture), *find_small(picture)):
         if all(further.box.overlap(face.box) < SAME_FACE for face in faces):
             faces.append(further)
-    return true_faces(picture, faces, models, known)
+    return true_faces(picture, faces, known)
 
 
-def search_faces(picture: np.ndarray, models: Models, finest_width: float = 0.0) -> Search:
-    """Return what find_faces returns, and what else is known from the scale where the search ended. finest_width: width
-    in pixels of the smallest faces that are worth the slow search at the finest scale."""
-    longest = max(picture.shape[:2])
-    searches = [search for search in COARSE_SEARCHES if search[0] <= longest]
-    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) if searches else None
-    weak = []
-    for side, in_colour, least_score in searches:
+def search_faces(picture: np.ndarray, finest_width: float = 0.0) -> tuple[list[FoundFace], list[FoundFace], float]:
+    """Return (faces, doubtful, smallest): what find_faces returns; what else may be a face at the scale where the
+    search ended; and the width in pixels of the smallest face that can be found there, at the finest scale
+    finest_width: that of the smallest faces that are worth the slow search."""
+    longest, weak = max(picture.shape[:2]), []
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    for side, in_colour, least_score in COARSE_SEARCHES:
+        if side > longest:
+            break
         scale = longest / side
-        searched = picture if in_colour else grey
-        found = models.detector.find(resized(searched, 1 / scale) if scale > 1 else searched, WEAK_SCORE, scale)
+        found = find_hog(resized(picture if in_colour else grey, 1 / scale), WEAK_SCORE, scale)
         if found and max(face.confidence for face in found) >= least_score:
             # A weak one beside a clear one is noise, mostly.
-            return Search(true_faces(picture, [face for face in found if face.confidence >= 0], models),
-                          [face for face in found if face.confidence < 0], SMALLEST_BOX * scale)
+            clear = true_faces(picture, [face for face in found if face.confidence >= 0])
+            return clear, [face for face in found if face.confidence < 0], SMALLEST_BOX * scale
         if found and any(found[0].box.overlap(earlier.box) > 0.5 for earlier in weak):
-            return Search(found[:1], found[1:], SMALLEST_BOX * scale)
+            return found[:1], found[1:], SMALLEST_BOX * scale
         weak += found[:1]
-    faces = finest_faces(picture, models, finest_width)
+    faces = true_faces(picture, find_finest(picture, finest_width))
     if not faces and finest_width < SMALLEST_BOX:
-        faces = true_faces(picture, models.detector.find_small(picture), models)
-    return Search(faces, [], finest_width)
+        faces = true_faces(picture, find_small(picture))
+    return faces, [], finest_width
 
 
-def finest_faces(picture: np.ndarray, models: Models, width: float = 0.0) -> list[FoundFace]:
-    """Return the true faces of at least a width in pixels that the finest search has, the largest first."""
-    return true_faces(picture, models.detector.find_finest(picture, width), models)
-
-
-def true_faces(picture: np.ndarray, faces: list[FoundFace], models: Models,
-               known: Container[FoundFace] = ()) -> list[FoundFace]:
+def true_faces(picture: np.ndarray, faces: list[FoundFace], known: Container[FoundFace] = ()) -> list[FoundFace]:
     """Return the faces without those that have a low score beside a clear one and are not seen at another scale, the
     largest first: by their boxes, and if these are within a step of the largest by the landmarks. known: faces that are
     kept anyway."""
     if max((face.confidence for face in faces), default=0.0) >= CLEAR_SCORE:
         faces = [face for face in faces if face in known or face.confidence >= CLEAR_SCORE or any(
             near.box.overlap(face.box) > SAME_FACE for width in OTHER_WIDTHS
-            for near in faces_near(picture, face.box, models, width, SEEN_AGAIN_SCORE))]
+            for near in faces_near(picture, face.box, width, SEEN_AGAIN_SCORE))]
     if len(faces) < 2:
         return faces
     widest = max(face.box.width for face in faces)
@@ -170,8 +155,7 @@ def true_faces(picture: np.ndarray, faces: list[FoundFace], models: Models,
     return sorted(faces, key=sizes.get, reverse=True)
 
 
-def faces_near(picture: np.ndarray, box: Box, models: Models, width: int = FACE_WIDTH,
-               least_score: float = 0.0) -> list[FoundFace]:
+def faces_near(picture: np.ndarray, box: Box, width: int = FACE_WIDTH, least_score: float = 0.0) -> list[FoundFace]:
     """Return the faces around a box, the largest first: one fast search, in grey, in which a face as large as the box
     is `width` pixels wide."""
     (x, y), reach = box.centre, round(REGION * box.width / 2)
@@ -181,18 +165,17 @@ def faces_near(picture: np.ndarray, box: Box, models: Models, width: int = FACE_
         return []
     scale = width / box.width
     region = resized(cv2.cvtColor(region, cv2.COLOR_RGB2GRAY), scale)
-    return [face._replace(box=face.box.moved(left, top))
-            for face in models.detector.find(region, least_score, 1 / scale)]
+    return [face._replace(box=face.box.moved(left, top)) for face in find_hog(region, least_score, 1 / scale)]
 
 
-def faces_from_width(picture: np.ndarray, models: Models, width: float) -> list[FoundFace]:
+def faces_from_width(picture: np.ndarray, width: float) -> list[FoundFace]:
     """Return what may be a face of at least a width in pixels, also with a doubtful score, the largest first: one fast
     search, in grey."""
     scale = max(width / SMALLEST_BOX, 0.5, max(picture.shape[:2]) / FINEST_SIDE)
-    return models.detector.find(resized(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), 1 / scale), WEAK_SCORE, scale)
+    return find_hog(resized(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), 1 / scale), WEAK_SCORE, scale)
 
 
-def look_again(picture: np.ndarray, models: Models, detector: str) -> tuple[list[FoundFace], str]:
+def look_again(picture: np.ndarray, detector: str) -> tuple[list[FoundFace], str]:
     """Return (faces, reason): those that a second look at a picture finds, uint8 RGB H x W x 3, by the CNN detector,
     the largest first, and a line for failures.csv, in any case. detector: as in CropSettings; with "auto" the CNN
     detector is asked if the picture shows no clear face when it is turned.
@@ -204,12 +187,12 @@ def look_again(picture: np.ndarray, models: Models, detector: str) -> tuple[list
     small = resized(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), scale)
     for quarters in (1, 2, 3) if min(small.shape) >= SMALLEST_BOX else ():
         turned, turned_small = (np.ascontiguousarray(np.rot90(side, -quarters)) for side in (picture, small))
-        found = models.detector.find(turned_small, 0.0, 1 / scale)
+        found = find_hog(turned_small, 0.0, 1 / scale)
         if any(face.confidence >= CLEAR_SCORE for face in found) or (found and detector == "auto" and any(
-                face.box.overlap(seen.box) > SAME_FACE for face in load_cnn().find(turned) for seen in found)):
+                face.box.overlap(seen.box) > SAME_FACE for face in find_cnn(turned) for seen in found)):
             return [], (f"{NO_FACE}; one is found if the picture is turned by {90 * quarters} degrees clockwise: "
                         "turn the file")
-    faces = true_faces(picture, load_cnn().find(picture), models) if detector == "auto" else []
+    faces = true_faces(picture, find_cnn(picture)) if detector == "auto" else []
     if faces:
         return faces, FOUND_BY_CNN
     return [], f"{NO_FACE}, upright or turned" + (", by either detector" if detector == "auto" else "")
@@ -307,11 +290,10 @@ def write_chips(picture: np.ndarray, faces: list[FoundFace], face_dir: str, fram
 
     picture: uint8 RGB array H x W x 3; faces: in it, the largest first; source: as in sources.source_of.
     """
-    models = load_models(settings.predictor)
     names = []
     # The first name comes last: if it exists, all the others do.
     for number in range(len(faces) if settings.find_all else min(1, len(faces)), 0, -1):
-        chip = align_face(picture, faces[number - 1].box, models, settings.size, settings.padding)
+        chip = align_face(picture, faces[number - 1].box, settings.predictor, settings.size, settings.padding)
         names.append(face_name(frame_stem, number))
         write_file(face_dir, names[-1], encode_jpeg(chip, settings.quality, source))
     return names
@@ -328,10 +310,10 @@ def extract_faces(path: str, frame_dir: str, face_dir: str, settings: CropSettin
     """
     stem = stem_of(path, frame_dir)
     check_name(face_dir, face_name(stem))
-    picture, models = read_picture(path), load_models(settings.predictor)
+    picture = read_picture(path)
     if again:
-        faces, reason = look_again(picture, models, settings.detector)
+        faces, reason = look_again(picture, settings.detector)
     else:
-        faces, reason = find_faces(picture, models, settings.find_all, settings.detector), NO_FACE
+        faces, reason = find_faces(picture, settings.find_all, settings.detector), NO_FACE
     names = write_chips(picture, faces, face_dir, stem, settings, source_of_frame(path, stem))
     return len(names), 0, [reason] if again or not names else []

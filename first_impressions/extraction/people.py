@@ -5,7 +5,7 @@ import dlib
 import numpy as np
 
 from first_impressions.common.files import packaged_model
-from first_impressions.extraction.detectors import Box, Models, align_face
+from first_impressions.extraction.detectors import Box, align_face
 
 # dlib's descriptors of one person's faces are nearer than this, those of two people are farther apart (King 2017,
 # http://blog.dlib.net/2017/02/high-quality-face-recognition-with-deep.html).
@@ -20,9 +20,10 @@ def load_recognition() -> dlib.face_recognition_model_v1:
     return dlib.face_recognition_model_v1(str(packaged_model("dlib_face_recognition_resnet_model_v1.dat")))
 
 
-def describe_face(picture: np.ndarray, box: Box, models: Models) -> np.ndarray:
-    """Return dlib's descriptor, float64 128, of the face in a box of a picture, uint8 RGB H x W x 3."""
-    chip = align_face(picture, box, models, CHIP_SIZE, CHIP_PADDING)
+def describe_face(picture: np.ndarray, box: Box, predictor: str | None) -> np.ndarray:
+    """Return dlib's descriptor, float64 128, of the face in a box of a picture, uint8 RGB H x W x 3. predictor: path of
+    the landmark model."""
+    chip = align_face(picture, box, predictor, CHIP_SIZE, CHIP_PADDING)
     return np.array(load_recognition().compute_face_descriptor(chip))
 
 

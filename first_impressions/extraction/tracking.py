@@ -1,11 +1,11 @@
 """The face in the frames of one clip: where it was in an earlier frame is where it is looked for first."""
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from first_impressions.extraction.detectors import PYRAMID_STEP, Box, FoundFace, Models
-from first_impressions.extraction.faces import faces_from_width, faces_near, finest_faces, search_faces
+from first_impressions.extraction.detectors import PYRAMID_STEP, Box, FoundFace, find_finest
+from first_impressions.extraction.faces import faces_from_width, faces_near, search_faces, true_faces
 
 # In another scene the largest face may be elsewhere. Two frames show one scene if their thumbnails differ by no more
 # than this, in grey levels on average: of frames of one clip 98 in 100 do, frames of different clips differ by 38 and
@@ -19,8 +19,7 @@ LEAST_WIDTH = 0.5
 NEAR_SIZE = 0.75
 
 
-@dataclass(frozen=True)
-class Sighting:
+class Sighting(NamedTuple):
     """What a frame tells later ones: where its largest face is, whether it is the only one (else the larger of several
     must be looked for anew), and a thumbnail by which its scene is known again."""
     face: Box
@@ -36,52 +35,45 @@ class FaceTracker:
     from, and so on: the frames of lineage(). All these must have been searched before it, but for those without a face.
     """
 
-    def __init__(self, models: Models, earlier: dict[int, int | None]):
-        self.models = models
+    def __init__(self, earlier: dict[int, int | None]):
         self.earlier = earlier
         self.sightings: dict[int, Sighting] = {}  # none for a frame without a face
 
-    def lineage(self, index: int) -> set[int]:
-        """Return the frames that the search of a frame depends on."""
-        frames = set()
+    def lineage(self, index: int) -> list[int]:
+        """Return the frames that the search of a frame depends on, the nearest first."""
+        frames = []
         while (index := self.earlier.get(index)) is not None:
-            frames.add(index)
+            frames.append(index)
         return frames
 
     def find_faces(self, index: int, picture: np.ndarray) -> list[FoundFace]:
         """Return the faces in a frame, the largest first, as faces.find_faces does; of several faces the smaller
         may be left out."""
         thumbnail = _thumbnail(picture)
-        before = self._sighting_before(index)
+        before = next((self.sightings[frame] for frame in self.lineage(index) if frame in self.sightings), None)
         if before is not None and np.abs(thumbnail - before.thumbnail).mean() > SAME_SCENE:
             before = None
         if before is not None and before.is_alone:
-            found = faces_near(picture, before.face, self.models)
+            found = faces_near(picture, before.face)
             if len(found) == 1:
                 self.sightings[index] = Sighting(found[0].box, True, thumbnail)
                 return found
         # If several people were seen once, one may only be hidden.
         is_alone = before is None or before.is_alone
-        faces = [] if is_alone else _settle(picture, [before.face.width], self.models)
+        faces = [] if is_alone else _settle(picture, [before.face.width])
         if not faces:
             least = LEAST_WIDTH * before.face.width if before is not None and is_alone else 0.0
-            faces, doubtful, smallest = search_faces(picture, self.models, finest_width=least)
+            faces, doubtful, smallest = search_faces(picture, least)
             widths = [face.box.width for face in faces]
             is_alone = is_alone and len(faces) + len(doubtful) == 1
             if before is None and is_alone and widths[0] < smallest * PYRAMID_STEP:
                 # Smaller faces cannot have been found there.
-                is_alone = len(faces_from_width(picture, self.models, NEAR_SIZE * widths[0])) < 2
+                is_alone = len(faces_from_width(picture, NEAR_SIZE * widths[0])) < 2
             if faces and not is_alone:
-                faces = _settle(picture, widths, self.models) or faces
+                faces = _settle(picture, widths) or faces
         if faces:
             self.sightings[index] = Sighting(faces[0].box, is_alone, thumbnail)
         return faces
-
-    def _sighting_before(self, index):
-        while (index := self.earlier.get(index)) is not None:
-            if index in self.sightings:
-                return self.sightings[index]
-        return None
 
 
 def _thumbnail(picture):
@@ -90,13 +82,8 @@ def _thumbnail(picture):
     return cv2.resize(small, THUMBNAIL, interpolation=cv2.INTER_AREA).astype(np.int16)
 
 
-def _settle(picture: np.ndarray, widths: list[int], models: Models) -> list[FoundFace]:
-    """Return the faces of nearly a width in pixels and larger as the finest search has them, the largest first.
-
-    Of several widths the first one is taken at which there are any; the list is empty if there are none.
-    """
-    for width in widths:
-        found = finest_faces(picture, models, NEAR_SIZE * width)
-        if found:
-            return found
-    return []
+def _settle(picture, widths):
+    """Return the faces of nearly a width in pixels and larger as the finest search has them, the largest first: of the
+    first of several widths at which there are any."""
+    found = (true_faces(picture, find_finest(picture, NEAR_SIZE * width)) for width in widths)
+    return next(filter(None, found), [])
