@@ -21,34 +21,23 @@ from tqdm import tqdm
 VERSION = "1.0.0"
 MOST = 1_000_000_000  # of anything that is counted
 CGROUPS, CGROUPS_OF_PROCESS = "/sys/fs/cgroup", "/proc/self/cgroup"    # of Linux
-# Errors of the file system that mean a wrong path or missing rights, and no fault of this suite.
-PATH_ERRORS = frozenset((errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
-                         errno.ENAMETOOLONG, errno.EROFS, errno.ELOOP))
 
 
 class UserError(Exception):
     """Wrong input. The message is one line that names the file or option and says what to do about it."""
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, or SIGHUP when the terminal closes: ends a run as Ctrl-C does, with another exit status."""
-
-    def __init__(self, number: int):
-        super().__init__()
-        self.number = number
-
-
 def pass_over(*_) -> None:
-    """Handler of a signal that is to do nothing. SIG_IGN would make Python report a signal that is
-    already pending."""
+    """Handler of a signal that is to do nothing. SIG_IGN would make Python report one that is already pending."""
 
 
-def raise_terminated(number: int, _) -> None:
-    """Handler of SIGTERM and SIGHUP. A second signal must not interrupt the clean-up."""
+def end_run(number: int, _) -> None:
+    """Handler of SIGTERM, and of SIGHUP when the terminal closes: a run ends as by Ctrl-C, with another exit status. A
+    second signal must not interrupt the clean-up."""
     for other in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(other, pass_over)
     leave_closed_terminal()
-    raise Terminated(number)
+    raise KeyboardInterrupt(number)
 
 
 def leave_closed_terminal() -> None:
@@ -77,7 +66,7 @@ def undisturbed() -> Iterator[None]:
 
 def stop_status(error: KeyboardInterrupt) -> int:
     """Return the exit status of a run that Ctrl-C or a signal ended."""
-    return 128 + getattr(error, "number", signal.SIGINT)
+    return 128 + (error.args or (signal.SIGINT,))[0]
 
 
 def stop_name(status: int) -> str:
@@ -118,21 +107,27 @@ def make_parser(docstring: str) -> argparse.ArgumentParser:
     return parser
 
 
-def whole_number_between(least: int, most: int) -> Callable[[str], int]:
-    """Return an argparse type: a whole number from least to most."""
+def number_between(least: float, most: float, wanted: str, kind: type = float) -> Callable[[str], float]:
+    """Return an argparse type: a finite number from least to most. wanted: what messages call it; kind: float or int.
+    """
     def number(text):
         try:
-            value = int(text)
+            value = kind(text)
         except ValueError:
-            value = least - 1
-        if not least <= value <= most:
-            shown = repr(text) if len(text) < 40 else f"{text[:20]!r}..."
-            raise argparse.ArgumentTypeError(f"{shown} is not a whole number from {least} to {most}")
+            value = math.nan
+        if not least <= value <= most or math.isinf(value):
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not {wanted}")
         return value
 
     return number
 
 
+def whole_number_between(least: int, most: int) -> Callable[[str], int]:
+    """Return an argparse type: a whole number from least to most."""
+    return number_between(least, most, f"a whole number from {least} to {most}", int)
+
+
+seconds_apart = number_between(0.001, math.inf, "a number of seconds, at least 0.001")
 positive_int = whole_number_between(1, MOST)
 whole_number = whole_number_between(0, MOST)
 seed_number = whole_number_between(0, 2**63 - 1)    # which every generator takes
@@ -167,23 +162,6 @@ def _quota(group):
     return math.inf
 
 
-def number_between(least: float, most: float, wanted: str) -> Callable[[str], float]:
-    """Return an argparse type: a finite number from least to most. wanted: what messages call it."""
-    def number(text):
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and least <= value <= most):
-            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not {wanted}")
-        return value
-
-    return number
-
-
-seconds_apart = number_between(0.001, math.inf, "a number of seconds, at least 0.001")
-
-
 def true_or_false(text: str) -> bool:
     """argparse type: the words true and false, in any case."""
     if text.lower() not in ("true", "false"):
@@ -194,10 +172,8 @@ def true_or_false(text: str) -> bool:
 def progress_bar(iterable: Iterable | None = None, **options) -> tqdm:
     """Return a tqdm bar on stderr; silent if stderr is not a terminal, without colour and with plain characters
     if NO_COLOR is set."""
-    options.setdefault("dynamic_ncols", True)
-    options.setdefault("smoothing", 0.1)
-    options.setdefault("disable", None)
-    return tqdm(iterable, ascii=True if os.environ.get("NO_COLOR") else None, **options)
+    return tqdm(iterable, ascii=True if os.environ.get("NO_COLOR") else None,
+                **{"dynamic_ncols": True, "smoothing": 0.1, "disable": None, **options})
 
 
 def printable(text: object) -> str:
@@ -234,7 +210,7 @@ def run_script(main: Callable, argv: list[str] | None = None) -> None:
     threading.excepthook = lambda failure: disk_error(failure.exc_value) or threading.__excepthook__(failure)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:  # under nohup SIGHUP is ignored
-            signal.signal(number, raise_terminated)
+            signal.signal(number, end_run)
     try:
         status = main(argv)
     except UserError as error:
@@ -249,14 +225,13 @@ def run_script(main: Callable, argv: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
     except Exception as error:
-        full = disk_error(error)
-        if full is None and isinstance(error, OSError) and error.errno in PATH_ERRORS and error.filename is not None:
-            print(f"{name}: error: {printable(error.filename)}: {error.strerror}", file=sys.stderr)
-            sys.exit(2)
-        if full is None:
+        if full := disk_error(error):
+            place, status = printable(getattr(full, "filename", None) or "the target folder"), 1
+            reason = (f"no space left on the disk of {place}; all that was complete is intact: free some space and run "
+                      "the same command again")
+        elif isinstance(error, OSError) and error.filename is not None:  # a wrong path or missing rights
+            reason, status = f"{printable(error.filename)}: {error.strerror}", 2
+        else:
             raise
-        place = printable(getattr(full, "filename", None) or "the target folder")
-        print(f"{name}: error: no space left on the disk of {place}; all that was complete is intact: free some space "
-              "and run the same command again", file=sys.stderr)
-        status = 1
+        print(f"{name}: error: {reason}", file=sys.stderr)
     sys.exit(status or 0)
