@@ -10,37 +10,31 @@ SUITE_ENVIRONMENT = {"working_dir": str(SUITE),
                      "excludes": ["/data", "/runs", "/demo", "/.venv", "/.git", "*.npy", "*.pt"]}
 
 
-def connect_to_ray(address: str, **options) -> None:
-    """Connect this process to the Ray cluster at an address (host:port, ray://host:port or auto).
+def start_ray(address: str | None, environment: dict = SUITE_ENVIRONMENT, **options) -> None:
+    """Join the Ray cluster at an address (host:port, ray://host:port or auto); without one start Ray on this machine,
+    listening on loopback only.
 
-    options: of ray.init. Raises UserError, within seconds, if no cluster answers.
+    environment: what the cluster's processes get; options: of ray.init. Raises UserError, within seconds, if no cluster
+    answers or Ray cannot start.
     """
     import ray  # only here: a run on one machine needs no Ray
 
-    try:
-        host, _, port = address.rpartition("//")[2].rpartition(":")
-        if port.isdigit():  # Ray itself tries for minutes
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-        ray.init(address=address, log_to_driver=False, **options)
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--ray-address {address}: no Ray cluster answers there ({reason}); start one with `ray start "
-                        "--head`, or omit the option and RAY_ADDRESS") from None
-
-
-def start_ray(address: str | None) -> None:
-    """Start Ray on this machine, listening on loopback only, or join a cluster and hand it this folder's scripts."""
-    import ray
-
     # A failed trial costs one line; its traceback stands in its error.txt.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    if address:
-        connect_to_ray(address, logging_level="ERROR", runtime_env=SUITE_ENVIRONMENT)
-        return
     try:
-        ray.init(address="local", num_cpus=usable_cores(), include_dashboard=False, log_to_driver=False,
-                 logging_level="ERROR")
-    except Exception as error:  # its sockets have names of at most 107 bytes, and on a shared machine /tmp/ray is
-        reason = (str(error).splitlines() or [type(error).__name__])[0]     # somebody else's
+        if address:
+            host, _, port = address.rpartition("//")[2].rpartition(":")
+            if port.isdigit():  # Ray itself tries for minutes
+                socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            options |= {"address": address, "runtime_env": environment}
+        else:
+            options |= {"address": "local", "num_cpus": usable_cores(), "include_dashboard": False}
+        ray.init(log_to_driver=False, logging_level="ERROR", **options)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if address:
+            raise UserError(f"--ray-address {address}: no Ray cluster answers there ({reason}); start one with `ray "
+                            "start --head`, or omit the option and RAY_ADDRESS") from None
+        # Its sockets have names of at most 107 bytes, and on a shared machine /tmp/ray is somebody else's.
         raise UserError(f"Ray cannot start in its folder ({reason}); set RAY_TMPDIR to a short folder of your own on "
                         "a local disk, such as RAY_TMPDIR=/tmp/$USER") from None

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_connections
@@ -54,9 +55,7 @@ class Answer(NamedTuple):
 
 # ---------------------------------------------------------------- one file, in a worker
 
-class _Watchdog:
-    """Ends this process if a file makes no progress: state of heartbeat()."""
-    next_beat = math.inf    # no file is being worked on
+_next_beat = math.inf   # no file is being worked on
 
 
 def heartbeat() -> None:
@@ -64,15 +63,17 @@ def heartbeat() -> None:
 
     Does nothing outside a worker, so library functions may call it as often as they like.
     """
-    if time.monotonic() >= _Watchdog.next_beat:
+    global _next_beat
+    if time.monotonic() >= _next_beat:
         # The C timer of faulthandler works even if a codec never comes back to Python.
         faulthandler.dump_traceback_later(STALL_SECONDS, exit=True)
-        _Watchdog.next_beat = time.monotonic() + min(1.0, STALL_SECONDS / 4)
+        _next_beat = time.monotonic() + min(1.0, STALL_SECONDS / 4)
 
 
 def answer_for(function: Callable[[str], Any], path: str) -> Answer:
     """Return the Answer of function(path), whatever it raises, under the watchdog."""
-    _Watchdog.next_beat = 0.0
+    global _next_beat
+    _next_beat = 0.0
     heartbeat()
     try:
         return Answer(function(path), None)
@@ -87,7 +88,7 @@ def answer_for(function: Callable[[str], Any], path: str) -> Answer:
         return Answer(None, _unexpected(error))
     finally:
         faulthandler.cancel_dump_traceback_later()
-        _Watchdog.next_beat = math.inf
+        _next_beat = math.inf
 
 
 def _unexpected(error):
@@ -213,9 +214,9 @@ class RayPool:
     """The worker processes of a Ray cluster; the same interface as ProcessPool."""
 
     def __init__(self, function: Callable, address: str):
-        from first_impressions.common.ray_cluster import connect_to_ray  # only here: a run on one machine needs no Ray
+        from first_impressions.common.ray_cluster import start_ray  # only here: a run on one machine needs no Ray
 
-        connect_to_ray(address, configure_logging=False, runtime_env={"env_vars": {"PYTHONPATH": str(SUITE)}})
+        start_ray(address, {"env_vars": {"PYTHONPATH": str(SUITE)}}, configure_logging=False)
         import ray
 
         self.ray = ray
@@ -264,33 +265,27 @@ def map_files(function: Callable[[str], Any], items: Iterable[tuple[str, Known]]
     it in contextlib.closing, so that the processes end with the loop.
     """
     pool = RayPool(function, ray_address) if ray_address else ProcessPool(function, workers or usable_cores())
-    with contextlib.closing(pool):
-        for path, answer in _in_order(pool, items):
+    paths, answers = deque(), {}    # of the files under way, and of those that wait for an earlier one
+
+    def ready():
+        while paths and paths[0][0] in answers:
+            number, path = paths.popleft()
+            answer = answers.pop(number)
             if answer.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise OSError(answer.errno, os.strerror(answer.errno))
             yield path, answer.result, answer.problem
 
-
-def _in_order(pool: ProcessPool | RayPool, items: Iterable[tuple[str, Known]]) -> Iterator[tuple[str, Answer]]:
-    """Yield (path, Answer) in the order of the items. At most WINDOW are under way or wait for an earlier one."""
-    paths, answers, taken = {}, {}, 0
-
-    def ready():
-        nonlocal taken
-        while taken in answers:
-            yield paths.pop(taken), answers.pop(taken)
-            taken += 1
-
-    for number, (path, known) in enumerate(items):
-        while number - taken >= WINDOW or (known is None and pool.is_full()):
+    with contextlib.closing(pool):
+        for number, (path, known) in enumerate(items):
+            while len(paths) >= WINDOW or (known is None and pool.is_full()):
+                answers.update(pool.wait())
+                yield from ready()
+            paths.append((number, path))
+            if known is None:
+                pool.submit(number, path)
+            else:
+                answers[number] = Answer(*known)
+            yield from ready()
+        while paths:
             answers.update(pool.wait())
             yield from ready()
-        paths[number] = path
-        if known is None:
-            pool.submit(number, path)
-        else:
-            answers[number] = Answer(*known)
-        yield from ready()
-    while paths:
-        answers.update(pool.wait())
-        yield from ready()

@@ -247,12 +247,9 @@ def _records_in_task(job, backbone):
 
 def _blocks_by_ray(job):
     """Yield (records of the next clips, faces) for the clips of a job, computed on the cluster."""
-    from first_impressions.common.ray_cluster import (  # before ray; without a cluster neither is needed
-        SUITE_ENVIRONMENT,
-        connect_to_ray,
-    )
+    from first_impressions.common.ray_cluster import start_ray  # before ray; without a cluster neither is needed
 
-    connect_to_ray(job.machine.ray_address, logging_level="ERROR", runtime_env=SUITE_ENVIRONMENT)
+    start_ray(job.machine.ray_address)
     import ray
 
     try:
