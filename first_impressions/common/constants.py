@@ -19,8 +19,7 @@ NEUROTICISM_MEANS = {False: "neuroticism", True: "emotional stability"}
 SPLITS = ("train", "valid", "test")
 ANNOTATION_FILES = {"train": "annotation_training.pkl", "valid": "annotation_validation.pkl",
                     "test": "annotation_test.pkl"}
-LABEL_TABLES = ("labels.csv",)  # names of tables of labels; the suite itself writes the first
-LABEL_TABLE = LABEL_TABLES[0]
+LABEL_TABLE = "labels.csv"
 # A frame is <clip>__frame_<index>.jpg, its face chip <clip>__frame_<index>_aligned.jpg.
 FRAME_MARK = "__frame_"
 FACE_MARK = "_aligned"

@@ -13,7 +13,7 @@ import numpy as np
 import pandas
 
 from first_impressions.common.command_line import UserError
-from first_impressions.common.constants import ANNOTATION_FILES, LABEL_TABLE, LABEL_TABLES, TRAITS, clip_name
+from first_impressions.common.constants import ANNOTATION_FILES, LABEL_TABLE, TRAITS, clip_name
 from first_impressions.data.annotation_pickle import read_annotation
 from first_impressions.data.tables import check_table, numbers_of, read_table
 
@@ -166,7 +166,7 @@ def read_labelled(path: str | os.PathLike,
 
 def label_file(folder: Path, split: str | None = None) -> Path:
     """Return the path of the labels in a folder, perhaps a split's. Raises UserError if there is none, or two."""
-    names = [ANNOTATION_FILES[split], *LABEL_TABLES] if split else LABEL_TABLES
+    names = [ANNOTATION_FILES[split], LABEL_TABLE] if split else [LABEL_TABLE]
     found = [folder / name for name in names if (folder / name).exists()]
     if len(found) > 1:
         raise UserError(f"{found[0]} and {found[1]}: two files of labels in one folder; keep one")

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pandas
-from tqdm import tqdm
 
 from first_impressions.common.command_line import UserError, printable, progress_bar
 from first_impressions.common.constants import CLIP_SUFFIXES, SPLITS, clip_name
@@ -34,31 +33,24 @@ def official_split_of(clips: Iterable[str]) -> pandas.Series:
     return pandas.Series(splits.to_list(), index=clips, dtype=object)
 
 
-def problem_of(path: str, official: pandas.Series, bar: tqdm) -> str:
-    """Return what distinguishes a file from the official clip (a row of the table), "" for the very same bytes. The bar
-    counts bytes. Raises OSError if it cannot be read."""
-    size = os.path.getsize(path)
-    if size != official["bytes"]:
-        bar.update(size)
-        return f"{'truncated' if size < official['bytes'] else 'too long'}: {size} of {official['bytes']} bytes"
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-            bar.update(len(block))
-    return "" if digest.hexdigest().startswith(official["sha256"]) else "not the official bytes: SHA-256 differs"
+def problem_of(path: str, official: pandas.Series) -> str:
+    """Return what distinguishes a file from the official clip (a row of the table), "" for the very same bytes."""
+    try:
+        size = os.path.getsize(path)
+        if size != official["bytes"]:
+            return f"{'truncated' if size < official['bytes'] else 'too long'}: {size} of {official['bytes']} bytes"
+        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return "" if digest.startswith(official["sha256"]) else "not the official bytes: SHA-256 differs"
 
 
-def verify_split(split: str, paths: dict[str, str], bar: tqdm) -> pandas.Series:
+def verify_split(split: str, paths: dict[str, str]) -> pandas.Series:
     """Return the problem of each clip that is in the split officially or by its files, "" for a clip with the official
     bytes: a Series, index clip. paths: {clip: its file}."""
     official = official_clips()[official_clips()["split"] == split]
-    problems = {}
-    for clip, expected in official.iterrows():
-        try:
-            problems[clip] = problem_of(paths[clip], expected, bar) if clip in paths else "missing"
-        except OSError as error:
-            problems[clip] = f"cannot be read: {error.strerror}"
+    problems = {clip: problem_of(paths[clip], expected) if clip in paths else "missing"
+                for clip, expected in progress_bar(official.iterrows(), total=len(official), unit="clip", desc=split)}
     others = official_split_of(sorted(set(paths) - set(problems)))
     problems.update((clip, f"of another split: {other}" if other else "not an official clip")
                     for clip, other in others.items())
@@ -68,21 +60,19 @@ def verify_split(split: str, paths: dict[str, str], bar: tqdm) -> pandas.Series:
 def verify_clips(data_dir: str | os.PathLike, table: Path) -> bool:
     """Compare the clips of a data folder with the official ones: print the counts of each split, write a table of those
     that differ (columns split, clip, problem). Return True if none differs. Raises UserError if no split has videos."""
-    found = {split: {clip_name(path): path for path, problem in find_files(Path(data_dir, split, "videos"),
-                                                                           CLIP_SUFFIXES) if not problem}
-             for split in SPLITS if Path(data_dir, split, "videos").is_dir()}
-    if not found:
-        raise UserError(f"{data_dir}: contains no folder train/videos, valid/videos or test/videos; name another")
-    total = sum(os.path.getsize(path) for paths in found.values() for path in paths.values())
-    with progress_bar(total=total, unit="B", unit_scale=True, desc="verifying") as bar:
-        problems = {split: verify_split(split, paths, bar) for split, paths in found.items()}
+    problems = {}
     for split in SPLITS:
-        if split not in found:
-            print(f"{split}: {Path(data_dir, split, 'videos')} is not there")
+        videos = Path(data_dir, split, "videos")
+        if not videos.is_dir():
+            print(f"{split}: {videos} is not there")
             continue
+        paths = {clip_name(path): path for path, problem in find_files(videos, CLIP_SUFFIXES) if not problem}
+        problems[split] = verify_split(split, paths)
         counts = Counter(problem.partition(":")[0] for problem in problems[split])
         line = f"{split}: {counts.pop('', 0)} of {(official_clips()['split'] == split).sum()} official clips"
         print("; ".join([line, *(f"{number} {kind}" for kind, number in counts.most_common())]))
+    if not problems:
+        raise UserError(f"{data_dir}: contains no folder train/videos, valid/videos or test/videos; name another")
     differing = pandas.concat([of_split[of_split != ""] for of_split in problems.values()],
                               keys=problems, names=["split"])
     with atomic_write(table) as partial:
