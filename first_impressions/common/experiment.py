@@ -72,11 +72,9 @@ def check_experiment(record: Path, exists: bool, used: dict, args: argparse.Name
         raise UserError(f"EXPERIMENT {PRETRAINED}: is the name of the model that comes with the suite; choose another")
     if exists and args.resume:
         try:
-            before = read_json(record)["used"]
-            items = before.items()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            before = dict(read_json(record)["used"])
+        except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{record}: is missing or damaged; start again with --overwrite") from None
-        before = dict(items)
         for key, value in used.items():
             was = before.get(key)
             if isinstance(value, dict) and isinstance(was, dict):
@@ -91,8 +89,7 @@ def check_experiment(record: Path, exists: bool, used: dict, args: argparse.Name
 
 
 def start_replacement(folder: Path) -> Path:
-    """Return the empty folder that a training run writes to until its first checkpoint is there."""
-    shutil.rmtree(folder / NEW, ignore_errors=True)
+    """Make the folder that a training run writes to until its first checkpoint is there."""
     (folder / NEW).mkdir()
     return folder / NEW
 
