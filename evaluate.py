@@ -45,7 +45,7 @@ from first_impressions.evaluation.metrics import group_order, scores_of_clips
 from first_impressions.evaluation.results import write_results
 from first_impressions.evaluation.text import print_results
 from first_impressions.networks.checkpoint import Checkpoint, find_checkpoint, read_experiment, versions
-from first_impressions.training.inputs import make_source, score_rows
+from first_impressions.training.inputs import make_samples, score_rows
 
 # ---------------------------------------------------------------- scores
 
@@ -61,17 +61,17 @@ def score_split(path: Path, checkpoint: Checkpoint, split: Split,
     check_same_faces(split.preprocessing, checkpoint.preprocessing, f"the faces of {split.name}",
                      "those that the network was trained on")
     network = machine.place(checkpoint.build(path))
-    source = make_source(network, FaceDataset(split), machine)
-    scores = score_rows(network, source, title=f"scores of {split.name}")
-    predictions = scores_of_clips(source.clips, scores)
-    if source.of_clips:
-        predictions = predictions[list(TRAITS)].assign(faces=pandas.Series(source.faces, index=source.clips))
-        scores = score_rows(network, source, alone=True)
+    samples = make_samples(network, FaceDataset(split), machine)
+    scores = score_rows(network, samples, title=f"scores of {split.name}")
+    predictions = scores_of_clips(samples.clips, scores)
+    if samples.of_clips:
+        predictions = predictions[list(TRAITS)].assign(faces=pandas.Series(samples.faces, index=samples.clips))
+        scores = score_rows(network, samples, alone=True)
     if checkpoint.intervals:
         widths = checkpoint.intervals.half_widths(predictions["faces"].to_numpy())
         widths = pandas.DataFrame(widths, index=predictions.index, columns=list(TRAITS))
         predictions = predictions.join(widths.add_prefix("half_width_"))
-    return predictions, pandas.DataFrame(scores, index=source.clips, columns=list(TRAITS)).dropna()
+    return predictions, pandas.DataFrame(scores, index=samples.clips, columns=list(TRAITS)).dropna()
 
 
 # ---------------------------------------------------------------- command line

@@ -66,11 +66,10 @@ from first_impressions.networks.settings import (
     settle_gp,
 )
 from first_impressions.training.conformal import calibrate
-from first_impressions.training.inputs import make_source
+from first_impressions.training.inputs import make_samples
 from first_impressions.training.loop import fit, start_training
 from first_impressions.training.run import Record, Stopped, TrainingRun, Used, accuracy_of
 from first_impressions.training.samples import (
-    Samples,
     add_run_options,
     check_batch_size,
     load_training_and_validation,
@@ -140,16 +139,6 @@ def load_last(folder: Path) -> Checkpoint | None:
         return None
 
 
-def make_samples(network: PersonalityNetwork, splits: tuple[Split, Split | None], plan: Plan,
-                 machine: Machine) -> tuple[Samples, Samples | None]:
-    """Return training and validation samples; the latter are None if this process does not validate."""
-    training, validation = splits
-    samples = Samples(training, make_source(network, FaceDataset(training, plan.settings.augment, plan.seed), machine))
-    if validation is None or not is_main_process():
-        return samples, None
-    return samples, Samples(validation, make_source(network, FaceDataset(validation), machine))
-
-
 def print_dry_run(args: argparse.Namespace, plan: Plan, network: PersonalityNetwork, weights: str, samples: int,
                   folder: Path) -> None:
     """Print what a training run would do; samples: clips or faces."""
@@ -162,14 +151,15 @@ def print_dry_run(args: argparse.Namespace, plan: Plan, network: PersonalityNetw
           f"Nothing was written; next: the same command without --dry-run, which writes {folder}")
 
 
-def train(run: TrainingRun, network: PersonalityNetwork, splits: tuple[Split, Split | None], machine: Machine,
+def train(run: TrainingRun, network: PersonalityNetwork, valid: Split | None, machine: Machine,
           saved: dict | None) -> int:
-    """Train, write everything, print the last lines; return the exit status."""
+    """Train, write everything, print the last lines; return the exit status. valid: None in the final run."""
     plan = run.plan
     try:
         with run.listen():
-            samples, validation = make_samples(network, splits, plan, machine)
-            if saved is None and samples.source.of_clips and world_size() == 1:
+            samples = make_samples(network, FaceDataset(run.split, plan.settings.augment, plan.seed), machine)
+            validation = make_samples(network, FaceDataset(valid), machine) if valid and is_main_process() else None
+            if saved is None and network.frozen and world_size() == 1:
                 run.intervals = calibrate(run.architecture, samples, plan, run.record.used.weights, machine)
                 if run.intervals is None:
                     print("note: too few training clips to estimate the intervals of scores", flush=True)
@@ -245,7 +235,7 @@ def train_experiment(args: argparse.Namespace) -> int:
         if is_main_process():
             run.target = start_replacement(folder) if has_training(folder) and not args.resume else folder
             run.start(FaceDataset(training, settings.augment, args.seed), network.kind.input_size, saved)
-        status = train(run, network, (training, validation), machine, saved)
+        status = train(run, network, validation, machine, saved)
     if is_main_process() and not status:
         print(f"checkpoints, training.csv, {write_model_card(folder).name} and TensorBoard logs: {folder}", flush=True)
     return status

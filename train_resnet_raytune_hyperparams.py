@@ -87,7 +87,7 @@ from first_impressions.evaluation.logs import log_hyperparameters
 from first_impressions.networks.checkpoint import versions
 from first_impressions.networks.network import PersonalityNetwork, build_network
 from first_impressions.networks.settings import names_with_effect, resolve_settings, settle_gp
-from first_impressions.training.inputs import make_source
+from first_impressions.training.inputs import make_samples
 from first_impressions.training.samples import add_run_options, load_training_and_validation, number_of_samples
 from first_impressions.training.search_space import (
     describe_entry,
@@ -272,7 +272,7 @@ def run_search(args: argparse.Namespace, search: Search, network: PersonalityNet
     if network.frozen and args.cache != "off" and search.weights != "none":
         machine = dataclasses.replace(search.machine, ray_address=args.ray_address)
         for split in splits:
-            make_source(search.machine.place(network), FaceDataset(split), machine)
+            make_samples(search.machine.place(network), FaceDataset(split), machine)
     start_ray(args.ray_address)
     stopped = []
     for number in (signal.SIGTERM, signal.SIGHUP):  # in place of Ray's handlers

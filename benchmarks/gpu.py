@@ -38,7 +38,6 @@ from first_impressions.networks.settings import Plan, Settings
 from first_impressions.training.feature_cache import features_of_dataset
 from first_impressions.training.inputs import FaceChips, features_of_chips
 from first_impressions.training.loop import fit, start_training
-from first_impressions.training.samples import Samples
 from model_architectures import architecture_named
 
 STEPS = 20      # of an epoch, or batches of features
@@ -80,9 +79,8 @@ class RepeatedBatch(FaceChips):
 
 def training_speed(network: PersonalityNetwork, source: FaceChips, plan: Plan, after_step=None) -> float:
     """Return the faces per second of the last epoch of a training."""
-    samples = Samples(source.dataset.split, source)
-    state = start_training(network, samples, plan)
-    return list(fit(state, plan, samples, after_step=after_step, show_progress=False))[-1]["samples_per_second"]
+    state = start_training(network, source, plan)
+    return list(fit(state, plan, source, after_step=after_step, show_progress=False))[-1]["samples_per_second"]
 
 
 @torch.inference_mode()

@@ -12,7 +12,6 @@ from first_impressions.data.splits import Split
 from first_impressions.networks.face_resnet29 import FACE_VIEWS, FEATURES_PER_VIEW
 from first_impressions.training.feature_cache import StoredFeatures
 from first_impressions.training.inputs import ClipFeatures
-from first_impressions.training.samples import Samples
 
 WIDTH = FEATURES_PER_VIEW * len(FACE_VIEWS)     # features of a face by dlib's network
 BYTES_A_CLIP = 34_000                           # of float16, in a file of feature_cache.py
@@ -45,7 +44,7 @@ def made_up_rows(number_of_clips: int) -> Iterator[np.ndarray]:
         yield ((places @ directions)[:, None] + 0.5 * noise).astype(np.float16)
 
 
-def made_up_samples(number_of_clips: int, machine: Machine, path: Path | None = None) -> Samples:
+def made_up_samples(number_of_clips: int, machine: Machine, path: Path | None = None) -> ClipFeatures:
     """Return clips and their features, in memory or, with a path, in the file that write_file made."""
     split = made_up_split(number_of_clips)
     if path is None:
@@ -54,7 +53,7 @@ def made_up_samples(number_of_clips: int, machine: Machine, path: Path | None = 
         part = StoredFeatures(path, "float16")
         part.find(_names(split.labels.index))
     faces = np.full(number_of_clips, FACES_A_CLIP)
-    return Samples(split, ClipFeatures([part], split.labels.index.to_numpy(), faces, machine))
+    return ClipFeatures(split, split.labels.index.to_numpy(), machine, [part], faces)
 
 
 def write_file(number_of_clips: int, path: Path) -> None:

@@ -19,9 +19,8 @@ from first_impressions.networks.network import build_network
 from first_impressions.networks.settings import Plan, Settings, resolve_settings, settle_gp
 from first_impressions.training.conformal import calibrate
 from first_impressions.training.feature_cache import features_of_dataset
-from first_impressions.training.inputs import ClipFeatures, make_source, score_rows
+from first_impressions.training.inputs import ClipFeatures, make_samples, score_rows
 from first_impressions.training.loop import fit, start_training
-from first_impressions.training.samples import Samples
 from model_architectures import architecture_named
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -74,7 +73,7 @@ class Portraits:
     split: Split
     source: ClipFeatures
 
-    def part(self, clips: list[str], single_faces: bool = False) -> Samples:
+    def part(self, clips: list[str], single_faces: bool = False) -> ClipFeatures:
         """Return the features of some clips; single_faces: two faces of a clip each, instead of the mean."""
         of_clip = {clip: row for row, clip in enumerate(self.source.clips)}
         rows = np.array([of_clip[clip] for clip in clips])
@@ -86,8 +85,7 @@ class Portraits:
             other = np.where(count > 1, (count * forms[:, 0] - forms[:, 1]) / np.maximum(count - 1, 1), forms[:, 1])
             forms = np.concatenate([forms[:, [1, 1]], np.stack([other, other], axis=1)])
             names, faces = np.concatenate([names, names]), np.concatenate([faces, faces])
-        source = ClipFeatures([forms], names, faces, self.source.machine)
-        return Samples(self.split.only(clips, "part"), source)
+        return ClipFeatures(self.split.only(clips, "part"), names, self.source.machine, [forms], faces)
 
 
 def train_once(portraits: Portraits, clips: list[str], changes: dict, seed: int):
@@ -104,7 +102,7 @@ def train_once(portraits: Portraits, clips: list[str], changes: dict, seed: int)
 
 
 def _plan(samples, changes, seed):
-    settings = settle_gp(resolve_settings(changes), len(samples.source), architecture_named(MODEL).has_gp)
+    settings = settle_gp(resolve_settings(changes), len(samples), architecture_named(MODEL).has_gp)
     return Plan(settings, EPOCHS, BATCH_SIZE, seed)
 
 
@@ -120,8 +118,8 @@ def measure_coverage(portraits: Portraits, clips: list[str], parts: dict[str, li
     for name, some in parts.items():
         samples = portraits.part(some)
         for kind, alone in (("", False), (" one face", True)):
-            error = np.abs(score_rows(network, samples.source, alone=alone) - samples.targets.numpy())
-            count = np.ones_like(samples.source.faces) if alone else samples.source.faces
+            error = np.abs(score_rows(network, samples, alone=alone) - samples.targets.numpy())
+            count = np.ones_like(samples.faces) if alone else samples.faces
             result[name + kind] = float((error <= intervals.half_widths(count)).mean())
     return result
 
@@ -130,7 +128,7 @@ def measure_part(network, portraits: Portraits, clips: list[str], constant: pand
                  alone: bool = False) -> pandas.Series:
     """Return the mean gain and its interval over speakers on some clips; alone: from one face of each."""
     samples = portraits.part(clips)
-    scores = scores_of_clips(samples.source.clips, score_rows(network, samples.source, alone=alone))
+    scores = scores_of_clips(samples.clips, score_rows(network, samples, alone=alone))
     return measure(samples.split.labels.loc[scores.index], scores, constant, samples.split.speakers).loc["mean"]
 
 
@@ -149,10 +147,11 @@ def load_portraits(work_dir: Path, faces_a_clip: int | None = None, in_turn: boo
     machine = Machine(pick_device(), cache="off" if faces_a_clip else "float16")
     network = machine.place(build_network(architecture_named(MODEL), Settings(memory="none"), "dlib"))
     if in_turn:
-        return Portraits(split, make_source(network, FaceDataset(split), machine))
+        return Portraits(split, make_samples(network, FaceDataset(split), machine))
 
     def both_sides(chips, sides):
         return network.features_of_both(chips).mean(0)
 
     machine = replace(machine, cache="off")
-    return Portraits(split, ClipFeatures(*features_of_dataset(FaceDataset(split), both_sides, "", machine), machine))
+    parts, clips, faces = features_of_dataset(FaceDataset(split), both_sides, "", machine)
+    return Portraits(split, ClipFeatures(split, clips, machine, parts, faces))

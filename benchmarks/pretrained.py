@@ -89,7 +89,7 @@ def errors_by_age(network, portraits: Portraits, folds: tuple[list[str], list[st
     """Return Markdown: accuracy and signed error per age group of the clips set aside. ages: the challenge's table."""
     training, *others = folds
     faces = portraits.part(sorted(sum(others, [])))
-    scores, split = scores_of_clips(faces.source.clips, score_rows(network, faces.source)), faces.split
+    scores, split = scores_of_clips(faces.clips, score_rows(network, faces)), faces.split
     evaluation = Evaluation(split.labels.loc[scores.index], scores, split.speakers,
                             portraits.split.labels.loc[training].mean(), Path(), {})
     add_groups(evaluation, read_groups(ages), str(ages), LEAST_IN_GROUP)
@@ -105,7 +105,7 @@ def membership(network, portraits: Portraits, training: list[str], others: list[
     errors = []
     for clips in (training, others):
         faces = portraits.part(clips)
-        scores = scores_of_clips(faces.source.clips, score_rows(network, faces.source))[list(TRAITS)]
+        scores = scores_of_clips(faces.clips, score_rows(network, faces))[list(TRAITS)]
         errors.append((scores - faces.split.labels.loc[scores.index]).abs().mean(axis=1).to_numpy())
     statistic = mannwhitneyu(errors[1], errors[0]).statistic
     return float(statistic / (len(errors[0]) * len(errors[1])))
@@ -121,7 +121,7 @@ def whole_clips(clips_dir: Path, portraits: Portraits, work_dir: Path) -> str:
     scores = scores[scores.index.isin(portraits.split.labels.index)]
     network, _ = load_experiment("pretrained", work_dir / "runs", portraits.source.machine)
     faces = portraits.part(list(scores.index))
-    of_portraits = scores_of_clips(faces.source.clips, score_rows(network, faces.source))
+    of_portraits = scores_of_clips(faces.clips, score_rows(network, faces))
     of_portraits = of_portraits.loc[scores.index, list(TRAITS)]
     r = np.corrcoef(scores.to_numpy().ravel(), of_portraits.to_numpy().ravel())[0, 1]
     difference = (scores - of_portraits).to_numpy()

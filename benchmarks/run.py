@@ -46,7 +46,7 @@ from first_impressions.networks.settings import Plan, resolve_settings, settle_g
 from first_impressions.prediction.scoring import score_clip
 from first_impressions.training.conformal import calibrate
 from first_impressions.training.feature_cache import features_of_dataset
-from first_impressions.training.inputs import FaceChips, features_of_chips, make_source
+from first_impressions.training.inputs import FaceChips, features_of_chips, make_samples
 from first_impressions.training.loop import fit, start_training
 from first_impressions.training.samples import Samples
 from model_architectures import architecture_named
@@ -119,14 +119,14 @@ def measure_search(split: Split) -> tuple:
 
     def clips_for(network):
         # The random weights are the same, and so is the key of the cache: the trials share one file of rows.
-        return Samples(split, make_source(network, FaceDataset(split), machine_with()))
+        return make_samples(network, FaceDataset(split), machine_with())
 
     def trial():
         network = make_network(OTHER_MODEL, plan)
         train(network, plan, clips_for(network))
 
     ours = seconds_of(lambda: [trial() for _ in range(TRIALS)])
-    chips = Samples(split, FaceChips(FaceDataset(split), machine_with("off")))
+    chips = FaceChips(FaceDataset(split), machine_with("off"))
     one_epoch = plan_for(OTHER_MODEL, len(split.labels), 1, MIDDLE)
     network = make_network(OTHER_MODEL, one_epoch)
     state = start_training(network, clips_for(network), one_epoch)
@@ -205,7 +205,7 @@ def seconds_of_training() -> tuple[float, float, float]:
     trial_plan = plan_for(FACE_MODEL, TRAINING_CLIPS, EPOCHS, MIDDLE)
     trial = seconds_of(lambda: train(make_network(FACE_MODEL, trial_plan), trial_plan, training, validation))
     samples = made_up_samples(TRAINING_CLIPS + VALIDATION_CLIPS, machine)
-    plan = plan_for(FACE_MODEL, len(samples.source), FINAL_EPOCHS, {})
+    plan = plan_for(FACE_MODEL, len(samples), FINAL_EPOCHS, {})
     final = seconds_of(lambda: train(make_network(FACE_MODEL, plan), plan, samples))
     return trial, final, seconds_of(lambda: calibrate(architecture_named(FACE_MODEL), samples, plan, "dlib", machine))
 

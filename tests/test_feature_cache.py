@@ -107,7 +107,7 @@ def test_faces_in_turn_score_the_same_on_every_way(tmp_path):
     network = build_network(architecture_named("FaceResNet29_v1.0"), Settings(memory="none", l1=8, l2=8, components=8),
                             "dlib").eval()
     machine = dataclasses.replace(MACHINE, cache="off", precision="float32")
-    source = inputs.make_source(network, FaceDataset(split), machine)
+    source = inputs.make_samples(network, FaceDataset(split), machine)
     scores, alone = (inputs.score_rows(network, source, alone) for alone in (False, True))
     assert sides_of_clip(4).tolist() == [[0.5, 0.5]] * 4
     assert sides_of_clip(6).tolist() == [[1, 0], [0, 1], [1, 0], [0.5, 0.5], [0, 1], [1, 0]]

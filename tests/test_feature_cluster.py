@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 from first_impressions.training import feature_cache
 from first_impressions.data.splits import load_split
 from first_impressions.common.device import Machine
-from first_impressions.training.inputs import make_source
+from first_impressions.training.inputs import make_samples
 from first_impressions.networks.network import build_network
 from dataset import FaceDataset
 from first_impressions.networks.settings import Settings
@@ -32,8 +32,8 @@ Path(split.faces["path"].iloc[7]).write_text("broken")
 network = build_network(architecture_named("FaceResNet29_v1.0"), Settings(memory="none"),
                         "dlib").eval()
 here = Machine(torch.device("cpu"), cache="off")
-local = make_source(network, FaceDataset(split), here)
-spread = make_source(network, FaceDataset(split), Machine(
+local = make_samples(network, FaceDataset(split), here)
+spread = make_samples(network, FaceDataset(split), Machine(
     torch.device("cpu"), cache="float32", ray_address=cluster.address))
 rows = np.arange(len(local))
 print("rows:", len(spread), "faces:", spread.faces.sum(), "same clips:", list(spread.clips) == list(local.clips))

@@ -26,9 +26,8 @@ from first_impressions.data.splits import load_split
 from first_impressions.networks.checkpoint import load_checkpoint
 from first_impressions.networks.network import build_network
 from first_impressions.networks.settings import Plan, Settings
-from first_impressions.training.inputs import make_source
+from first_impressions.training.inputs import make_samples
 from first_impressions.training.loop import fit, start_training
-from first_impressions.training.samples import Samples
 from model_architectures import architecture_named
 
 SMALL_HEAD = ["--l1", 32, "--l2", 16, "--dropout", 0.1]
@@ -102,7 +101,7 @@ def test_scrambled_pictures_teach_nothing(tmp_path):
     def best_pearson():
         torch.manual_seed(0)
         network = build_network(architecture_named("FaceResNet29_v1.0"), plan.settings, "dlib")
-        samples, validation = (Samples(split, make_source(network, FaceDataset(split), machine))
+        samples, validation = (make_samples(network, FaceDataset(split), machine)
                                for split in (load_split(data, "train"), load_split(data, "valid")))
         state = start_training(network, samples, plan)
         return max(record["pearson_mean"] for record in fit(state, plan, samples, validation, show_progress=False))

@@ -15,18 +15,17 @@ from first_impressions.data.splits import draw_speakers
 from first_impressions.networks.checkpoint import LEVEL, Intervals
 from first_impressions.networks.network import Architecture, build_network
 from first_impressions.networks.settings import Plan
-from first_impressions.training.inputs import score_rows
+from first_impressions.training.inputs import ClipFeatures, score_rows
 from first_impressions.training.loop import fit, start_training
-from first_impressions.training.samples import Samples
 
 HELD_OUT = 1 / 8    # of the clips, by speakers, and as much again at random
 LEAST_CLIPS = 20    # held out; fewer tell nothing
 
 
-def hold_out(samples: Samples, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(samples: ClipFeatures, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (rows to train on, rows held out) of the usable rows."""
-    usable, generator = samples.source.usable, np.random.default_rng([seed, 2])
-    speakers = samples.split.speakers.loc[samples.source.clips[usable]]
+    usable, generator = samples.usable, np.random.default_rng([seed, 2])
+    speakers = samples.split.speakers.loc[samples.clips[usable]]
     number = int(HELD_OUT * len(usable))
     unknown = speakers.isin(draw_speakers(speakers, number, generator)).to_numpy()
     known = generator.permutation(np.flatnonzero(~unknown))[:number]
@@ -34,17 +33,16 @@ def hold_out(samples: Samples, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.delete(usable, held_out), usable[held_out]
 
 
-def calibrate(architecture: Architecture, samples: Samples, plan: Plan, weights: str,
+def calibrate(architecture: Architecture, samples: ClipFeatures, plan: Plan, weights: str,
               machine: Machine) -> Intervals | None:
     """Return the intervals of a frozen network's scores, or None if there are too few clips.
 
-    samples: the training clips, read as ClipFeatures. Costs as much as the training itself.
+    samples: the training clips. Costs as much as the training itself.
     """
     training, held_out = hold_out(samples, plan.seed)
     if len(held_out) < LEAST_CLIPS or len(training) < 2:
         return None
-    learning = Samples(samples.split, samples.source.select(training))
-    testing = Samples(samples.split, samples.source.select(held_out))
+    learning, testing = samples.select(training), samples.select(held_out)
     seed_everything(plan.seed)
     network = machine.place(build_network(architecture, plan.settings, weights))
     plan = dataclasses.replace(plan, batch_size=min(plan.batch_size, len(training)))
@@ -53,8 +51,8 @@ def calibrate(architecture: Architecture, samples: Samples, plan: Plan, weights:
         pass
     widths = []
     for alone in (False, True):
-        errors = np.abs(score_rows(state.averaged, testing.source, alone) - testing.targets.numpy())
+        errors = np.abs(score_rows(state.averaged, testing, alone) - testing.targets.numpy())
         # The conformal quantile: of n errors the one of rank ceil((n + 1) level).
         rank = min(len(errors), int(np.ceil((len(errors) + 1) * LEVEL)))
         widths.append(dict(zip(TRAITS, np.sort(errors, axis=0)[rank - 1].astype(float).tolist())))
-    return Intervals(*widths, faces=float(np.mean(testing.source.faces)))
+    return Intervals(*widths, faces=float(np.mean(testing.faces)))

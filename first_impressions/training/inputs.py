@@ -19,21 +19,18 @@ from first_impressions.common.device import Machine, send
 from first_impressions.data.chips import chip_loader, row_batches
 from first_impressions.networks.network import PersonalityNetwork, backbone_key
 from first_impressions.training.feature_cache import features_of_dataset
+from first_impressions.training.samples import Samples
 
 
-class FaceChips:
+class FaceChips(Samples):
     """The face chips of a dataset.FaceDataset, read from their files for every epoch."""
 
     of_clips: ClassVar[bool] = False    # a row is a face
 
     def __init__(self, dataset: Dataset, machine: Machine):
+        super().__init__(dataset.split, dataset.split.faces["clip"].to_numpy(), machine)
         self.dataset = dataset
-        self.machine = machine
-        self.clips = dataset.split.faces["clip"].to_numpy()
-        self.usable = np.arange(len(self.dataset))
-
-    def __len__(self) -> int:
-        return len(self.dataset)
+        self.usable = np.arange(len(dataset))
 
     def batches(self, network: PersonalityNetwork, batches: list[list[int]],
                 epoch: int = 0) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
@@ -45,7 +42,7 @@ class FaceChips:
 
 
 @dataclass
-class ClipFeatures:
+class ClipFeatures(Samples):
     """The features of each clip of a split, as a frozen backbone gives them.
 
     parts: arrays C x 2 x F, or StoredFeatures: the mean over the clip's faces, and one of its faces alone, each the
@@ -54,20 +51,15 @@ class ClipFeatures:
     """
     of_clips: ClassVar[bool] = True     # a row is a clip
     parts: list[np.ndarray]
-    clips: np.ndarray
     faces: np.ndarray
-    machine: Machine
     places: np.ndarray | None = None    # of the rows in the parts, one after the other; None: all of them
     fitted: dict = field(default_factory=dict)          # see loop.fit_frozen_parts
     _projected: tuple = (None, None)                    # a projection, and what it made of the rows
 
-    def __len__(self) -> int:
-        return len(self.clips)
-
     def select(self, rows: np.ndarray) -> "ClipFeatures":
-        """Return the source of just these rows."""
+        """Return just these rows."""
         places = rows if self.places is None else self.places[rows]
-        return ClipFeatures(self.parts, self.clips[rows], self.faces[rows], self.machine, places)
+        return ClipFeatures(self.split, self.clips[rows], self.machine, self.parts, self.faces[rows], places)
 
     @property
     def usable(self) -> np.ndarray:
@@ -114,31 +106,32 @@ def features_of_chips(network: PersonalityNetwork, chips: torch.Tensor, sides: t
     return network.to(chips.device).features_of_sides(chips, sides)
 
 
-def make_source(network: PersonalityNetwork, dataset: Dataset, machine: Machine) -> FaceChips | ClipFeatures:
+def make_samples(network: PersonalityNetwork, dataset: Dataset, machine: Machine) -> FaceChips | ClipFeatures:
     """Return ClipFeatures of a dataset.FaceDataset if the backbone is frozen, else FaceChips."""
-    if network.frozen:
-        backbone = partial(features_of_chips, network)
-        return ClipFeatures(*features_of_dataset(dataset, backbone, backbone_key(network), machine), machine)
-    return FaceChips(dataset, machine)
+    if not network.frozen:
+        return FaceChips(dataset, machine)
+    parts, clips, faces = features_of_dataset(dataset, partial(features_of_chips, network), backbone_key(network),
+                                              machine)
+    return ClipFeatures(dataset.split, clips, machine, parts, faces)
 
 
 # ---------------------------------------------------------------- scores
 
 @torch.inference_mode()
-def score_rows(network: PersonalityNetwork, source: FaceChips | ClipFeatures, alone: bool = False,
+def score_rows(network: PersonalityNetwork, samples: FaceChips | ClipFeatures, alone: bool = False,
                batch_size: int = 256, title: str | None = None) -> np.ndarray:
-    """Return float32 scores N x 5 in [0, 1] of the N rows of a source: clips or faces, as the source has them.
+    """Return float32 scores N x 5 in [0, 1] of the N rows of samples: clips or faces, as the samples have them.
 
     Rows that cannot be read are NaN. Faces are scored with their mirror images. alone: score one face of each clip
     instead of its mean. title: name of the progress bar; None: no bar.
     """
     network.eval()
-    scores = np.full((len(source), len(TRAITS)), np.nan, dtype=np.float32)
-    batches = [source.usable[batch].tolist() for batch in row_batches(len(source.usable), batch_size)]
-    with progress_bar(total=len(source.usable), desc=title, unit="row", disable=None if title else True) as bar:
-        for rows, inputs in source.batches(network, batches):
+    scores = np.full((len(samples), len(TRAITS)), np.nan, dtype=np.float32)
+    batches = [samples.usable[batch].tolist() for batch in row_batches(len(samples.usable), batch_size)]
+    with progress_bar(total=len(samples.usable), desc=title, unit="row", disable=None if title else True) as bar:
+        for rows, inputs in samples.batches(network, batches):
             if len(rows):
-                of_rows = network(inputs[:, int(alone)]) if source.of_clips else network.scores_of_faces(inputs)
+                of_rows = network(inputs[:, int(alone)]) if samples.of_clips else network.scores_of_faces(inputs)
                 scores[rows] = of_rows.cpu().numpy()
             bar.update(len(rows))
     return scores

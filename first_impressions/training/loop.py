@@ -114,26 +114,26 @@ def start_at_the_mean(network: PersonalityNetwork, split: Split) -> None:
 def fit_frozen_parts(network: PersonalityNetwork, samples: Samples, settings: Settings, seed: int) -> None:
     """Fit the closed-form parts to the clip features: the projection, and the Gaussian process if there is one.
 
-    samples: read as ClipFeatures. Their source keeps what was fitted, and the next network with the same settings takes
-    it over: the trials of a search have few different ones.
+    samples: ClipFeatures. They keep what was fitted, and the next network with the same settings takes it over: the
+    trials of a search have few different ones.
     """
-    source, usable, memory = samples.source, samples.source.usable, network.memory
+    usable, memory = samples.usable, network.memory
     key = settings.components, seed
-    if key not in source.fitted:
+    if key not in samples.fitted:
         drawn = np.sort(np.random.default_rng([seed, 1]).permutation(usable)[:MOST_ROWS])
-        network.projection.fit(source.features(drawn), seed)
-    network.projection = source.fitted.setdefault(key, network.projection)
+        network.projection.fit(samples.features(drawn), seed)
+    network.projection = samples.fitted.setdefault(key, network.projection)
     if memory is None:
         return
     key += settings.memory, settings.noise, settings.centres
-    if key not in source.fitted:
-        means, targets = source.projected(network)[usable, 0], samples.targets[usable]
+    if key not in samples.fitted:
+        means, targets = samples.projected(network)[usable, 0], samples.targets[usable]
         if memory.descriptor_size:
             memory.fit_exact(means, targets, settings.noise)
         else:
-            speakers = samples.split.speakers.loc[source.clips[usable]].to_numpy()
+            speakers = samples.split.speakers.loc[samples.clips[usable]].to_numpy()
             memory.fit_centres(means, targets, speakers, settings.centres, settings.noise, seed)
-    network.memory = source.fitted.setdefault(key, memory)
+    network.memory = samples.fitted.setdefault(key, memory)
 
 
 def start_training(network: PersonalityNetwork, samples: Samples, plan: Plan,
@@ -142,9 +142,9 @@ def start_training(network: PersonalityNetwork, samples: Samples, plan: Plan,
 
     saved: what TrainingState.state_dict returned. Raises UserError if there are too few samples for a step.
     """
-    settings, usable = plan.settings, len(samples.source.usable)
+    settings, usable = plan.settings, len(samples.usable)
     if usable < 2 * world_size():
-        unit = "clip" if samples.source.of_clips else "face"
+        unit = "clip" if samples.of_clips else "face"
         raise UserError(f"{samples.split.name}: only {counted(usable, unit)} can be read; training needs at least two "
                         "a step")
     total_steps = plan.num_epochs * len(batches_of_epoch(samples, plan, 0))
@@ -180,16 +180,16 @@ def check_finite(loss: torch.Tensor | float, epoch: int) -> None:
 
 
 def batches_of_epoch(samples: Samples, plan: Plan, epoch: int) -> list[list[int]]:
-    """Return the batches of an epoch, as places in samples.source.usable, for this process: one batch per step."""
-    return epoch_batches(len(samples.source.usable), plan.batch_size, plan.seed, epoch, rank(), world_size())
+    """Return the batches of an epoch, as places in samples.usable, for this process: one batch per step."""
+    return epoch_batches(len(samples.usable), plan.batch_size, plan.seed, epoch, rank(), world_size())
 
 
 def validate(network: PersonalityNetwork, samples: Samples, loss: str, constant: pandas.Series) -> dict[str, float]:
     """Return loss_valid, of all rows together, and accuracy_<trait>, gain_<trait> and pearson_<trait>, per clip as the
     challenge measures. loss: a key of LOSSES. constant: the mean label of the training clips, whose accuracy on these
     clips is subtracted in the gain."""
-    scores = score_rows(network, samples.source)
-    clips = scores_of_clips(samples.source.clips, scores)
+    scores = score_rows(network, samples)
+    clips = scores_of_clips(samples.clips, scores)
     if clips.empty:
         raise UserError(f"{samples.split.name}: no score is a number; make faces that cannot be read (they are named "
                         "above) again, or, if the weights have grown beyond all bounds, take a smaller --lr")
@@ -207,7 +207,7 @@ def _change_inputs(samples, settings, rows, inputs, generator):
     """Return (inputs, targets B x 5) of a step: uint8 chips B x 3 x H x W, half of them mirrored, or of the features of
     clips B x 2 x W float32 B x W, of some the one face; mixed-up chips are float32 in [0, 255]."""
     drawn, device = torch.from_numpy(generator.random(len(rows))), inputs.device
-    if samples.source.of_clips:
+    if samples.of_clips:
         inputs = inputs[torch.arange(len(rows), device=device), send((drawn < settings.one_face).long(), device)]
     elif settings.hflip:
         inputs = torch.where(send(drawn < 0.5, device).view(-1, 1, 1, 1), inputs.flip(-1), inputs)
@@ -239,13 +239,13 @@ def _train_epoch(state, parallel, plan, samples, after_step, show_progress):
     """Take the steps of an epoch that are still to do; return (samples, mean loss over all processes)."""
     loss_function, taken = LOSSES[plan.settings.loss], 0
     batches = batches_of_epoch(samples, plan, state.epoch)
-    usable = samples.source.usable
+    usable = samples.usable
     state.network.train()
     with progress_bar(total=len(usable), unit="sample", leave=False, desc=f"epoch {state.epoch + 1}/{plan.num_epochs}",
                       initial=min(len(usable), state.step * plan.batch_size * world_size()),
                       disable=None if show_progress and is_main_process() else True) as bar:
         to_read = [usable[batch].tolist() for batch in batches[state.step:]]
-        for step, (rows, inputs) in enumerate(samples.source.batches(state.network, to_read, state.epoch), state.step):
+        for step, (rows, inputs) in enumerate(samples.batches(state.network, to_read, state.epoch), state.step):
             if len(rows) < 2:  # batch normalisation needs two
                 if world_size() > 1:
                     raise UserError("a step's faces cannot be read (named above); make them again, "

@@ -5,10 +5,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from first_impressions.common.command_line import UserError, counted, seed_number
-from first_impressions.common.device import add_machine_options, is_main_process, world_size
+from first_impressions.common.device import Machine, add_machine_options, is_main_process, world_size
 from first_impressions.data.labels import SPEAKER_REGEX
 from first_impressions.data.splits import (
     Split,
@@ -19,21 +20,25 @@ from first_impressions.data.splits import (
     load_split,
     split_by_speaker,
 )
-from first_impressions.training.inputs import ClipFeatures, FaceChips
 
 HELD_OUT = 0.2  # of the clips, for --val-split speaker
 
 
 @dataclass
 class Samples:
-    """The data to train or validate on: a split, and how it is read, as clips or as single faces."""
+    """The data to train or validate on, or to score: a split in rows, each a face or a clip (see inputs.py). clips: the
+    name of each row's clip."""
     split: Split
-    source: FaceChips | ClipFeatures
+    clips: np.ndarray
+    machine: Machine
+
+    def __len__(self) -> int:
+        return len(self.clips)
 
     @functools.cached_property  # the loop asks for it at every epoch
     def targets(self) -> torch.Tensor:
         """float32 N x 5: the label of the clip of each row."""
-        return torch.tensor(self.split.labels.loc[self.source.clips].to_numpy(), dtype=torch.float32)
+        return torch.tensor(self.split.labels.loc[self.clips].to_numpy(), dtype=torch.float32)
 
 
 def load_training_and_validation(data_dir: str | Path, final_run: bool, val_split: str = "official",

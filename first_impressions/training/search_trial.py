@@ -20,9 +20,9 @@ from first_impressions.evaluation.logs import log_epoch
 from first_impressions.networks.network import Architecture, build_network
 from first_impressions.networks.settings import Plan, Settings, resolve_settings, settle_gp
 from first_impressions.networks.weights import load_file
-from first_impressions.training.inputs import make_source
+from first_impressions.training.inputs import make_samples
 from first_impressions.training.loop import fit, start_training
-from first_impressions.training.samples import Samples, load_training_and_validation
+from first_impressions.training.samples import load_training_and_validation
 
 METRIC = "accuracy_mean"
 
@@ -62,8 +62,7 @@ def _load_features(search):
     """Return training and validation samples of a frozen network, for all trials that this process runs."""
     seed_everything(search.seed)    # --weights none: each network of this seed has the same random backbone
     network = search.machine.place(build_network(search.architecture, Settings(memory="none"), search.weights))
-    return [Samples(split, make_source(network, search.dataset_of(split), search.machine))
-            for split in _load_splits(search)]
+    return [make_samples(network, search.dataset_of(split), search.machine) for split in _load_splits(search)]
 
 
 def run_trial(trial_config: dict, search: Search) -> None:
@@ -78,9 +77,8 @@ def run_trial(trial_config: dict, search: Search) -> None:
     if network.frozen:
         samples, validation = _load_features(search)
     else:
-        samples, validation = (
-            Samples(split, make_source(network, search.dataset_of(split, augment, search.seed), machine))
-            for split, augment in zip(splits, (settings.augment, 0.0)))
+        samples, validation = (make_samples(network, search.dataset_of(split, augment, search.seed), machine)
+                               for split, augment in zip(splits, (settings.augment, 0.0)))
     saved = None
     if tune.get_checkpoint():
         with tune.get_checkpoint().as_directory() as before:
