@@ -38,7 +38,8 @@ class Touch:
 
 
 def rows_of(split, backbone, key, machine, batch_size=64):
-    return ClipFeatures(*features_of_dataset(FaceDataset(split), backbone, key, machine, batch_size), machine)
+    parts, clips, faces = features_of_dataset(FaceDataset(split), backbone, key, machine, batch_size)
+    return ClipFeatures(split, clips, machine, parts, faces)
 
 
 def mean_colour(chips, sides=None):
