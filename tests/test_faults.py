@@ -1,7 +1,9 @@
 """Classes of faults that a hostile user found: nothing is destroyed before it can be replaced, no wrong figure without
 a word, one bad thing does not stop the rest, what is read is checked where it is read, done is said when it is done."""
+import contextlib
 import copy
 import functools
+import itertools
 import os
 import shutil
 import signal
@@ -22,8 +24,11 @@ import predict
 import train
 import train_resnet_raytune_hyperparams as search
 from conftest import REPOSITORY, write_chips
+from first_impressions.common import experiment
 from first_impressions.common.command_line import UserError, run_script
 from first_impressions.common.constants import TRAITS
+from first_impressions.common.experiment import finish_replacement, start_replacement
+from first_impressions.common.files import remove
 from first_impressions.data import chips
 from first_impressions.data.splits import Split, list_faces, load_split, split_by_speaker
 from first_impressions.networks.checkpoint import load_checkpoint
@@ -80,6 +85,33 @@ def test_killed_overwrite_leaves_the_old_training(run, runs, chip_data, tmp_path
     left = {path: data for path, data in contents(runs).items() if ".new" not in Path(path).parts}
     assert left == before
     assert load_checkpoint(runs / "one" / "checkpoint_last.pt").epoch == 2
+
+
+@pytest.mark.parametrize("steps", range(9))
+def test_a_replacement_that_is_killed_at_any_step_is_finished_by_the_next_run(tmp_path, monkeypatch, steps):
+    for name in ("args.json", "training.csv", "checkpoint_last.pt", "checkpoint_best.pt", "evaluation_test/plot.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("old")
+    start_replacement(tmp_path)
+    new = {name: b"new" for name in ("args.json", "events.out.tfevents.1", "checkpoint_last.pt")}
+    for name, data in new.items():
+        (tmp_path / ".new" / name).write_bytes(data)
+    calls = itertools.count()
+
+    def until_killed(function):
+        def step(*arguments):
+            if next(calls) == steps:
+                raise SystemExit
+            function(*arguments)
+        return step
+
+    with monkeypatch.context() as killed:
+        killed.setattr(experiment, "remove", until_killed(remove))
+        killed.setattr(os, "replace", until_killed(os.replace))
+        with contextlib.suppress(SystemExit):
+            finish_replacement(tmp_path)
+    finish_replacement(tmp_path)
+    assert contents(tmp_path) == new and next(calls) >= steps
 
 
 def test_search_asks_ray_before_it_touches_the_old_search(run, chip_data, tmp_path):

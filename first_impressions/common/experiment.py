@@ -5,6 +5,7 @@ is there, all that the old one, its evaluations and its exports left is deleted,
 """
 import argparse
 import contextlib
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,15 +18,16 @@ SUITE = Path(__file__).resolve().parents[2]
 PRETRAINED = "pretrained"   # the experiment that comes with the suite, in SUITE / PRETRAINED
 TRAINING_RECORD, SEARCH_RECORD = "args.json", "search_args.json"
 TRAINING_TABLE = "training.csv"     # one row per epoch
+CHECKPOINTS = "checkpoint_*.pt"
 MODEL_CARD = "MODEL_CARD.md"
 EXPORTED_FILES = {"onnx": "model.onnx", "torch": "model.pt2", "checkpoint": "model.pt"}     # of export.py's --format
 TO_GIVE_AWAY = EXPORTED_FILES["checkpoint"]
 # What train.py, evaluate.py and export.py write into the folder.
-TRAINING_FILES = (TRAINING_RECORD, TRAINING_TABLE, "checkpoint_*.pt", "events.out.tfevents.*", "evaluation_*",
+TRAINING_FILES = (TRAINING_RECORD, TRAINING_TABLE, CHECKPOINTS, "events.out.tfevents.*", "evaluation_*",
                   *EXPORTED_FILES.values(), MODEL_CARD)
 # The tests set the variable to save after every step.
 SECONDS_BETWEEN_CHECKPOINTS = float(os.environ.get("SECONDS_BETWEEN_CHECKPOINTS", 30))
-NEW, REPLACING, MOVING = ".new", ".replacing", ".moving"
+NEW = ".new"
 LONGEST_NAME = 200  # bytes; a name in a folder has at most 255, and files of this name get endings
 
 
@@ -50,17 +52,17 @@ def open_experiment(folder: Path) -> Iterator[None]:
     """
     make_folder(folder, "name another --runs-dir")
     with folder_lock(folder):
-        recover(folder)
+        finish_replacement(folder)
         try:
             yield
         finally:
-            shutil.rmtree(folder / NEW, ignore_errors=True)  # a training run that ended without a checkpoint
+            finish_replacement(folder)
 
 
 def has_training(folder: Path) -> bool:
     """Return whether the folder holds a training run or a shared checkpoint."""
     return any((folder / name).exists() for name in (TRAINING_RECORD, TO_GIVE_AWAY)) or any(
-        folder.glob("checkpoint_*.pt"))
+        folder.glob(CHECKPOINTS))
 
 
 def check_experiment(record: Path, exists: bool, used: dict, args: argparse.Namespace) -> None:
@@ -95,20 +97,15 @@ def start_replacement(folder: Path) -> Path:
 
 
 def finish_replacement(folder: Path) -> None:
-    """Put the new training's files in the place of the old one's."""
-    os.replace(folder / NEW, folder / REPLACING)  # from here on the new training counts
-    recover(folder)
-
-
-def recover(folder: Path) -> None:
-    """Finish a replacement that a kill interrupted; remove what a run killed before its first checkpoint left."""
-    shutil.rmtree(folder / NEW, ignore_errors=True)
-    if (folder / REPLACING).is_dir():
-        for pattern in TRAINING_FILES:
-            for path in folder.glob(pattern):
+    """Put a new training that has a checkpoint in the place of the old one, or go on with that after a kill; remove
+    what one without a checkpoint left."""
+    if any((folder / NEW).glob(CHECKPOINTS)):
+        # The record is moved when the old training is gone, the checkpoints when all else is moved: so what is still
+        # there says what is still to do.
+        if (folder / NEW / TRAINING_RECORD).exists():
+            for path in itertools.chain(*map(folder.glob, TRAINING_FILES)):
                 remove(path)
-        os.replace(folder / REPLACING, folder / MOVING)
-    if (folder / MOVING).is_dir():
-        for path in (folder / MOVING).iterdir():
+        for path in sorted((folder / NEW).iterdir(), key=lambda path: (path.name != TRAINING_RECORD,
+                                                                       path.match(CHECKPOINTS))):
             os.replace(path, folder / path.name)
-        (folder / MOVING).rmdir()
+    shutil.rmtree(folder / NEW, ignore_errors=True)
