@@ -65,8 +65,7 @@ def find_downloads(download_dir: Path) -> dict[Path, str]:
 
 
 def read_passwords(password_file: str | None) -> list[str]:
-    """Return the passwords in the file, or in the variable CHALEARN_PASSWORD, one per line; an empty list for neither.
-    """
+    """Return the passwords in the file, or in the variable CHALEARN_PASSWORD, one per line."""
     try:
         text = (os.environ.get(PASSWORD_VARIABLE, "") if password_file is None
                 else Path(password_file).read_text(encoding="utf-8"))
@@ -77,10 +76,9 @@ def read_passwords(password_file: str | None) -> list[str]:
 
 def check_space(size: int, data_dir: Path) -> None:
     """Raise UserError if the disk is too small for what is still to be unpacked of archives of this size in bytes."""
-    there = sum(path.stat().st_size for split in SPLITS for path in (data_dir / split / "videos").glob("*"))
-    needed = max(0, size - there)
+    needed = size - sum(path.stat().st_size for split in SPLITS for path in (data_dir / split / "videos").glob("*"))
     free = shutil.disk_usage(data_dir).free
-    if needed and free < needed + RESERVE:
+    if needed > 0 and free < needed + RESERVE:
         raise UserError(f"{data_dir}: what is still to be unpacked takes {needed / 1e9:.2f} GB and a reserve of "
                         f"{RESERVE / 1e9:.1f} GB, but {free / 1e9:.2f} GB are free; make room or name another disk")
 

@@ -14,8 +14,6 @@ TRAITS = tuple(COLOURS)
 MEANS_COLUMN = "neuroticism_means"
 NEUROTICISM_MEANS = {False: "neuroticism", True: "emotional stability"}
 
-# ---------------------------------------------------------------- names of files and folders
-
 SPLITS = ("train", "valid", "test")
 ANNOTATION_FILES = {"train": "annotation_training.pkl", "valid": "annotation_validation.pkl",
                     "test": "annotation_test.pkl"}

@@ -160,8 +160,6 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-# ---------------------------------------------------------------- processes of torchrun
-
 def start_processes() -> None:
     """Join the other processes if torchrun started this one."""
     if "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:

@@ -42,17 +42,17 @@ def _latin1(text, encoding):
     return text.encode("latin1")
 
 
+_STAND_INS = {"numpy.dtype": _Float, "numpy.core.multiarray.scalar": _float_scalar,
+              "numpy._core.multiarray.scalar": _float_scalar, "_codecs.encode": _latin1}
+
+
 class _LabelUnpickler(pickle._Unpickler):  # the one in Python: the C one allocates memory for any memo index it reads
     """Admits dictionaries, strings, numbers and numpy float scalars; names whatever else a file asks for."""
 
     def find_class(self, module, name):
-        if (module, name) == ("numpy", "dtype"):
-            return _Float
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "scalar":
-            return _float_scalar
-        if (module, name) == ("_codecs", "encode"):
-            return _latin1
-        raise pickle.UnpicklingError(f"the file asks for {module}.{name}, which labels do not need")
+        if f"{module}.{name}" not in _STAND_INS:
+            raise pickle.UnpicklingError(f"the file asks for {module}.{name}, which labels do not need")
+        return _STAND_INS[f"{module}.{name}"]
 
 
 def read_annotation(path: Path) -> dict[str, dict]:

@@ -167,19 +167,14 @@ class Unpacker:
     def _unlock(self, reader, label):
         """Give the reader the password that opens its archive. Raises UserError if none does."""
         sizes = sorted((item.size(), item.index()) for item in reader.items() if item.is_encrypted() and item.size())
-
-        def opens(index):
-            with contextlib.suppress(pybit7z.BitException):
-                reader.test_item(index)
-                return True
-
         for password in self._candidates(label):
             reader.set_password(password)
-            # The second smallest is for an archive whose smallest is damaged.
-            if not sizes or any(opens(index) for _, index in sizes[:2]):
-                if password not in self.passwords:
-                    self.passwords.append(password)
-                return
+            for _, index in sizes[:2]:  # the second is for an archive whose smallest member is damaged
+                with contextlib.suppress(pybit7z.BitException):
+                    reader.test_item(index)
+                    if password not in self.passwords:
+                        self.passwords.append(password)
+                    return
         problem = "none of the given passwords opens it" if self.passwords else "needs a password"
         raise UserError(f"{problem}; put them into --password-file or {PASSWORD_VARIABLE}, one per line")
 

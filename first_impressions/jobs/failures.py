@@ -7,12 +7,6 @@ from pathlib import Path
 from first_impressions.jobs.target_folder import FAILURES, SCRATCH
 
 
-def _input_cell(path):
-    # A spreadsheet takes =x, +x, -x and @x for formulas; ./=x names the same file and is not one.
-    text = os.fspath(path)
-    return text if text[:1].isalnum() or text[:1] in "./_" else os.path.join(".", text)
-
-
 def read_failures(target: str | os.PathLike) -> Iterator[list[str]]:
     """Yield the lines [input, reason] of a target folder's failures.csv; none if there is no such file."""
     try:
@@ -41,7 +35,10 @@ class Failures:
 
     def add(self, path: str | os.PathLike, *reasons: str) -> None:
         """Note that a file was looked at, and write a line for each reason why something of it could not be made."""
-        cell = _input_cell(path)
+        cell = os.fspath(path)
+        if not cell[:1].isalnum() and cell[:1] not in "./_":
+            # A spreadsheet takes =x, +x, -x and @x for formulas; ./=x names the same file and is not one.
+            cell = os.path.join(".", cell)
         self.waiting.discard(cell)
         self.writer.writerows([cell, reason] for reason in reasons)
 

@@ -20,10 +20,7 @@ from first_impressions.common.files import folder_lock, make_folder, read_json, 
 
 SCRATCH = ".unfinished"
 FAILURES = "failures.csv"
-NAME_TOO_LONG = "its name is too long to name frames and faces after it; shorten it"
 
-
-# ---------------------------------------------------------------- finding files
 
 def find_files(folder: str | os.PathLike, suffixes: Iterable[str], exclude: str | os.PathLike | None = None,
                passed_over: Counter | None = None) -> Iterator[tuple[str, str | None]]:
@@ -34,17 +31,15 @@ def find_files(folder: str | os.PathLike, suffixes: Iterable[str], exclude: str 
     folders of the system are left out. problem is None, or says why the path cannot be read at all.
     Only names are read, no contents; nothing but the folders still to visit is kept in memory.
     """
-    visited = set()
-    if exclude is not None and os.path.isdir(exclude):
-        visited.add(_identity(exclude))
+    visited = set() if exclude is None else {os.path.realpath(exclude)}
     waiting = [os.fspath(folder)]
     while waiting:
         directory = waiting.pop()
         try:
-            identity = _identity(directory)
-            if identity in visited:
+            place = os.path.realpath(directory)
+            if place in visited:
                 continue
-            visited.add(identity)
+            visited.add(place)
             with os.scandir(directory) as entries:
                 for entry in entries:
                     if entry.name.startswith(".") or entry.name.lower() in SYSTEM_FOLDERS:
@@ -66,11 +61,6 @@ def find_files(folder: str | os.PathLike, suffixes: Iterable[str], exclude: str 
                         passed_over[suffix] += 1
         except OSError as error:
             yield directory, f"the folder cannot be read: {error.strerror}"
-
-
-def _identity(path):
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
 
 
 def say_passed_over(passed_over: Counter) -> str:
@@ -114,8 +104,6 @@ def ignores_case(folder: str | os.PathLike) -> bool:
         return os.path.exists(os.path.join(folder, os.path.basename(file.name).swapcase()))
     return False  # nothing can be written there: open_target will say why
 
-
-# ---------------------------------------------------------------- the target folder
 
 def check_folders(source: str | os.PathLike, target: str | os.PathLike) -> None:
     """Raise UserError unless source is a folder and target is another one, or a name that a folder can be made of."""
@@ -215,7 +203,7 @@ def write_file(target: str | os.PathLike, name: str, data: bytes) -> None:
 def check_name(target: str | os.PathLike, name: str) -> None:
     """Raise UserError for a file name that is too long for the target's disk: before the work on it, not after."""
     if len(os.fsencode(os.path.basename(name))) > os.pathconf(target, "PC_NAME_MAX"):
-        raise UserError(NAME_TOO_LONG)
+        raise UserError("its name is too long to name frames and faces after it; shorten it")
 
 
 def is_finished(path: str | os.PathLike) -> bool:

@@ -220,13 +220,9 @@ class RayPool:
         import ray
 
         self.ray = ray
-
-        @self.ray.remote(num_cpus=1, max_retries=3)  # tried again elsewhere when a node dies
-        def work(path):
-            return answer_for(function, path)
-
-        self.work = work
-        self.limit = 8 + 2 * int(self.ray.cluster_resources().get("CPU", 1))
+        # Tried again elsewhere when a node dies.
+        self.work = ray.remote(num_cpus=1, max_retries=3)(lambda path: answer_for(function, path))
+        self.limit = 8 + 2 * int(ray.cluster_resources().get("CPU", 1))
         self.busy: dict[Any, int] = {}
 
     def is_full(self) -> bool:
