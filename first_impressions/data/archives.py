@@ -16,7 +16,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import pybit7z
 from tqdm import tqdm
@@ -29,15 +28,6 @@ PASSWORD_VARIABLE = "CHALEARN_PASSWORD"
 RESERVE = 100 * 2**20   # bytes of disk space to keep free
 FILE_LIMIT = 2**30      # bytes; a member that declares more is not a clip
 DEPTH_LIMIT = 4         # archives inside archives
-
-
-class Member(NamedTuple):
-    """A member that is unpacked: 7-Zip's item, its name without folders, its kind ("clip", "annotation" or "archive"),
-    and why it is refused, or None."""
-    item: pybit7z.BitArchiveItem
-    name: str
-    kind: str
-    problem: str | None
 
 
 def open_archive(library: pybit7z.Bit7zLibrary, path: Path) -> pybit7z.BitArchiveReader:
@@ -53,23 +43,24 @@ def open_archive(library: pybit7z.Bit7zLibrary, path: Path) -> pybit7z.BitArchiv
     return reader
 
 
-def members_of(reader: pybit7z.BitArchiveReader, split: str) -> Iterator[Member]:
-    """Yield the members of an archive that are unpacked for a split; all others are passed over."""
+def members_of(reader: pybit7z.BitArchiveReader, split: str,
+               ) -> Iterator[tuple[pybit7z.BitArchiveItem, Path | None, str | None]]:
+    """Yield (item, place, problem) of the members that are unpacked for a split. place: path in the data folder, None
+    for an archive; problem: why it is refused, or None."""
     for item in reader.items():
         parts = item.path().replace("\\", "/").split("/")
-        name, problem = parts[-1], None
-        kind = {".mp4": "clip", ".zip": "archive"}.get(os.path.splitext(name)[1].lower())
-        if name == ANNOTATION_FILES[split]:
-            kind = "annotation"
-        if kind is None or item.is_dir() or name.startswith(".") or "__MACOSX" in parts:
+        name, suffix, problem = parts[-1], os.path.splitext(parts[-1])[1].lower(), None
+        is_wanted = suffix in (".mp4", ".zip") or name == ANNOTATION_FILES[split]
+        if not is_wanted or item.is_dir() or name.startswith(".") or "__MACOSX" in parts:
             continue
+        place = None if suffix == ".zip" else Path(split, "videos" if suffix == ".mp4" else "", name)
         if parts[0] == "" or ".." in parts or re.match(r"[A-Za-z]:", parts[0]):
             problem = "refused: its name leads out of the folder"
         elif stat.S_IFMT(item.attributes() >> 16) not in (0, stat.S_IFREG):
             problem = "refused: a link or special file"
-        elif item.size() > FILE_LIMIT and kind != "archive":
+        elif place and item.size() > FILE_LIMIT:
             problem = f"refused: declares {item.size() / 1e9:.1f} GB"
-        yield Member(item, name, kind, problem)
+        yield item, place, problem
 
 
 def is_same(path: Path, item: pybit7z.BitArchiveItem) -> bool:
@@ -104,7 +95,7 @@ class Unpacker:
         """Open an archive that is to be unpacked."""
         reader = open_archive(self.library, path)
         self.archives.append((path.name, split, reader))
-        self.size += sum(member.item.size() for member in members_of(reader, split) if not member.problem)
+        self.size += sum(item.size() for item, _, problem in members_of(reader, split) if not problem)
 
     def unpack_all(self) -> None:
         """Unpack the archives, those first that need a password. Call it inside target_folder.open_target."""
@@ -127,30 +118,31 @@ class Unpacker:
             raise UserError(f"refused, more than {DEPTH_LIMIT} archives deep")
         if reader.has_encrypted_items():
             self._unlock(reader, label)
-        for member in members_of(reader, split):
-            name = f"{label}/{member.item.path()}"
-            self.attempt(name, self._unpack_member, reader, member, name, split, depth)
+        for item, place, problem in members_of(reader, split):
+            name = f"{label}/{item.path()}"
+            if problem:
+                self.problems.append((name, problem))
+            elif place:
+                self.attempt(name, self._unpack_file, reader, item, self.data_dir / place, name)
+            else:
+                self.attempt(name, self._unpack_inner, reader, item, name, split, depth + 1)
 
-    def _unpack_member(self, reader, member, label, split, depth):
-        if member.problem:
-            raise UserError(member.problem)
-        if member.kind == "archive":
-            with self._extracted(reader, member.item) as path:
-                self.unpack_archive(open_archive(self.library, path), label, split, depth + 1)
-            return
-        path = self.data_dir / split / ("videos" if member.kind == "clip" else "") / member.name
+    def _unpack_inner(self, reader, item, label, split, depth):
+        with self._extracted(reader, item) as path:
+            self.unpack_archive(open_archive(self.library, path), label, split, depth)
+
+    def _unpack_file(self, reader, item, path, label):
         check_name(path.parent, path.name)
-        size = member.item.size()
-        *before, other = self.written.setdefault(path, (member.item.crc(), size, label))
-        if before != [member.item.crc(), size]:
+        *before, other = self.written.setdefault(path, (item.crc(), item.size(), label))
+        if before != [item.crc(), item.size()]:
             raise UserError(f"has the name of {other} and another content; only that one was unpacked")
-        if is_same(path, member.item):
+        if is_same(path, item):
             self.present += 1
         else:
-            with self._extracted(reader, member.item) as unfinished:
+            with self._extracted(reader, item) as unfinished:
                 os.replace(unfinished, path)
             self.made += 1
-        self.bar.update(size)
+        self.bar.update(item.size())
 
     @contextlib.contextmanager
     def _extracted(self, reader, item):
