@@ -43,7 +43,7 @@ def pictures_without_face(work_dir: Path) -> pandas.DataFrame:
     none: columns path, clip, by_cnn (the second one found a face), of_faceless_clip."""
     face_dir = work_dir / "train" / "faces"
     rows = [(path, os.path.basename(path).rpartition(FRAME_MARK)[0], reason == FOUND_BY_CNN)
-            for path, reason in read_failures(face_dir) if NO_FACE in reason or reason == FOUND_BY_CNN]
+            for path, (reason, *_) in read_failures(face_dir).items() if NO_FACE in reason or reason == FOUND_BY_CNN]
     table = pandas.DataFrame(rows, columns=["path", "clip", "by_cnn"])
     faces = collections.Counter(clip_of_face(name) for name in os.listdir(face_dir))
     faces.pop(None, None)

@@ -78,10 +78,10 @@ def main(argv: list[str] | None = None) -> int:
                                  face_dir=os.path.abspath(args.face_dir), settings=settings)
     with open_target(args.face_dir, noted_settings(settings)):
         job.run(function, find_work(args), total)
-        lines, again = find_second_look(args.frame_dir, args.face_dir)
+        failures, again = find_second_look(args.frame_dir, args.face_dir)
         if again and not job.status:
-            items = ((path, None if path in again else ((0, 0, [reason]), None)) for path, reason in lines)
-            job.run(functools.partial(function, again=True), items, len(lines))
+            items = ((path, None if path in again else ((0, 0, reasons), None)) for path, reasons in failures.items())
+            job.run(functools.partial(function, again=True), items, len(failures))
     return job.report(next_command(args.face_dir))
 
 

@@ -10,11 +10,11 @@ from first_impressions.jobs.target_folder import find_files
 MOST_FRAMES = 3     # of a clip are looked at again: the first ones of the draw, which stay the same if more are drawn
 
 
-def find_second_look(frame_dir: str, face_dir: str) -> tuple[list[list[str]], set[str]]:
-    """Return the lines [path, reason] of failures.csv, and of these the paths to look at again: of clips without a face
+def find_second_look(frame_dir: str, face_dir: str) -> tuple[dict[str, list[str]], set[str]]:
+    """Return {path: reasons} of failures.csv, and of these the paths to look at again: of clips without a face
     a few frames, as many and the same as of a clip in one pass, and pictures that are not of a clip."""
-    lines, frames, by_cnn = list(read_failures(face_dir)), {}, set()
-    for path, reason in lines:
+    failures, frames, by_cnn = read_failures(face_dir), {}, set()
+    for path, (reason, *_) in failures.items():
         stem = stem_of(path, frame_dir)
         clip, _, index = stem.rpartition(FRAME_MARK)
         if NO_FACE in reason or reason == FOUND_BY_CNN:
@@ -26,6 +26,7 @@ def find_second_look(frame_dir: str, face_dir: str) -> tuple[list[list[str]], se
         stem = os.path.relpath(path, face_dir).rpartition(FACE_MARK)[0]
         if stem not in by_cnn:
             frames.pop(stem.rpartition(FRAME_MARK)[0], None)
-    return lines, {path for clip, of_clip in frames.items()
-                   for path, reason in map(of_clip.get, choose_frames(os.path.basename(clip), of_clip, MOST_FRAMES, 0))
-                   if reason == NO_FACE}
+    return failures, {path for clip, of_clip in frames.items()
+                      for path, reason in map(of_clip.get, choose_frames(os.path.basename(clip), of_clip, MOST_FRAMES,
+                                                                         0))
+                      if reason == NO_FACE}

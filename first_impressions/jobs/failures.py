@@ -1,21 +1,21 @@
 """failures.csv of a target folder: each input that could not be worked on, and why."""
+import contextlib
 import csv
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from first_impressions.jobs.target_folder import FAILURES, SCRATCH
 
 
-def read_failures(target: str | os.PathLike) -> Iterator[list[str]]:
-    """Yield the lines [input, reason] of a target folder's failures.csv; none if there is no such file."""
-    try:
-        with open(Path(target, FAILURES), encoding="utf-8", errors="surrogateescape", newline="") as file:
-            for row in csv.reader(file):
-                if len(row) == 2 and row != ["input", "reason"]:
-                    yield row
-    except (OSError, csv.Error):
-        return
+def read_failures(target: str | os.PathLike) -> dict[str, list[str]]:
+    """Return {input: reasons} of a target folder's failures.csv; empty if there is no such file."""
+    reasons = {}
+    with contextlib.suppress(OSError, csv.Error), open(
+            Path(target, FAILURES), encoding="utf-8", errors="surrogateescape", newline="") as file:
+        for row in csv.reader(file):
+            if len(row) == 2 and row != ["input", "reason"]:
+                reasons.setdefault(row[0], []).append(row[1])
+    return reasons
 
 
 class Failures:
@@ -30,8 +30,7 @@ class Failures:
         self.start = os.fstat(self.file.fileno()).st_mtime_ns
         self.writer = csv.writer(self.file)
         self.writer.writerow(["input", "reason"])
-        # Inputs of the last run's lines that this run has not looked at yet.
-        self.waiting = {cell for cell, _ in read_failures(self.path.parent)}
+        self.waiting = read_failures(target)    # what this run has not looked at yet
 
     def add(self, path: str | os.PathLike, *reasons: str) -> None:
         """Note that a file was looked at, and write a line for each reason why something of it could not be made."""
@@ -39,13 +38,13 @@ class Failures:
         if not cell[:1].isalnum() and cell[:1] not in "./_":
             # A spreadsheet takes =x, +x, -x and @x for formulas; ./=x names the same file and is not one.
             cell = os.path.join(".", cell)
-        self.waiting.discard(cell)
+        self.waiting.pop(cell, None)
         self.writer.writerows([cell, reason] for reason in reasons)
 
     def close(self, complete: bool) -> None:
         """Put the lines in place; after a run that was stopped keep the last run's lines on files not looked at."""
         if not complete:
-            self.writer.writerows(line for line in read_failures(self.path.parent) if line[0] in self.waiting)
+            self.writer.writerows([cell, reason] for cell, reasons in self.waiting.items() for reason in reasons)
         self.file.close()
         # The time of the start: what was changed later than this was not seen by this run.
         os.utime(self.unfinished, ns=(self.start, self.start))
@@ -63,9 +62,7 @@ class KnownFailures:
         path = Path(target, FAILURES)
         self.start = path.stat().st_mtime_ns if path.is_file() else 0
         # Workers of a cluster know files by their absolute paths.
-        self.reasons = {}
-        for cell, reason in read_failures(target):
-            self.reasons.setdefault(os.path.abspath(cell), []).append(reason)
+        self.reasons = {os.path.abspath(cell): reasons for cell, reasons in read_failures(target).items()}
 
     def of(self, path: str | os.PathLike) -> list[str]:
         """Return the reasons that the last run gave for a file; none if the file has changed since."""

@@ -192,12 +192,8 @@ def write_file(target: str | os.PathLike, name: str, data: bytes) -> None:
         with open(unfinished, "wb") as file:
             file.write(data)
         os.replace(unfinished, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.unlink(unfinished)
-        if isinstance(error, OSError):  # the unfinished file's name, another in each run, tells nobody anything
-            raise OSError(error.errno, error.strerror, path) from None
-        raise
+    except OSError as error:  # the unfinished file's name, another in each run, tells nobody anything
+        raise OSError(error.errno, error.strerror, path) from None
 
 
 def check_name(target: str | os.PathLike, name: str) -> None:

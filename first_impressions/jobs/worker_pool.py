@@ -53,8 +53,6 @@ class Answer(NamedTuple):
     errno: int = 0
 
 
-# ---------------------------------------------------------------- one file, in a worker
-
 _next_beat = math.inf   # no file is being worked on
 
 
@@ -128,8 +126,6 @@ def serve(descriptor: int, parent: int) -> None:
                 message = pickle.dumps(Answer(None, _unexpected(error)))
             connection.send_bytes(message)
 
-
-# ---------------------------------------------------------------- worker processes of this machine
 
 class ProcessPool:
     """Worker processes, one file each at a time. They are managed here because concurrent.futures loses the whole pool
@@ -208,8 +204,6 @@ def _cause_of_death(status: int) -> str:
     return f"its process ended with status {status}"
 
 
-# ---------------------------------------------------------------- a Ray cluster
-
 class RayPool:
     """The worker processes of a Ray cluster; the same interface as ProcessPool."""
 
@@ -247,8 +241,6 @@ class RayPool:
     def close(self) -> None:
         self.ray.shutdown()
 
-
-# ---------------------------------------------------------------- many files
 
 def map_files(function: Callable[[str], Any], items: Iterable[tuple[str, Known]], workers: int | None = None,
               ray_address: str | None = None) -> Iterator[tuple[str, Any, str | None]]:
