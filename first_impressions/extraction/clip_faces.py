@@ -1,9 +1,10 @@
 """From a clip to the faces in its frames, in one pass: to chips on disk, or in memory."""
 import math
 import os
+import re
 import tempfile
 from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,16 +27,17 @@ from first_impressions.extraction.frames import (
     check_clip_name,
     choose_frames,
     earlier_frames,
+    finished,
     read_chosen,
+    read_frames,
     watched_clip,
 )
 from first_impressions.extraction.packets import Packets, list_packets
 from first_impressions.extraction.people import describe_face, number_people
 from first_impressions.extraction.second_look import MOST_FRAMES
-from first_impressions.extraction.sources import check_source, encode_jpeg, source_of
+from first_impressions.extraction.sources import encode_jpeg, source_of
 from first_impressions.extraction.tracking import FaceTracker
 from first_impressions.jobs.failures import KnownFailures
-from first_impressions.jobs.target_folder import is_finished
 from first_impressions.jobs.worker_pool import heartbeat
 
 PORTION_BYTES = 20_000_000  # of pictures that are searched one after the other: 8 of 1280 x 720 pixels
@@ -59,17 +61,12 @@ def find_clip_faces(path: str, packets: Packets, frames: FrameSettings, crop: Cr
 
     without_face: frames that are known to need no search; with_face: frames whose faces are known.
     """
-    found, drawn = False, set()   # and not replaced
-    tracker, is_tracked = FaceTracker({}), DETECTORS[crop.detector].find is None
+    clip, is_tracked, faces_in = clip_stem(path), DETECTORS[crop.detector].find is None, {}
+    tracker = FaceTracker(earlier_frames(clip, frames.choose(clip, packets), frames.seed) if is_tracked else {})
 
     def pick_with_lineage(chosen):
         picked = pick(chosen)
-        drawn.update(chosen - picked)
-        # A frame that replaces one that cannot be decoded learns from none.
-        if not tracker.earlier and is_tracked:
-            tracker.earlier = earlier_frames(clip_stem(path), chosen, frames.seed)
-        further = set().union(*map(tracker.lineage, picked))
-        return picked | {index for index in further if index not in without_face}
+        return picked.union(*map(tracker.lineage, picked)).difference(without_face)
 
     def search(index, picture):
         if not is_tracked:
@@ -78,15 +75,14 @@ def find_clip_faces(path: str, packets: Packets, frames: FrameSettings, crop: Cr
         return with_further_faces(picture, faces) if crop.find_all else faces
 
     for portion in _portions(read_chosen(path, packets, frames, pick_with_lineage)):
-        searched = [(index, picture, search(index, picture)) for index, picture in portion]
-        drawn.update(index for index, _ in portion)
-        found = found or any(faces for *_, faces in searched)
-        yield from (FrameFaces(index, picture, faces, "" if faces else NO_FACE) for index, picture, faces in searched)
-    again = choose_frames(clip_stem(path), drawn, MOST_FRAMES, frames.seed)
-    if found or not again or any(index in with_face for index in drawn - again):
+        faces_in.update((index, search(index, picture)) for index, picture in portion)
+        for index, picture in portion:
+            yield FrameFaces(index, picture, faces_in[index], "" if faces_in[index] else NO_FACE)
+    drawn = frames.choose(clip, packets)
+    again = choose_frames(clip, drawn, MOST_FRAMES, frames.seed)
+    if not faces_in or any(faces_in.values()) or any(index in with_face for index in drawn - again):
         return
-    packets = replace(packets, notes=[])  # what decoding notes is noted already
-    pictures = list(read_chosen(path, packets, frames, lambda _: again))
+    pictures = list(read_frames(path, packets, again))
     # A run that was killed may have left some of the chips of a second look.
     if not any(index in with_face and find_faces(picture) for index, picture in pictures):
         for index, picture in pictures:
@@ -94,16 +90,15 @@ def find_clip_faces(path: str, packets: Packets, frames: FrameSettings, crop: Cr
                 yield FrameFaces(index, picture, *look_again(picture, crop.detector))
 
 
-def _portions(pictures: Iterator[tuple[int, np.ndarray]]) -> Iterator[list[tuple[int, np.ndarray]]]:
+def _portions(pictures):
     """Yield lists of what is read, in portions, so that decoder, detector and landmarks do not take turns at every
     frame: each has megabytes of its own, which the others drive out of the processor's cache."""
-    portion, size = [], 0
+    portion = []
     for index, picture in pictures:
         portion.append((index, picture))
-        size += picture.nbytes
-        if size >= PORTION_BYTES:
+        if len(portion) * picture.nbytes >= PORTION_BYTES:
             yield portion
-            portion, size = [], 0
+            portion = []
     if portion:
         yield portion
 
@@ -112,22 +107,22 @@ def _portions(pictures: Iterator[tuple[int, np.ndarray]]) -> Iterator[list[tuple
 
 def extract_clip_faces(path: str, face_dir: str, frames: FrameSettings, crop: CropSettings,
                        known: KnownFailures) -> tuple[int, int, list[str]]:
-    """Write the chips of one clip to face_dir; return (made, present, problems) as Job.run asks.
+    """Write the chips of one clip to face_dir; return (made, present, problems) as job.Batch asks.
 
     known: frames without a face that need no second search.
 
     Call it inside target_folder.open_target. Raises UserError for a clip that cannot be read, OSError for a full disk.
     """
-    clip, source = clip_stem(path), source_of(path)
-    present = set()
-    before = dict(map(_frame_and_reason, known.of(path)))
+    clip, source, present = clip_stem(path), source_of(path), set()
+    lines = [re.fullmatch(r"frame ([0-9]+): (.*)", line, re.DOTALL) for line in known.of(path)]
+    before = {int(line[1]): line[2] for line in lines if line}
     reasons = {}    # by frame, those of the frames that are drawn
 
     def stem(index):
         return Path(frame_name(clip, index)).stem
 
     def missing(chosen):
-        present.update(i for i in chosen if is_finished(os.path.join(face_dir, face_name(stem(i)))))
+        present.update(finished(chosen, face_dir, lambda index: face_name(stem(index)), source))
         reasons.update({i: before[i] for i in chosen if (before.get(i) == FOUND_BY_CNN if i in present else
                                                       NO_FACE in before.get(i, ""))})
         return chosen - present - reasons.keys()
@@ -135,25 +130,15 @@ def extract_clip_faces(path: str, face_dir: str, frames: FrameSettings, crop: Cr
     with watched_clip(path, face_dir) as made:
         packets = list_packets(path)
         check_clip_name(path, packets, face_dir)
-        to_make = missing(frames.choose(clip, packets, packets.drawable))
-        if present:
-            check_source(os.path.join(face_dir, face_name(stem(min(present)))), source)
-        if to_make:
-            for frame in find_clip_faces(path, packets, frames, crop, missing, reasons, present):
-                if frame.index in present:
-                    continue
-                made += write_chips(frame.picture, frame.faces, face_dir, stem(frame.index), crop, source)
-                if frame.reason:
-                    reasons[frame.index] = frame.reason
-                heartbeat()
+        for frame in find_clip_faces(path, packets, frames, crop, missing, reasons, present):
+            if frame.index in present:
+                continue
+            made += write_chips(frame.picture, frame.faces, face_dir, stem(frame.index), crop, source)
+            if frame.reason:
+                reasons[frame.index] = frame.reason
+            heartbeat()
     problems = frames.problems(packets) + [f"frame {index}: {reason}" for index, reason in sorted(reasons.items())]
     return len(made), len(present), problems
-
-
-def _frame_and_reason(line):
-    """Return the frame that a line of failures.csv is about, -1 for the clip, and the reason."""
-    frame, _, reason = line.removeprefix("frame ").partition(": ")
-    return (int(frame), reason) if frame.isdecimal() else (-1, line)
 
 
 # ---------------------------------------------------------------- in memory
@@ -255,12 +240,12 @@ def _frames_of_file(path: str, settings: FaceSettings, found: FileFaces) -> Iter
     if os.path.splitext(path)[1].lower() in CLIP_SUFFIXES:
         packets = list_packets(path)
         seconds = packets.seconds.tolist()
-        found.length = packets.length
+        found.length, middle = packets.length, len(packets.drawable) / 2
         if settings.most_seconds and found.length > settings.most_seconds:
             raise UserError(f"lasts {found.length / 60:.1f} minutes; at most {settings.most_seconds / 60:g} are taken")
         for frame in find_clip_faces(path, packets, settings.frames, settings):
             yield (frame, seconds[frame.index] if frame.index < len(seconds) else math.nan,
-                   abs(frame.index - len(packets.drawable) / 2))
+                   abs(frame.index - middle))
         found.notes += packets.notes + packets.remarks
     else:
         picture = read_picture(path)

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import heapq
+import itertools
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -61,17 +62,15 @@ class FrameSettings:
         """Return what preprocessing.json says of the choice of frames."""
         return {"seed": self.seed, **({"every": self.every} if self.every else {})}
 
-    def choose(self, clip: str, packets: Packets, indices: Iterable[int]) -> set[int]:
-        """Return those of the indices that are drawn from a clip. Raises UserError if times are needed and the clip
-        tells none."""
+    def choose(self, clip: str, packets: Packets) -> set[int]:
+        """Return the frames drawn from a clip. Raises UserError if times are needed and the clip tells none."""
         if self.every:
-            return frames_every(packets, indices, self.every, self.number_of_frames)
-        seconds = packets.seconds
+            return frames_every(packets, self.every, self.number_of_frames)
         number = number_of_pieces(packets.length, self)
         if number == 1:
-            return choose_frames(clip, indices, self.number_of_frames, self.seed)
-        indices = np.array(list(indices))
-        pieces = piece_of(seconds[indices], packets.length, number)
+            return choose_frames(clip, packets.drawable, self.number_of_frames, self.seed)
+        indices = np.array(packets.drawable)
+        pieces = piece_of(packets.seconds[indices], packets.length, number)
         return set().union(*(choose_frames(clip, indices[pieces == piece].tolist(), self.number_of_frames, self.seed)
                              for piece in range(number)))
 
@@ -120,14 +119,14 @@ def piece_of(seconds: np.ndarray, length: float, number: int) -> np.ndarray:
     return np.minimum(np.asarray(seconds) * (number / length), number - 1).astype(np.int64)
 
 
-def frames_every(packets: Packets, indices: Iterable[int], every: float, most: int) -> set[int]:
-    """Return those of the indices that are the first at or after 0, every, 2 every ... seconds, at most this many.
-    Raises UserError if the clip tells no times."""
+def frames_every(packets: Packets, every: float, most: int) -> set[int]:
+    """Return the first frames at or after 0, every, 2 every ... seconds, at most this many. Raises UserError if the
+    clip tells no times."""
     seconds = packets.seconds.tolist()
     if not seconds:
         raise UserError("tells no times of its frames; omit --every")
     chosen, due = set(), 0
-    for index in sorted(indices):
+    for index in sorted(packets.drawable):
         # 0.04 s as a sum of binary fractions may fall a little short.
         if seconds[index] >= due * every - 1e-6 and len(chosen) < most:
             chosen.add(index)
@@ -175,39 +174,37 @@ def _to_picture(frame, reformatter, pixel_aspect):
     return np.ascontiguousarray(picture)
 
 
+def _packets_to_the_end(container, stream):
+    """Yield the stream's packets that hold data, up to where the file is damaged; then None, which drains a decoder."""
+    with contextlib.suppress(av.error.FFmpegError):
+        for packet in container.demux(stream):
+            if packet.size:
+                heartbeat()
+                yield packet
+    yield None
+
+
 def _decode_everything(path, packets, errors):
     """Yield (index, frame) for every frame that a plain decode from the start gives; damaged packets are skipped, and
     the errors of the decoder are added to a list."""
-    index_of = dict(zip(packets.times.tolist(), packets.indices.tolist())) if packets.timed else None
-    count, position = 0, -1
+    times = packets.times.tolist() if packets.timed else itertools.repeat(None)
+    index_of, count = dict(zip(times, packets.indices.tolist())), 0
     with open_clip(path) as (container, stream):
-        packet_iterator = container.demux(stream)
-        while True:
+        for time, packet in zip(itertools.chain(times, [None]), _packets_to_the_end(container, stream)):
+            if packet and time is not None:
+                packet.pts = time
             try:
-                packet = next(packet_iterator)
-            except StopIteration:
-                return
-            except av.error.FFmpegError:
-                packet = None  # the file is damaged here: drain the decoder
-            heartbeat()
-            position += 1
-            if packets.timed and packet is not None and packet.size and position < len(packets.times):
-                packet.pts = int(packets.times[position])
-            try:
-                frames = stream.codec_context.decode(packet if packet is not None and packet.size else None)
+                frames = stream.codec_context.decode(packet)
             except av.error.EOFError:
                 return
             except av.error.FFmpegError as error:
                 errors.append(error)
-                frames = []
+                continue
             for frame in frames:
-                if index_of is None:
-                    yield count, frame
-                elif index_of.get(frame.pts, -1) >= 0:
-                    yield index_of[frame.pts], frame
+                index = index_of.get(frame.pts, -1) if packets.timed else count
                 count += 1
-            if packet is None or not packet.size:
-                return
+                if index >= 0:
+                    yield index, frame
 
 
 def decode_wanted(path: str | Path, packets: Packets, wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
@@ -218,28 +215,22 @@ def decode_wanted(path: str | Path, packets: Packets, wanted: set[int]) -> Itera
     anything is not as listed in packets: the caller then decodes everything. Raises av.error.FFmpegError for damage.
     """
     positions = np.flatnonzero(np.isin(packets.indices, list(wanted)))
-    starts = np.flatnonzero(packets.clean)
-    if not len(starts) or starts[0] != 0:
-        starts = np.concatenate([[0], starts])
-    firsts = starts[np.searchsorted(starts, positions, side="right") - 1]
-    lasts = {int(first): int(positions[firsts == first].max()) for first in np.unique(firsts)}
-    index_of = {int(packets.times[position]): int(packets.indices[position]) for position in positions}
-    wanted_positions = set(positions.tolist())
-    end = max(lasts.values())
+    starts = np.union1d(0, np.flatnonzero(packets.clean))
+    starts_of_wanted = starts[np.searchsorted(starts, positions, side="right") - 1]
+    last_from = dict(zip(starts_of_wanted.tolist(), positions.tolist()))  # positions rise: the last one stays
+    index_of = dict(zip(packets.times[positions].tolist(), packets.indices[positions].tolist()))
     last = -1
     with open_clip(path, explode=True) as (container, stream):
         decoder = stream.codec_context
-        for position, packet in enumerate(packet for packet in container.demux(stream) if packet.size):
-            heartbeat()
-            if position > end or packet.size != packets.sizes[position]:
+        for position, packet in enumerate(_packets_to_the_end(container, stream)):
+            if packet is None or position > positions[-1] or packet.size != packets.sizes[position]:
                 return
             packet.pts = int(packets.times[position])
-            if position in lasts:
-                last = lasts[position]
+            last = last_from.get(position, last)
             if position > last:
                 continue
             if decoder.name == "h264":
-                decoder.skip_frame = "DEFAULT" if position in wanted_positions else "NONREF"
+                decoder.skip_frame = "DEFAULT" if packet.pts in index_of else "NONREF"
             frames = decoder.decode(packet)
             if position == last:
                 frames += decoder.decode(None)
@@ -251,63 +242,58 @@ def decode_wanted(path: str | Path, packets: Packets, wanted: set[int]) -> Itera
                     yield index_of[frame.pts], frame
 
 
+def _decode(path, packets, wanted):
+    """Yield (index, frame) for the wanted frames, as read_frames does."""
+    order = sorted(wanted)
+    if order and packets.timed:
+        with contextlib.suppress(av.error.FFmpegError):  # of damage: the plain decode takes what can be had
+            for index, frame in decode_wanted(path, packets, wanted):
+                if index != order[0]:
+                    break  # one was left out
+                del order[0]
+                yield index, frame
+    readable, errors, missing = set(), [], set(order)
+    for index, frame in _decode_everything(path, packets, errors) if missing else ():
+        readable.add(index)
+        if index in missing:
+            missing.remove(index)
+            note = "its data are damaged, which may show in some of its frames"
+            if frame.is_corrupt and note not in packets.notes:
+                packets.notes.append(note)
+            yield index, frame
+            if not missing:
+                return
+    if missing:
+        total = counted(len(packets.drawable), "frame")
+        packets.drawable = sorted(readable.intersection(packets.drawable) if packets.timed else readable)
+        left = len(packets.drawable)
+        if not left:
+            raise UserError(f"none of its {total} could be decoded; replace or remove it")
+        # Two packets may hold the fields of one picture: without an error nothing is missing then.
+        if packets.timed or errors:
+            packets.notes.append(f"only {left} of {total} could be decoded; frames were drawn from these")
+
+
+def read_frames(path: str | Path, packets: Packets, wanted: set[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (index, picture) for the wanted frames, in the order of display: index, int, counted from 0; picture, uint8
+    RGB array H x W x 3, C-contiguous.
+
+    Those that cannot be decoded are taken out of packets.drawable, and packets.notes says how many are left. Raises
+    UserError if none is.
+    """
+    reformatter = av.video.reformatter.VideoReformatter()
+    for index, frame in _decode(path, packets, wanted):
+        yield index, _to_picture(frame, reformatter, packets.pixel_aspect)
+
+
 def read_chosen(path: str | Path, packets: Packets, settings: FrameSettings,
                 pick: Callable[[set[int]], set[int]] = set) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (index, picture) for those of the frames drawn that pick(frames drawn) returns. It is called again with the
-    frames that replace others.
-
-    index: int, counted from 0 in display order; picture: uint8 RGB array H x W x 3, C-contiguous. A frame that cannot
-    be decoded is replaced by the next one of the draw. All others come in the order of display, those that replace one
-    after them. packets.notes then says how many could be decoded. Raises UserError if none could.
-    """
-    def choose(indices):
-        return settings.choose(clip_stem(path), packets, indices)
-
-    def to_picture(frame):
-        return _to_picture(frame, reformatter, packets.pixel_aspect)
-
-    reformatter = av.video.reformatter.VideoReformatter()
-    drawn = choose(packets.drawable)
-    wanted = pick(drawn)
-    if wanted and packets.timed:
-        order = sorted(wanted, reverse=True)
-        try:
-            for index, frame in decode_wanted(path, packets, wanted):
-                if index != order.pop():
-                    break  # one was left out: the plain decode below takes up here
-                wanted.remove(index)
-                yield index, to_picture(frame)
-        except av.error.FFmpegError:
-            pass  # damaged somewhere: the plain decode below takes what can be had
-    if not wanted:
-        return
-    readable, errors, is_noted = set(), [], False
-    for index, frame in _decode_everything(path, packets, errors):
-        readable.add(index)
-        if index in wanted:
-            wanted.remove(index)
-            if frame.is_corrupt and not is_noted:
-                packets.notes.append("its data are damaged, which may show in some of its frames")
-                is_noted = True
-            yield index, to_picture(frame)
-            if not wanted:
-                return
-    if packets.timed:
-        readable.intersection_update(packets.drawable)
-    total = counted(len(packets.drawable), "frame")
-    if not readable:
-        raise UserError(f"none of its {total} could be decoded; replace or remove it")
-    # Two packets may hold the fields of one picture: without an error nothing is missing then.
-    if packets.timed or errors:
-        packets.notes.append(f"only {len(readable)} of {total} could be decoded; frames were drawn from these")
-    instead = pick(choose(readable) - drawn)
-    if instead:
-        for index, frame in _decode_everything(path, packets, errors):
-            if index in instead:
-                instead.remove(index)
-                yield index, to_picture(frame)
-                if not instead:
-                    return
+    """Yield (index, picture), as read_frames does, for those of the frames drawn that pick(frames drawn) returns. A
+    frame that cannot be decoded is replaced by the next one of the draw: pick is called again with those."""
+    drawn = set()
+    while new := settings.choose(clip_stem(path), packets) - drawn:
+        drawn |= new
+        yield from read_frames(path, packets, pick(new))
 
 
 # ---------------------------------------------------------------- writing
@@ -332,26 +318,31 @@ def check_clip_name(path: str, packets: Packets, target: str) -> None:
     check_name(target, face_name(longest))
 
 
+def finished(chosen: set[int], target: str, name_of: Callable[[int], str], source: str) -> set[int]:
+    """Return those of the frames drawn from a clip whose files, name_of(index), are in the target folder. Raises
+    UserError if they were made of another source."""
+    present = {index for index in chosen if is_finished(os.path.join(target, name_of(index)))}
+    if present:
+        check_source(os.path.join(target, name_of(min(present))), source)
+    return present
+
+
 def extract_frames(path: str, frame_dir: str, settings: FrameSettings) -> tuple[int, int, list[str]]:
-    """Write the frames drawn from one clip to frame_dir; return (made, present, problems) as Job.run asks.
+    """Write the frames drawn from one clip to frame_dir; return (made, present, problems) as job.Batch asks.
 
     Call it inside target_folder.open_target. Raises UserError for a clip that cannot be read, OSError for a full disk.
     """
-    clip, source = clip_stem(path), source_of(path)
-    present = set()
+    name_of, source, present = functools.partial(frame_name, clip_stem(path)), source_of(path), set()
 
     def missing(chosen):
-        present.update(i for i in chosen if is_finished(os.path.join(frame_dir, frame_name(clip, i))))
+        present.update(finished(chosen, frame_dir, name_of, source))
         return chosen - present
 
     with watched_clip(path, frame_dir) as made:
         packets = list_packets(path)
         check_clip_name(path, packets, frame_dir)
-        missing(settings.choose(clip, packets, packets.drawable))
-        if present:
-            check_source(os.path.join(frame_dir, frame_name(clip, min(present))), source)
         for index, picture in read_chosen(path, packets, settings, missing):
-            write_file(frame_dir, frame_name(clip, index), encode_jpeg(picture, settings.quality, source))
-            made.append(frame_name(clip, index))
+            write_file(frame_dir, name_of(index), encode_jpeg(picture, settings.quality, source))
+            made.append(name_of(index))
             heartbeat()
     return len(made), len(present), settings.problems(packets)

@@ -40,17 +40,18 @@ ROW = np.dtype([("time", np.int64), ("decoding_time", np.int64), ("size", np.int
 av.logging.set_level(None)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Packets:
     """The packets of a clip's video stream in the order of the file.
 
     times: int64, presentation time stamps, which go on if the clip's clock starts anew; sizes: int64, bytes; clean:
     bool, True if a decoder can start and knows all it needs; indices: int64, display index of the packet's picture,
     -1 for a packet that is not shown; timed: False if time stamps cannot tell pictures apart and pictures must be
-    counted; drawable: indices of the pictures to draw from; pixel_aspect: width of a pixel as displayed, in parts of
-    its height; notes: sentences on what is wrong with the clip although frames can be drawn from it, also those that
-    decoding adds; seconds: float64, of each picture shown, by its index, from the first one, empty if nothing tells;
-    guess, hdr: sentences on how the times were guessed and how high dynamic range was read, None if they were not.
+    counted; drawable: indices of the pictures to draw from, which decoding reduces; pixel_aspect: width of a pixel as
+    displayed, in parts of its height; notes: sentences on what is wrong with the clip although frames can be drawn from
+    it, also those that decoding adds; seconds: float64, of each picture shown, by its index, from the first one, empty
+    if nothing tells; guess, hdr: sentences on how the times were guessed and how high dynamic range was read, None if
+    they were not.
     """
     times: np.ndarray
     sizes: np.ndarray
