@@ -180,13 +180,13 @@ def test_nested_folders_and_equal_names(tmp_path, run):
     write_clip(tmp_path / "videos" / "train-2" / "a.001.avi", frames=3, codec="mpeg4")
     status, _, errors = run(extract_frames_from_videos, "videos", "frames", 2)
     assert status == 2 and len(errors.splitlines()) == 1
-    assert "a.001.mp4" in errors and "a.001.avi" in errors
+    assert "train-1/part/a.001.mp4 and one in videos/train-2" in errors
     (tmp_path / "videos" / "train-2" / "a.001.avi").unlink()
     # The same letters, written in the two ways of Unicode.
     for folder, form in (("train-1", "NFC"), ("train-2", "NFD")):
         (tmp_path / "videos" / folder / unicodedata.normalize(form, "José.mp4")).touch()
     status, _, errors = run(extract_frames_from_videos, "videos", "frames", 2)
-    assert status == 2 and "train-1/Jos" in errors and "train-2/Jos" in errors
+    assert status == 2 and "/Jos" in errors and "train-1" in errors and "train-2" in errors
 
 
 ENCRYPTED = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": 32 * "7", "encryption_kid": 32 * "a"}
