@@ -57,7 +57,6 @@ VARIANTS = {
     "dropout 0.2": {"dropout": 0.2},
     "weight decay 0.1": {"weight_decay": 0.1},
     "noise 0.6": {"noise": 0.6},
-    "moving average of the weights, 0.99": {"ema_decay": 0.99},
 }
 
 

@@ -98,7 +98,7 @@ def train_once(portraits: Portraits, clips: list[str], changes: dict, seed: int)
     state = start_training(network, samples, plan)
     for _ in fit(state, plan, samples, show_progress=False):
         pass
-    return state.averaged
+    return state.network
 
 
 def _plan(samples, changes, seed):

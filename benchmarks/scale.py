@@ -108,7 +108,7 @@ def measure_size(clips: int, path: Path) -> list[dict]:
         for _ in fit(state, plan, samples, show_progress=False):
             pass
     with steps.step("scores of all clips"):
-        score_rows(state.averaged, samples)
+        score_rows(state.network, samples)
     return steps.rows
 
 

@@ -203,7 +203,7 @@ data = ["--data-dir", {data!r}]
 with pretended_device.pretended_device():
     for name, model, *options in (("exact", "FaceResNet29_v1.0"),
                                   ("centres", "FaceResNet29_v1.0", "--memory", "centres"),
-                                  ("trained", "FaceResNet29_v2.0", "--mixup", "0.2", "--ema-decay", "0.9")):
+                                  ("trained", "FaceResNet29_v2.0", "--mixup", "0.2")):
         assert not train.main(["1", name, model, "false", "8", *data, "--l1", "16", "--l2", "8", *options])
         assert name == "centres" or not evaluate.main([name, *data])
     assert load_trained("exact")[0].mean.device.type == pretended_device.DEVICE

@@ -17,7 +17,7 @@ MODEL = "FaceResNet29_v1.0"
 @pytest.mark.parametrize("name, value", [
     pytest.param("l1", 10**400, id="l1-huge"),
     ("l1", 0), ("l1", 8.0), ("dropout", 0.96), ("heads", 65), ("components", True), ("memory", "all"),
-    ("memory_weight", 1.1), ("lr", math.nan), ("lr", math.inf), ("lr", "0.1"), ("ema_decay", 1.0), ("loss", "hinge"),
+    ("memory_weight", 1.1), ("lr", math.nan), ("lr", math.inf), ("lr", "0.1"), ("mixup", -0.1), ("loss", "hinge"),
     ("hflip", 1), ("warmup", -0.1)])
 def test_values_out_of_bounds_are_named(name, value):
     with pytest.raises(UserError, match=f"^{name}: .* is not ") as caught:
@@ -26,7 +26,7 @@ def test_values_out_of_bounds_are_named(name, value):
 
 
 def test_each_network_has_its_settings():
-    always = {"heads", "lr", "weight_decay", "warmup", "loss", "mixup", "ema_decay"}
+    always = {"heads", "lr", "weight_decay", "warmup", "loss", "mixup"}
     regression = {"memory", "memory_weight", "noise", "centres"}
     trained, frozen = {"backbone_lr_factor", "layer_decay", "augment", "hflip"}, {"components", "one_face"}
     of_name = {"ResNet18_v1.0": frozen | {"l1", "l2", "dropout"}, "ResNet18_v3.0": trained | {"l1", "l2", "dropout"},

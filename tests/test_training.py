@@ -128,7 +128,7 @@ def test_cached_and_uncached_training_have_the_same_losses(run, tmp_path):
     assert np.abs(np.subtract(first, second)).max() < 1e-4
 
 
-RESUMED = [4, "EXPERIMENT", "FaceResNet29_v2.0", "false", 4, *SMALL_HEAD, "--ema-decay", 0.9, "--mixup", 0.2,
+RESUMED = [4, "EXPERIMENT", "FaceResNet29_v2.0", "false", 4, *SMALL_HEAD, "--mixup", 0.2,
            "--augment", 0.5, "--precision", "float32"]
 
 

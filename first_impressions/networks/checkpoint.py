@@ -80,7 +80,6 @@ class Training(TypedDict):
     network: dict[str, Any]
     optimizer: dict
     scheduler: dict
-    ema: dict | None
     epoch: Annotated[int, Field(ge=0)]
     step: Annotated[int, Field(ge=0)]
     loss_sum: float

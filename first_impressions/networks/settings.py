@@ -20,8 +20,8 @@ LARGEST_LAYER = 16_384
 
 def _setting(default, text, of=lambda architecture: True, given=lambda architecture, settings: True, **bounds):
     """Return a field. of, given: the architectures, and for these the other settings, for which it changes anything.
-    bounds: least and most (least 0), below, choices; advanced: docs/accuracy.md measured no effect."""
-    known = {"least": 0, "most": math.inf, "below": math.inf, "choices": None, "advanced": False}
+    bounds: least and most (least 0), choices; advanced: docs/accuracy.md measured no effect."""
+    known = {"least": 0, "most": math.inf, "choices": None, "advanced": False}
     return field(default=default, metadata={"help": text, "of": of, "given": given, **known, **bounds})
 
 
@@ -69,8 +69,6 @@ class Settings:
     loss: str = _setting("l1", f"loss: {', '.join(LOSSES)}", choices=tuple(LOSSES), advanced=True)
     mixup: float = _setting(0.0, "alpha of the Beta distribution that mixes pairs of samples, 0: none", advanced=True)
     augment: float = _setting(0.0, "strength of crops, colour and erasing, 0 to 1", _is_trained, most=1)
-    ema_decay: float = _setting(0.0, "decay a step of the weights' exponential moving average, 0: none", below=1,
-                                advanced=True)
     hflip: bool = _setting(True, "mirror half of the pictures in training", _is_trained)
 
 
@@ -130,10 +128,9 @@ def _check(setting, value):
     elif kind is bool:
         wanted = "true or false"
     else:
-        fits = fits and bounds["least"] <= value <= bounds["most"] and value < bounds["below"]
+        fits = fits and bounds["least"] <= value <= bounds["most"] and value < math.inf
         wanted = f"a {'whole ' if kind is int else ''}number of at least {bounds['least']}"
-        wanted += "".join(f", {text} {bounds[key]}" for key, text in (("most", "at most"), ("below", "below"))
-                          if bounds[key] < math.inf)
+        wanted += f", at most {bounds['most']}" if bounds["most"] < math.inf else ""
     if not fits:
         raise UserError(f"{setting.name}: {value!r} is not {wanted}")
 

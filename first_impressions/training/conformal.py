@@ -51,7 +51,7 @@ def calibrate(architecture: Architecture, samples: ClipFeatures, plan: Plan, wei
         pass
     widths = []
     for alone in (False, True):
-        errors = np.abs(score_rows(state.averaged, testing, alone) - testing.targets.numpy())
+        errors = np.abs(score_rows(state.network, testing, alone) - testing.targets.numpy())
         # The conformal quantile: of n errors the one of rank ceil((n + 1) level).
         rank = min(len(errors), int(np.ceil((len(errors) + 1) * LEVEL)))
         widths.append(dict(zip(TRAITS, np.sort(errors, axis=0)[rank - 1].astype(float).tolist())))

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from first_impressions.common.command_line import UserError, counted, progress_bar
 from first_impressions.common.constants import TRAITS
@@ -72,7 +71,6 @@ class TrainingState:
     network: PersonalityNetwork
     optimizer: torch.optim.Optimizer
     scheduler: LambdaLR
-    ema: AveragedModel | None           # exponential moving average of the weights
     epoch: int = 0                      # epochs done
     step: int = 0                       # steps done of the next one
     loss_sum: torch.Tensor | float = 0.0    # of these steps; on the device, so that no step waits for it
@@ -82,21 +80,14 @@ class TrainingState:
 
     PLAIN: ClassVar = ("epoch", "step", "loss_sum", "loss_count", "history", "best")
 
-    @property
-    def averaged(self) -> PersonalityNetwork:
-        """The network that is evaluated and kept: the moving average if there is one."""
-        return self.ema.module if self.ema else self.network
-
     def state_dict(self) -> dict:
         """Return the state as tensors and plain data."""
         return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(), "ema": self.ema.state_dict() if self.ema else None,
+                "scheduler": self.scheduler.state_dict(),
                 **{name: getattr(self, name) for name in self.PLAIN}, "loss_sum": float(self.loss_sum)}
 
     def load_state_dict(self, saved: dict) -> None:
         """Take over what state_dict returned, but for the network's own weights, which are loaded before."""
-        if self.ema:
-            self.ema.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scheduler.load_state_dict(saved["scheduler"])
         for name in self.PLAIN:
@@ -156,10 +147,7 @@ def start_training(network: PersonalityNetwork, samples: Samples, plan: Plan,
         start_at_the_mean(network, samples.split)
         if network.frozen:
             fit_frozen_parts(network, samples, settings, plan.seed)
-    ema = None
-    if settings.ema_decay:
-        ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
-    state = TrainingState(network, optimizer, scheduler, ema)
+    state = TrainingState(network, optimizer, scheduler)
     if saved:
         try:
             state.load_state_dict(saved)
@@ -222,15 +210,13 @@ def _change_inputs(samples, settings, rows, inputs, generator):
 
 
 def _take_step(state, parallel, inputs, targets, loss_function):
-    """One step of the optimiser on a batch: the mean loss of the heads, its gradient, the schedule, the average."""
+    """One step of the optimiser on a batch: the mean loss of the heads, its gradient, the schedule."""
     scores = parallel(inputs, of_each_head=True)
     loss = torch.stack([loss_function(of_head, targets) for of_head in scores]).mean()
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     state.optimizer.step()
     state.scheduler.step()
-    if state.ema:
-        state.ema.update_parameters(state.network)
     state.loss_sum = state.loss_sum + loss.detach()
     state.loss_count += 1
 
@@ -296,9 +282,9 @@ def fit(state: TrainingState, plan: Plan, samples: Samples, validation: Samples 
                                        state.scheduler.lr_lambdas):
             record[f"learning_rate_{group['name']}"] = rate * factor(last)
         if validation is not None and is_main_process():
-            record.update(validate(state.averaged, validation, plan.settings.loss, samples.split.labels.mean()))
+            record.update(validate(state.network, validation, plan.settings.loss, samples.split.labels.mean()))
             if state.best is None or record["accuracy_mean"] > state.best["accuracy"]:
-                network = {key: value.detach().cpu().clone() for key, value in state.averaged.state_dict().items()}
+                network = {key: value.detach().cpu().clone() for key, value in state.network.state_dict().items()}
                 state.best = {"epoch": state.epoch + 1, "accuracy": record["accuracy_mean"], "network": network}
         state.history.append(record)
         state.epoch, state.step, state.loss_sum, state.loss_count = state.epoch + 1, 0, 0.0, 0

@@ -132,7 +132,7 @@ class TrainingRun:
         if (self.target / LAST).exists():
             os.replace(self.target / LAST, self.target / PREVIOUS)
         metrics = state.history[-1] if state.history else {}
-        last = self.checkpoint_of(state.averaged.state_dict(), metrics, state.epoch, state.state_dict())
+        last = self.checkpoint_of(state.network.state_dict(), metrics, state.epoch, state.state_dict())
         last.save(self.target / LAST)
         if state.best:
             epoch = state.best["epoch"]
