@@ -39,7 +39,7 @@ from first_impressions.prediction import page
 from first_impressions.prediction.drawings import draw_boxes, plot_course
 from first_impressions.prediction.saliency import draw_heat_maps
 from first_impressions.prediction.scoring import FRAMES, WHOLE_UP_TO, Scorer, files_below, load_scorer, score_files
-from first_impressions.prediction.tables import FRAME_COLUMNS, columns_of
+from first_impressions.prediction.tables import ALL_COLUMNS, FRAME_COLUMNS, table_of
 
 HOST = "127.0.0.1"
 FOLDER_PREFIX = "apparent-personality-"
@@ -105,9 +105,10 @@ class App:
                 people += scores.rows
                 frames += scores.faces
                 yield page.show_progress(len(entries), len(paths), scored), "".join(entries)
-        links = page.table_link(people, columns_of(people, everything=True), "scores.csv", "Download the scores (CSV)")
+        links = page.table_link(table_of(people, ALL_COLUMNS), "scores.csv", "Download the scores (CSV)")
         if frames:
-            links += page.table_link(frames, FRAME_COLUMNS, "scores_per_frame.csv", "Scores of each frame (CSV)")
+            links += page.table_link(table_of(frames, FRAME_COLUMNS), "scores_per_frame.csv",
+                                     "Scores of each frame (CSV)")
         yield page.show_progress(len(entries), len(paths), scored), links + "".join(entries)
 
     def refusal(self, path: str) -> tuple[None, str] | None:

@@ -52,10 +52,10 @@ from first_impressions.jobs.target_folder import say_passed_over
 from first_impressions.jobs.worker_pool import UNEXPECTED, warn_of_unexpected
 from first_impressions.networks.checkpoint import find_checkpoint
 from first_impressions.networks.network import PersonalityNetwork
+from first_impressions.prediction import tables
 from first_impressions.prediction.drawings import annotate, plot_course
 from first_impressions.prediction.saliency import draw_heat_maps
 from first_impressions.prediction.scoring import FRAMES, FileScores, check_paths, files_below, load_scorer, score_files
-from first_impressions.prediction.tables import FRAME_COLUMNS, check_replaceable, columns_of, print_table, write_table
 
 LONGEST_STEM = 200  # bytes of a picture's name before its ending; a file's name has at most 255
 
@@ -153,7 +153,7 @@ def check_arguments(args):
             if table.suffix.lower() not in (".csv", ".json"):
                 raise UserError(f"{option} {table}: name a file that ends in .csv or .json")
             check_output_file(option, table)
-            check_replaceable(option, table)
+            tables.check_replaceable(option, table)
     if args.out and args.per_frame and args.out.resolve() == args.per_frame.resolve():
         raise UserError(f"--out and --per-frame {args.out}: are one file; name two")
     check_paths(args.paths)
@@ -194,11 +194,12 @@ def main(argv=None):
         failure = error  # what was scored is shown before the line on the full disk
     scored = [row for row in results.rows if not row["problem"]]
     if scored:
-        print_table(scored, args.all_columns)
+        tables.print_table(tables.table_of(scored, tables.ALL_COLUMNS), args.all_columns)
     if args.out:
-        write_table(args.out, columns_of(results.rows, args.all_columns), results.rows)
+        columns = tables.ALL_COLUMNS if args.all_columns else tables.COLUMNS
+        tables.write_table(args.out, tables.table_of(results.rows, columns))
     if args.per_frame:
-        write_table(args.per_frame, FRAME_COLUMNS, results.frame_rows)
+        tables.write_table(args.per_frame, tables.table_of(results.frame_rows, tables.FRAME_COLUMNS))
     if failure:
         raise failure
     if args.plot and scored and not results.courses:

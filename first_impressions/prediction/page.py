@@ -4,16 +4,16 @@ Nothing here becomes a file on the server, so no result is left over.
 """
 import base64
 import html
-import io
 import os
 from collections.abc import Iterable
 
 import cv2
 import numpy as np
+import pandas
 
 from first_impressions.common.command_line import counted
 from first_impressions.common.constants import COLOURS, TRAITS
-from first_impressions.prediction.tables import high_means_calm, write_csv
+from first_impressions.prediction.tables import csv_text, high_means_calm
 
 LONGEST_PROBLEM = 300  # characters; messages of libraries may hold whole arrays
 TITLE = "Apparent personality"
@@ -118,9 +118,8 @@ def show_file(path: str, meta: str, parts: Iterable[str]) -> str:
     return f'<article><h2>{file_name(path)}</h2><p class="meta">{html.escape(meta)}</p>{"".join(parts)}</article>'
 
 
-def table_link(rows: list[dict], columns: Iterable[str], name: str, text: str) -> str:
+def table_link(table: pandas.DataFrame, name: str, text: str) -> str:
     """Return a link that holds a table as CSV and saves it under the name."""
-    file = io.StringIO()
-    write_csv(file, columns, ({**row, "clip": os.path.basename(row["clip"])} for row in rows))
-    data = base64.b64encode(file.getvalue().encode("utf-8", "backslashreplace")).decode()
+    table = table.assign(clip=table["clip"].map(os.path.basename))
+    data = base64.b64encode(csv_text(table).encode()).decode()
     return f'<a class="download" download="{name}" href="data:text/csv;charset=utf-8;base64,{data}">{text}</a>'

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
+import pandas
 import torch
 
 from first_impressions.common.command_line import UserError, printable, usable_cores
@@ -34,15 +35,7 @@ from first_impressions.jobs.target_folder import find_files
 from first_impressions.jobs.worker_pool import map_files
 from first_impressions.networks.checkpoint import Checkpoint, load_experiment
 from first_impressions.networks.network import PersonalityNetwork, sides_of_clip
-from first_impressions.prediction.tables import (
-    HALF_WIDTHS,
-    HIGHS,
-    LOWS,
-    PERCENTILES,
-    PIECE_COLUMNS,
-    SPREADS,
-    columns_of,
-)
+from first_impressions.prediction import tables
 
 SUFFIXES = CLIP_SUFFIXES | PICTURE_SUFFIXES
 WHOLE_UP_TO = 60    # seconds; of a longer clip that is not cut into pieces no interval is known
@@ -140,7 +133,7 @@ class Scorer:
                 mean = np.mean([[row[trait] for trait in TRAITS] for row in rows], axis=0)
                 rows = [self._row(path, found, np.flatnonzero(person == one), mean, scores)]
             if number > 1 or is_long:
-                rows[0].update(dict.fromkeys((*LOWS, *HIGHS, *HALF_WIDTHS)))
+                rows[0].update(dict.fromkeys((*tables.LOWS, *tables.HIGHS, *tables.HALF_WIDTHS)))
             people += rows
         faces = [{"clip": printable(path), "frame": face.frame,
                   "seconds": None if math.isnan(face.seconds) else face.seconds, "person": face.person,
@@ -159,16 +152,17 @@ class Scorer:
                MEANS_COLUMN: NEUROTICISM_MEANS[self.checkpoint.neuroticism_is_stability], "frames": found.frames,
                "faces": len(faces), "others": found.others,
                "confidence": float(np.mean([face.confidence for face in faces])), "detector": faces[0].detector,
-               **dict(zip(SPREADS, of_faces[places].std(0).tolist())),
-               **dict.fromkeys((*PIECE_COLUMNS, *LOWS, *HIGHS, *HALF_WIDTHS, *PERCENTILES)),
+               **dict(zip(tables.SPREADS, of_faces[places].std(0).tolist())),
+               **dict.fromkeys((*tables.PIECE_COLUMNS, *tables.LOWS, *tables.HIGHS, *tables.HALF_WIDTHS,
+                                *tables.PERCENTILES)),
                "note": printable("; ".join(found.notes)), "problem": ""}
         if self.checkpoint.intervals:
             widths = self.checkpoint.intervals.half_widths(np.array([len(faces)]))[0]
-            row.update(zip(HALF_WIDTHS, widths.tolist()))
-            row.update(zip(LOWS, (scores - widths).clip(0, 1).tolist()))
-            row.update(zip(HIGHS, (scores + widths).clip(0, 1).tolist()))
+            row.update(zip(tables.HALF_WIDTHS, widths.tolist()))
+            row.update(zip(tables.LOWS, (scores - widths).clip(0, 1).tolist()))
+            row.update(zip(tables.HIGHS, (scores + widths).clip(0, 1).tolist()))
         if quantiles := self.checkpoint.label_quantiles:
-            for name, trait, score in zip(PERCENTILES, TRAITS, scores):
+            for name, trait, score in zip(tables.PERCENTILES, TRAITS, scores):
                 row[name] = float(np.interp(score, quantiles[trait], np.arange(101)))
         return row
 
@@ -235,7 +229,7 @@ def score_files(scorer: Scorer, files: Iterable[tuple[str, tuple | None]], setti
 
 
 def predict(paths: str | Iterable[str], model: str = "pretrained", runs_dir: str = "runs",
-            frames: FrameSettings | None = None, workers: int | None = None, **options):
+            frames: FrameSettings | None = None, workers: int | None = None, **options) -> pandas.DataFrame:
     """Return the table of predict.py as a pandas.DataFrame: a row for each file, person and piece, with the columns of
     tables.ALL_COLUMNS.
 
@@ -244,8 +238,6 @@ def predict(paths: str | Iterable[str], model: str = "pretrained", runs_dir: str
     of clip_faces.FaceSettings, such as find_all=True for everybody in the picture. A file that cannot be scored has a
     row with its problem. Raises UserError for a path or model that is not there.
     """
-    import pandas  # here, since scoring itself does without
-
     paths = [os.fspath(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
     check_paths(paths)
     scorer, rows = load_scorer(model, runs_dir), []
@@ -253,7 +245,7 @@ def predict(paths: str | Iterable[str], model: str = "pretrained", runs_dir: str
     with contextlib.closing(score_files(scorer, files_below(paths), settings, workers or usable_cores())) as answers:
         for scores in answers:
             rows += scores.rows
-    return pandas.DataFrame(rows, columns=columns_of(rows, everything=True))
+    return tables.table_of(rows, tables.ALL_COLUMNS)
 
 
 def check_paths(paths: Iterable[str]) -> None:
