@@ -101,7 +101,7 @@ class App:
         with contextlib.closing(score_files(self.scorer, items, settings, min(self.workers, len(paths)))) as answers:
             for scores in answers:
                 entries.append(self.show(scores))
-                scored += not scores.problem
+                scored += not scores.rows[0]["problem"]
                 people += scores.rows
                 frames += scores.faces
                 yield page.show_progress(len(entries), len(paths), scored), "".join(entries)
@@ -123,24 +123,25 @@ class App:
 
     def show(self, scores) -> str:
         """Return the entry of a FileScores on the page."""
-        if scores.problem:
-            return page.show_problem(scores.clip, scores.problem)
+        first = scores.rows[0]
+        if first["problem"]:
+            return page.show_problem(first["clip"], first["problem"])
         several = len(scores.people) > 1
         caption = "The people that are scored" if several else "The face that is scored"
         with self.explaining:
             heat_maps = draw_heat_maps(self.explained, scores)
-        whose = f"the face of person {scores.chip_face['person']}" if several else "the face"
+        whose = f"the face of person {scores.faces[len(scores.faces) // 2]['person']}" if several else "the face"
         parts = [f'<div class="pair">{page.show_picture(draw_boxes(scores.picture, several), caption)}'
                  f"<div>{page.show_people(scores.people)}</div></div>",
                  page.show_picture(heat_maps, f"Where {whose} raises each score more than the others", strip=True)]
-        if scores.people[0]["frames"] > 1:
+        if first["frames"] > 1:
             parts.append(page.show_picture(plot_course(scores), "The scores over the clip", strip=True))
         with_face = len({face["frame"] for face in scores.faces})
-        meta = [f"{counted(scores.people[0]['frames'], 'frame')}, {with_face} with a face"]
+        meta = [f"{counted(first['frames'], 'frame')}, {with_face} with a face"]
         if scores.pieces:
             seconds = scores.pieces[0]["end"] - scores.pieces[0]["start"]
             meta.append(f"the mean over its pieces of {seconds:.0f} seconds, whose intervals are in the table")
-        return page.show_file(scores.clip, "; ".join(filter(None, [*meta, scores.people[0]["note"]])), parts)
+        return page.show_file(first["clip"], "; ".join(filter(None, [*meta, first["note"]])), parts)
 
 
 # ---------------------------------------------------------------- page

@@ -17,17 +17,16 @@ a row with its problem. docs/evaluation_and_prediction.md explains every column.
 import first_impressions.common.startup  # noqa: F401  (before torch)
 
 # isort: split
+import argparse
 import contextlib
 import itertools
 import math
 import os
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
-import numpy as np
 
 from first_impressions.common.command_line import (
     UserError,
@@ -35,12 +34,9 @@ from first_impressions.common.command_line import (
     make_parser,
     number_between,
     positive_int,
-    printable,
     progress_bar,
     run_script,
     seconds_apart,
-    stop_name,
-    stop_status,
     usable_cores,
 )
 from first_impressions.common.device import add_device_options
@@ -55,58 +51,38 @@ from first_impressions.networks.network import PersonalityNetwork
 from first_impressions.prediction import tables
 from first_impressions.prediction.drawings import annotate, plot_course
 from first_impressions.prediction.saliency import draw_heat_maps
-from first_impressions.prediction.scoring import FRAMES, FileScores, check_paths, files_below, load_scorer, score_files
+from first_impressions.prediction.scoring import FRAMES, FileScores, files_below, load_scorer, score_files
 
 LONGEST_STEM = 200  # bytes of a picture's name before its ending; a file's name has at most 255
 
 
-# ---------------------------------------------------------------- results
+# ---------------------------------------------------------------- pictures
 
-@dataclass
-class Results:
-    """What was scored so far, and where the pictures go."""
-    network: PersonalityNetwork
-    annotate_dir: Path | None
-    explain_dir: Path | None
-    plot_dir: Path | None
-    rows: list[dict] = field(default_factory=list)      # of the table of people
-    frame_rows: list[dict] = field(default_factory=list)
-    names: set[str] = field(default_factory=set)        # of the pictures
-    scored_files: int = 0
-    courses: int = 0    # drawn
-
-    def add(self, scores: FileScores) -> None:
-        """Take in the scores of a file, or its problem, and write its pictures."""
-        self.rows += scores.rows
-        if scores.problem:
-            return
-        self.scored_files += 1
-        self.frame_rows += scores.faces
-        name = _plain_name(scores.clip, self.names)
-        if self.annotate_dir:
-            write_picture(self.annotate_dir / f"{name}_scores.jpg", annotate(scores.picture, scores.people))
-        if self.plot_dir and scores.people[0]["frames"] > 1:
-            write_picture(self.plot_dir / f"{name}_course.png", plot_course(scores))
-            self.courses += 1
-        if self.explain_dir:
-            write_picture(self.explain_dir / f"{name}_heat_maps.png", draw_heat_maps(self.network, scores))
+def write_pictures(args: argparse.Namespace, network: PersonalityNetwork, scores: FileScores, taken: set[str]) -> None:
+    """Write the pictures of a scored file that are asked for. taken: names of the pictures so far, gets theirs."""
+    name = _new_name(Path(scores.rows[0]["clip"]), taken)
+    if args.annotate:
+        _write_picture(args.annotate / f"{name}_scores.jpg", annotate(scores.picture, scores.people))
+    if args.plot and scores.rows[0]["frames"] > 1:
+        _write_picture(args.plot / f"{name}_course.png", plot_course(scores))
+    if args.explain:
+        _write_picture(args.explain / f"{name}_heat_maps.png", draw_heat_maps(network, scores))
 
 
-def write_picture(path: Path, picture: np.ndarray) -> None:
-    """Write a BGR picture so that the file under its name is always whole. Raises OSError if the disk is full."""
-    with atomic_write(path) as partial:
-        partial.write_bytes(cv2.imencode(path.suffix, picture)[1].tobytes())
-
-
-def _plain_name(path, taken):
-    """Return a file name for a clip's picture: its stem; if another file has that, its name with the ending; if
+def _new_name(path, taken):
+    """Return a file name for a clip's pictures: its stem; if another file has that, its name with the ending; if
     another folder has one of that name, numbered."""
-    stem, whole = (os.fsencode(printable(name))[:LONGEST_STEM].decode(errors="ignore")
-                   for name in (Path(path).stem, Path(path).name))
+    stem, whole = (os.fsencode(name)[:LONGEST_STEM].decode(errors="ignore") for name in (path.stem, path.name))
     names = itertools.chain([stem, whole], (f"{whole}_{number}" for number in itertools.count(2)))
     name = next(name for name in names if name not in taken)
     taken.add(name)
     return name
+
+
+def _write_picture(path, picture):
+    """Write a BGR picture so that the file under its name is always whole."""
+    with atomic_write(path) as partial:
+        partial.write_bytes(cv2.imencode(path.suffix, picture)[1].tobytes())
 
 
 # ---------------------------------------------------------------- command line
@@ -156,7 +132,6 @@ def check_arguments(args):
             tables.check_replaceable(option, table)
     if args.out and args.per_frame and args.out.resolve() == args.per_frame.resolve():
         raise UserError(f"--out and --per-frame {args.out}: are one file; name two")
-    check_paths(args.paths)
     for folder in filter(None, (args.annotate, args.explain, args.plot)):
         make_folder(folder, "name another folder for the pictures")
 
@@ -164,52 +139,50 @@ def check_arguments(args):
 def main(argv=None):
     args = parse_args(argv)
     check_arguments(args)
-    scorer = load_scorer(args.experiment, args.runs_dir, args.precision, args.device)
-    frames = FrameSettings.from_options(args, piece=args.piece)
-    settings = scorer.face_settings(frames, args.predictor, find_all=args.faces == "all",
-                                    keep_picture=bool(args.annotate), min_confidence=args.min_confidence,
-                                    detector=args.detector)
     passed_over = Counter()
-    total, status = sum(1 for _ in files_below(args.paths, passed_over)), 0
+    total = sum(1 for _ in files_below(args.paths, passed_over))
     if not total:
         raise UserError(f"{args.paths[0]}: contains neither a clip nor a picture{say_passed_over(passed_over)}")
-    results, failure = Results(scorer.network, args.annotate, args.explain, args.plot), None
+    scorer = load_scorer(args.experiment, args.runs_dir, args.precision, args.device)
+    settings = scorer.face_settings(FrameSettings.from_options(args, piece=args.piece), args.predictor,
+                                    find_all=args.faces == "all", keep_picture=bool(args.annotate),
+                                    min_confidence=args.min_confidence, detector=args.detector)
+    rows, faces, names, end = [], [], set(), None
     try:
         answers = score_files(scorer, files_below(args.paths), settings, min(args.workers, total))
         with contextlib.closing(answers), progress_bar(total=total, unit="file") as bar:
             for scores in answers:
                 bar.update()
-                results.add(scores)
-                if warning := scores.problem or scores.people[0]["note"]:
-                    bar.write(f"warning: {printable(scores.clip)}: {printable(warning)}", file=sys.stderr)
-    except KeyboardInterrupt as error:
-        status = stop_status(error)
-        print(f"stopped by {stop_name(status)}" + ("; what was scored so far follows" if results.rows else
-                                                   " before any file was scored"), file=sys.stderr)
-        if not results.rows:
-            return status
-    except OSError as error:
-        if disk_error(error) is None or not results.rows:
+                rows += scores.rows
+                faces += scores.faces
+                if not scores.rows[0]["problem"]:
+                    write_pictures(args, scorer.network, scores, names)
+                if warning := scores.rows[0]["problem"] or scores.rows[0]["note"]:
+                    bar.write(f"warning: {scores.rows[0]['clip']}: {warning}", file=sys.stderr)
+    except (KeyboardInterrupt, OSError) as error:
+        if not rows or (isinstance(error, OSError) and not disk_error(error)):
             raise
-        failure = error  # what was scored is shown before the line on the full disk
-    scored = [row for row in results.rows if not row["problem"]]
+        end = error  # what was scored so far is shown before the line on the full disk or on what has stopped the run
+    scored = [row for row in rows if not row["problem"]]
     if scored:
         tables.print_table(tables.table_of(scored, tables.ALL_COLUMNS), args.all_columns)
     if args.out:
-        columns = tables.ALL_COLUMNS if args.all_columns else tables.COLUMNS
-        tables.write_table(args.out, tables.table_of(results.rows, columns))
+        tables.write_table(args.out, tables.table_of(rows, tables.ALL_COLUMNS if args.all_columns else tables.COLUMNS))
     if args.per_frame:
-        tables.write_table(args.per_frame, tables.table_of(results.frame_rows, tables.FRAME_COLUMNS))
-    if failure:
-        raise failure
-    if args.plot and scored and not results.courses:
+        tables.write_table(args.per_frame, tables.table_of(faces, tables.FRAME_COLUMNS))
+    if isinstance(end, OSError):
+        raise end
+    has_course = any((row["frames"] or 0) > 1 for row in scored)
+    if args.plot and scored and not has_course:
         print("note: no course is drawn of a single frame", file=sys.stderr)
-    course_dir = args.plot if results.courses else None
-    written = [str(place) for place in (args.out, args.per_frame, args.annotate, args.explain, course_dir) if place]
-    print(f"{results.scored_files} of {total} files scored{say_passed_over(passed_over)}"
-          + (f"; results: {', '.join(written)}" if written else "; --out FILE.csv writes the table"))
-    is_suspect = warn_of_unexpected(sum(row["problem"].startswith(UNEXPECTED) for row in results.rows), total, "file")
-    return status or (0 if scored and not is_suspect else 1)
+    places = (args.out, args.per_frame, args.annotate, args.explain, args.plot if has_course else None)
+    written = ", ".join(str(place) for place in places if place)
+    print(f"{len({row['clip'] for row in scored})} of {total} files scored{say_passed_over(passed_over)}; "
+          + (f"results: {written}" if written else "--out FILE.csv writes the table"))
+    is_suspect = warn_of_unexpected(sum(row["problem"].startswith(UNEXPECTED) for row in rows), total, "file")
+    if end:
+        raise end
+    return 0 if scored and not is_suspect else 1
 
 
 if __name__ == "__main__":

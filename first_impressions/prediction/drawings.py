@@ -73,9 +73,9 @@ def _draw_people(panel, people):
             _draw_bar(panel, y, trait, row)
         y += GAP
     notes = ["neuroticism: high means calm"] if high_means_calm(people[0]) else []
-    if people[0]["half_width_openness"] is not None:
+    if "half_width_openness" in people[0]:
         notes.append("whisker: 4 of 5 judgements lie within")
-    if people[0]["percentile_openness"] is not None:
+    if "percentile_openness" in people[0]:
         notes.append("%: of the training clips that are judged lower")
     for number, note in enumerate(notes):
         panel.write(note, 12, y + 8 + 20 * number, 0.4)
@@ -88,7 +88,7 @@ def _draw_bar(panel, y, trait, row):
     panel.write(trait, 12, y)
     panel.fill(BAR_LEFT, y - 13, place(1), y + 2, TRACK)
     panel.fill(BAR_LEFT, y - 13, place(row[trait]), y + 2, COLOURS[trait][::-1])
-    low, high, percentile = row[f"low_{trait}"], row[f"high_{trait}"], row[f"percentile_{trait}"]
+    low, high, percentile = (row.get(f"{kind}_{trait}") for kind in ("low", "high", "percentile"))
     if low is not None:
         panel.fill(place(low), y - 5.5, place(high), y - 5, BLACK)
         for end in (low, high):
@@ -110,7 +110,7 @@ def plot_course(scores: FileScores) -> np.ndarray:
     calm = " (high: calm)" if high_means_calm(scores.people[0]) else ""
     figure = Figure(figsize=(9, 0.8 + 2.4 * len(numbers)), layout="constrained")
     panels = figure.subplots(len(numbers), 1, sharex=True, squeeze=False)[:, 0]
-    timed = all(face["seconds"] is not None for face in scores.faces)
+    timed = not any(np.isnan(face["seconds"]) for face in scores.faces)
     for panel, person in zip(panels, numbers):
         pieces = [piece for piece in scores.pieces if piece["person"] == person]
         if pieces:

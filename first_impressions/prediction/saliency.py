@@ -103,12 +103,11 @@ def overlay(chip: np.ndarray, maps: np.ndarray, labels: list[str], note: str = "
 
 def draw_heat_maps(network: PersonalityNetwork, scores: FileScores) -> np.ndarray:
     """Return overlay()'s picture, uint8 BGR, of the chip of a file's scores; of several people it names the chip's."""
-    chips = torch.from_numpy(np.ascontiguousarray(scores.chip.transpose(2, 0, 1)))[None].to(network.mean.device)
-    star = "*" if high_means_calm(scores.people[0]) else ""
-    labels = [f"person {scores.chip_face['person']}, one face" if len(scores.people) > 1 else "one face",
-              *(f"{trait}{star if trait == 'neuroticism' else ''} {scores.chip_face[trait]:.2f}" for trait in TRAITS)]
-    return overlay(chips[0].cpu().numpy(), explain_chips(network, chips)[0], labels, star and "* high means calm")[
-        :, :, ::-1]
+    face, star = scores.faces[len(scores.faces) // 2], "*" if high_means_calm(scores.rows[0]) else ""
+    labels = [f"person {face['person']}, one face" if len(scores.people) > 1 else "one face",
+              *(f"{trait}{star if trait == 'neuroticism' else ''} {face[trait]:.2f}" for trait in TRAITS)]
+    maps = explain_chips(network, scores.chip[None].to(network.mean.device))[0]
+    return overlay(scores.chip.numpy(), maps, labels, star and "* high means calm")[:, :, ::-1]
 
 
 def _colours(heat):

@@ -4,7 +4,6 @@ Faces are found in worker processes and in memory.
 """
 import contextlib
 import functools
-import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -45,25 +44,23 @@ BATCH_SIZE = 32     # chips that are scored at once
 
 @dataclass
 class FileScores:
-    """Scores of a file: its rows of tables.ALL_COLUMNS, one per person (people) and one per piece of a clip in pieces
-    (pieces), and of tables.FRAME_COLUMNS, one per face (faces). chip: uint8 RGB H x W x 3, a face of the middle frame,
-    and its row of the faces. If there is a problem, all else is empty."""
-    clip: str
-    problem: str = ""
-    people: list[dict] = field(default_factory=list)
-    pieces: list[dict] = field(default_factory=list)
+    """Scores of a file. rows: one per person, each followed by those of the pieces of a clip in pieces, with columns of
+    tables.ALL_COLUMNS; faces: one per face, with tables.FRAME_COLUMNS; chip: that of the middle face, uint8 RGB
+    3 x H x W. If there is a problem, one row names it, and all else is empty."""
+    rows: list[dict]
     faces: list[dict] = field(default_factory=list)
     picture: KeptPicture | None = None
-    chip: np.ndarray | None = None
-    chip_face: dict | None = None
+    chip: torch.Tensor | None = None
 
     @property
-    def rows(self) -> list[dict]:
-        """The rows of the table of people: each one's and below it those of the pieces, or that of the problem."""
-        if self.problem:
-            return [{"clip": printable(self.clip), "problem": printable(self.problem)}]
-        return [row for one in self.people
-                for row in (one, *(piece for piece in self.pieces if piece["person"] == one["person"]))]
+    def people(self) -> list[dict]:
+        """The rows of people."""
+        return [row for row in self.rows if "piece" not in row]
+
+    @property
+    def pieces(self) -> list[dict]:
+        """The rows of pieces."""
+        return [row for row in self.rows if "piece" in row]
 
 
 @torch.inference_mode()
@@ -113,73 +110,57 @@ class Scorer:
             found.notes.append(f"{found.length / 60:.1f} minutes long, but the model knows short clips: scored without "
                                "intervals; --piece 15 gives both for each 15 seconds")
         person = np.array([face.person for face in found.faces])
-        seconds = np.array([face.seconds for face in found.faces])
-        piece = piece_of(seconds, found.length, number) if number > 1 else np.zeros(len(person), np.int64)
-        scores = np.empty((len(person), len(TRAITS)), np.float32)
-        people, pieces = [], []
+        piece = np.zeros_like(person)
+        if number > 1:
+            piece = piece_of([face.seconds for face in found.faces], found.length, number)
+        scores, rows = np.empty((len(person), len(TRAITS)), np.float32), []
         for one in np.unique(person):
-            rows = []
+            of_person = []
             for part in np.unique(piece[person == one]):
                 places = np.flatnonzero((person == one) & (piece == part))
                 # In the order of the names that their chips would have on the disk.
-                named = places[np.argsort([f"{found.faces[place].frame}_" for place in places])]
-                of_part, scores[named] = score_clip(self.network, self._batches(found, named), len(named))
-                rows.append(self._row(path, found, places, of_part, scores))
+                named = sorted(places, key=lambda place: f"{found.faces[place].frame}_")
+                batches = (_read_chips(found, named[start:start + BATCH_SIZE]).to(self.network.mean.device)
+                           for start in range(0, len(named), BATCH_SIZE))
+                of_part, scores[named] = score_clip(self.network, batches, len(named))
+                of_person.append(self._row(path, found, places, of_part, scores[places], number > 1 or not is_long))
                 if number > 1:
-                    bounds = found.length / number * np.array([part, part + 1])
-                    rows[-1].update(frames=None, piece=int(part) + 1, start=float(bounds[0]), end=float(bounds[1]))
+                    start, end = (found.length / number * np.array([part, part + 1])).tolist()
+                    of_person[-1].update(frames=None, piece=int(part) + 1, start=start, end=end)
             if number > 1:  # the pieces are equally long, so their plain mean is the one weighted by length
-                pieces += rows
-                mean = np.mean([[row[trait] for trait in TRAITS] for row in rows], axis=0)
-                rows = [self._row(path, found, np.flatnonzero(person == one), mean, scores)]
-            if number > 1 or is_long:
-                rows[0].update(dict.fromkeys((*tables.LOWS, *tables.HIGHS, *tables.HALF_WIDTHS)))
-            people += rows
-        faces = [{"clip": printable(path), "frame": face.frame,
-                  "seconds": None if math.isnan(face.seconds) else face.seconds, "person": face.person,
-                  **dict(zip(("left", "top", "right", "bottom"), face.box)), "confidence": face.confidence,
-                  "detector": face.detector, **dict(zip(TRAITS, of_face))}
+                mean, places = np.mean([[row[trait] for trait in TRAITS] for row in of_person], 0), person == one
+                rows.append(self._row(path, found, np.flatnonzero(places), mean, scores[places], False))
+            rows += of_person
+        faces = [{"clip": printable(path), **face._asdict(), **face.box._asdict(), **dict(zip(TRAITS, of_face))}
                  for face, of_face in zip(found.faces, scores.tolist())]
-        middle = len(faces) // 2
-        [chip] = _read_chips(found, [middle])
-        return FileScores(path, "", people, pieces, faces, found.picture, chip, faces[middle])
+        return FileScores(rows, faces, found.picture, _read_chips(found, [len(faces) // 2])[0])
 
-    def _row(self, path, found, places, scores, of_faces):
-        """Return a row of the table of people: the scores, from the faces at some places; None for what the checkpoint
-        does not know."""
+    def _row(self, path, found, places, scores, of_faces, has_interval):
+        """Return a row of the table of people: the scores, and those of the faces at some places that they come from;
+        without what the checkpoint does not know."""
         faces = [found.faces[place] for place in places]
         row = {"clip": printable(path), "person": faces[0].person, **dict(zip(TRAITS, map(float, scores))),
                MEANS_COLUMN: NEUROTICISM_MEANS[self.checkpoint.neuroticism_is_stability], "frames": found.frames,
                "faces": len(faces), "others": found.others,
                "confidence": float(np.mean([face.confidence for face in faces])), "detector": faces[0].detector,
-               **dict(zip(tables.SPREADS, of_faces[places].std(0).tolist())),
-               **dict.fromkeys((*tables.PIECE_COLUMNS, *tables.LOWS, *tables.HIGHS, *tables.HALF_WIDTHS,
-                                *tables.PERCENTILES)),
+               **dict(zip(tables.SPREADS, of_faces.std(0).tolist())),
                "note": printable("; ".join(found.notes)), "problem": ""}
-        if self.checkpoint.intervals:
+        if has_interval and self.checkpoint.intervals:
             widths = self.checkpoint.intervals.half_widths(np.array([len(faces)]))[0]
-            row.update(zip(tables.HALF_WIDTHS, widths.tolist()))
-            row.update(zip(tables.LOWS, (scores - widths).clip(0, 1).tolist()))
-            row.update(zip(tables.HIGHS, (scores + widths).clip(0, 1).tolist()))
+            for names, values in ((tables.HALF_WIDTHS, widths), (tables.LOWS, (scores - widths).clip(0, 1)),
+                                  (tables.HIGHS, (scores + widths).clip(0, 1))):
+                row.update(zip(names, values.tolist()))
         if quantiles := self.checkpoint.label_quantiles:
-            for name, trait, score in zip(tables.PERCENTILES, TRAITS, scores):
-                row[name] = float(np.interp(score, quantiles[trait], np.arange(101)))
+            for name, trait in zip(tables.PERCENTILES, TRAITS):
+                row[name] = float(np.interp(row[trait], quantiles[trait], np.arange(101)))
         return row
-
-    def _batches(self, found, places):
-        for start in range(0, len(places), BATCH_SIZE):
-            chips = _read_chips(found, places[start:start + BATCH_SIZE])
-            yield torch.from_numpy(chips).permute(0, 3, 1, 2).to(self.network.mean.device)
 
 
 def _read_chips(found, places):
-    """Return the chips of the faces at some places, uint8 RGB N x H x W x 3, whose JPEGs lie in one file."""
-    chips = []
-    with open(found.chips, "rb") as file:
-        for begin, end in (found.faces[place].chip for place in places):
-            file.seek(begin)
-            chips.append(cv2.imdecode(np.frombuffer(file.read(end - begin), np.uint8), cv2.IMREAD_COLOR_RGB))
-    return np.stack(chips)
+    """Return the chips of the faces at some places, uint8 RGB N x 3 x H x W, whose JPEGs lie in one file."""
+    jpegs = np.memmap(found.chips, np.uint8, "r")
+    chips = [cv2.imdecode(jpegs[slice(*found.faces[place].chip)], cv2.IMREAD_COLOR_RGB) for place in places]
+    return torch.from_numpy(np.stack(chips)).permute(0, 3, 1, 2)
 
 
 def load_scorer(experiment: str, runs_dir: str | os.PathLike, precision: str = "float32",
@@ -190,23 +171,22 @@ def load_scorer(experiment: str, runs_dir: str | os.PathLike, precision: str = "
 
 def files_below(paths: Iterable[str], passed_over: Counter | None = None) -> Iterator[tuple[str, tuple | None]]:
     """Yield (path, known) as score_files takes them, for files and for all clips and pictures in folders; what is named
-    twice comes once. passed_over: as in find_files."""
-    seen = set()
-    for path, problem in (found for place in paths for found in _files_of(place, passed_over)):
-        if (place := os.path.abspath(path)) not in seen:
-            seen.add(place)
-            yield path, (None, problem) if problem else None
-
-
-def _files_of(path, passed_over):
-    if os.path.isdir(path):
-        for found, problem in sorted(find_files(path, SUFFIXES | OTHER_PICTURE_SUFFIXES, passed_over=passed_over)):
-            yield found, problem or unreadable_kind(found)
-    elif os.path.splitext(path)[1].lower() not in SUFFIXES:
-        yield path, "neither a clip nor a picture by its name's ending"
-    else:
-        # A named pipe, for example, would be waited for.
-        yield path, None if os.path.isfile(path) else "neither a file nor a folder, or a link to nothing"
+    twice comes once. passed_over: as in find_files. Raises UserError for a path that is not there, before all else."""
+    for path in paths:
+        if not os.path.lexists(path):
+            raise UserError(f"{path}: no such file or folder")
+    seen, kinds = set(), SUFFIXES | OTHER_PICTURE_SUFFIXES
+    for place in paths:
+        found = sorted(find_files(place, kinds, None, passed_over)) if os.path.isdir(place) else [(place, None)]
+        for path, problem in found:
+            problem = problem or unreadable_kind(path)
+            if not problem and os.path.splitext(path)[1].lower() not in SUFFIXES:
+                problem = "neither a clip nor a picture by its name's ending"
+            elif not problem and not os.path.isfile(path):  # a named pipe, for example, would be waited for
+                problem = "neither a file nor a folder, or a link to nothing"
+            if os.path.abspath(path) not in seen:
+                seen.add(os.path.abspath(path))
+                yield path, (None, problem) if problem else None
 
 
 def score_files(scorer: Scorer, files: Iterable[tuple[str, tuple | None]], settings: FaceSettings,
@@ -220,8 +200,8 @@ def score_files(scorer: Scorer, files: Iterable[tuple[str, tuple | None]], setti
             for path, found, problem in answers:
                 if problem or not found.faces:
                     too_low = "" if least is None else f" with a detection score of at least {least:g}"
-                    yield FileScores(path, problem or "; ".join([found.no_face.replace(NO_FACE, NO_FACE + too_low),
-                                                                 *found.notes]))
+                    problem = problem or "; ".join([found.no_face.replace(NO_FACE, NO_FACE + too_low), *found.notes])
+                    yield FileScores([{"clip": printable(path), "problem": printable(problem)}])
                 else:
                     yield scorer.score_faces(path, found, settings.frames)
                 if found:
@@ -239,17 +219,9 @@ def predict(paths: str | Iterable[str], model: str = "pretrained", runs_dir: str
     row with its problem. Raises UserError for a path or model that is not there.
     """
     paths = [os.fspath(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
-    check_paths(paths)
     scorer, rows = load_scorer(model, runs_dir), []
     settings = scorer.face_settings(frames or FrameSettings(FRAMES), **options)
     with contextlib.closing(score_files(scorer, files_below(paths), settings, workers or usable_cores())) as answers:
         for scores in answers:
             rows += scores.rows
     return tables.table_of(rows, tables.ALL_COLUMNS)
-
-
-def check_paths(paths: Iterable[str]) -> None:
-    """Raise UserError for a path that is not there."""
-    for path in paths:
-        if not os.path.lexists(path):
-            raise UserError(f"{path}: no such file or folder")
