@@ -12,7 +12,6 @@ import first_impressions.common.startup  # noqa: F401  (before torch)
 
 # isort: split
 import contextlib
-import copy
 import os
 import secrets
 import socket
@@ -36,8 +35,7 @@ from first_impressions.common.experiment import PRETRAINED
 from first_impressions.common.files import private_folder
 from first_impressions.extraction.frames import FrameSettings
 from first_impressions.prediction import page
-from first_impressions.prediction.drawings import draw_boxes, plot_course
-from first_impressions.prediction.saliency import draw_heat_maps
+from first_impressions.prediction.drawings import draw_boxes, draw_heat_maps, plot_course
 from first_impressions.prediction.scoring import FRAMES, WHOLE_UP_TO, Scorer, files_below, load_scorer, score_files
 from first_impressions.prediction.tables import ALL_COLUMNS, FRAME_COLUMNS, table_of
 
@@ -78,11 +76,6 @@ class App:
     most_files: int
     files: dict[str, set[str]] = field(default_factory=dict)    # session hash of a page: paths
     at_work: set[str] = field(default_factory=set)              # session hashes of pages whose files are being scored
-    explaining: threading.Lock = field(default_factory=threading.Lock)
-
-    def __post_init__(self):
-        # saliency.py hooks into the network that it explains, which must not run for somebody else meanwhile.
-        self.explained = copy.deepcopy(self.scorer.network)
 
     def forget(self, session: str) -> None:
         """Delete the files of a page but those that another page has, too: equal files have one path."""
@@ -128,8 +121,7 @@ class App:
             return page.show_problem(first["clip"], first["problem"])
         several = len(scores.people) > 1
         caption = "The people that are scored" if several else "The face that is scored"
-        with self.explaining:
-            heat_maps = draw_heat_maps(self.explained, scores)
+        heat_maps = draw_heat_maps(self.scorer.network, scores)
         whose = f"the face of person {scores.faces[len(scores.faces) // 2]['person']}" if several else "the face"
         parts = [f'<div class="pair">{page.show_picture(draw_boxes(scores.picture, several), caption)}'
                  f"<div>{page.show_people(scores.people)}</div></div>",

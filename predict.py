@@ -49,8 +49,7 @@ from first_impressions.jobs.worker_pool import UNEXPECTED, warn_of_unexpected
 from first_impressions.networks.checkpoint import find_checkpoint
 from first_impressions.networks.network import PersonalityNetwork
 from first_impressions.prediction import tables
-from first_impressions.prediction.drawings import annotate, plot_course
-from first_impressions.prediction.saliency import draw_heat_maps
+from first_impressions.prediction.drawings import annotate, draw_heat_maps, plot_course
 from first_impressions.prediction.scoring import FRAMES, FileScores, files_below, load_scorer, score_files
 
 LONGEST_STEM = 200  # bytes of a picture's name before its ending; a file's name has at most 255
@@ -80,9 +79,9 @@ def _new_name(path, taken):
 
 
 def _write_picture(path, picture):
-    """Write a BGR picture so that the file under its name is always whole."""
+    """Write a picture, uint8 RGB, so that the file under its name is always whole."""
     with atomic_write(path) as partial:
-        partial.write_bytes(cv2.imencode(path.suffix, picture)[1].tobytes())
+        partial.write_bytes(cv2.imencode(path.suffix, picture[:, :, ::-1])[1].tobytes())
 
 
 # ---------------------------------------------------------------- command line

@@ -7,9 +7,9 @@ import torch
 from first_impressions.common.constants import MEANS_COLUMN, NEUROTICISM_MEANS, TRAITS
 from first_impressions.networks.network import build_network
 from first_impressions.networks.settings import Settings
-from first_impressions.prediction.drawings import annotate
+from first_impressions.prediction.drawings import annotate, overlay
 from first_impressions.prediction.page import show_people
-from first_impressions.prediction.saliency import contributions, explain_chips, overlay
+from first_impressions.prediction.saliency import contributions, explain_chips
 from first_impressions.prediction.scoring import KeptPicture
 from model_architectures import architecture_named
 

@@ -1,42 +1,41 @@
-"""Pictures of scores: the annotated frame with its bars, and the scores over the time of a clip."""
-import io
-from dataclasses import dataclass
-
+"""Pictures of scores, uint8 RGB: the annotated frame with its bars, heat maps, the scores over the time of a clip."""
 import cv2
 import numpy as np
+import pandas
 
-from first_impressions.common.constants import COLOURS, TRAITS
+from first_impressions.common.constants import COLOURS, FACE_SIZE, TRAITS
+from first_impressions.networks.network import PersonalityNetwork
+from first_impressions.prediction.saliency import explain_chips
 from first_impressions.prediction.scoring import FileScores, KeptPicture
 from first_impressions.prediction.tables import high_means_calm
 
-# In pixels, beside a picture that is SMALL_HEIGHT high; beside larger ones up to twice as much.
-LINE, GAP, PANEL_WIDTH, BAR_LEFT, BAR_WIDTH, SMALL_HEIGHT = 26, 14, 400, 160, 120, 360
-GREY, BLACK, WHITE, TRACK = (40, 40, 40), (0, 0, 0), (255, 255, 255), (225, 225, 225)
-MOST_POINTS = 120   # in a plot over time; of more faces, neighbours are averaged
+WHITE, GREY = (255, 255, 255), (40, 40, 40)
+PERSON_HEIGHT, NOTES_HEIGHT, PANEL_WIDTH = 170, 70, 420     # in pixels, beside a picture of at most SMALL_HEIGHT
+SMALL_HEIGHT = 360          # beside higher ones all is drawn up to twice as large
+CAPTIONS_HEIGHT = 56        # pixels below heat maps of FACE_SIZE
+MOST_POINTS = 120           # in a plot over time; of more faces, neighbours are averaged
+PLOT_COLOURS = {trait: tuple(np.array(colour) / 255) for trait, colour in COLOURS.items()}
 
 
-@dataclass
-class Panel:
-    """A white picture, uint8 BGR, for the bars; coordinates are multiplied by its scale."""
-    picture: np.ndarray
-    scale: float
+def _figure(width, height, scale=1.0, **options):
+    """Return a matplotlib Figure of this many pixels times scale, with text of 14 pixels times scale."""
+    from matplotlib.figure import Figure  # here, since it takes a second
 
-    def write(self, text: str, x: float, y: float, size: float = 0.45, colour: tuple = GREY) -> None:
-        """Write a line of text that begins at x and stands on y."""
-        cv2.putText(self.picture, text, self._place(x, y), cv2.FONT_HERSHEY_SIMPLEX, size * self.scale, colour,
-                    round(self.scale), cv2.LINE_AA)
+    return Figure(figsize=((width + 0.1) / 100, (height + 0.1) / 100), dpi=100 * scale, **options)
 
-    def fill(self, left: float, top: float, right: float, bottom: float, colour: tuple) -> None:
-        """Fill a rectangle; without width or height it is a line."""
-        cv2.rectangle(self.picture, self._place(left, top), self._place(right, bottom), colour, -1)
 
-    def _place(self, x, y):
-        return round(x * self.scale), round(y * self.scale)
+def _picture_of(figure):
+    """Return a matplotlib Figure as a picture."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 
 
 def draw_boxes(picture: KeptPicture, numbered: bool) -> np.ndarray:
-    """Return the picture, uint8 BGR, with a box around each face, and the person's number if that is asked for."""
-    image = cv2.imdecode(np.frombuffer(picture.jpeg, np.uint8), cv2.IMREAD_COLOR)
+    """Return the picture with a box around each face, and the person's number if that is asked for."""
+    image = cv2.imdecode(np.frombuffer(picture.jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
     thickness = max(1, round(image.shape[0] / 240))
     for person, (left, top, right, bottom) in picture.boxes.items():
         for colour, width in ((WHITE, 3 * thickness), (GREY, thickness)):
@@ -48,94 +47,104 @@ def draw_boxes(picture: KeptPicture, numbered: bool) -> np.ndarray:
 
 
 def annotate(picture: KeptPicture, people: list[dict]) -> np.ndarray:
-    """Return a uint8 BGR picture with a box around each face and, at its side, the bars of each person.
+    """Return a picture with a box around each face and, at its side, where they hide nothing, the bars of each person.
 
     people: rows of tables.ALL_COLUMNS. A whisker on a bar is the interval, the number behind it the percentile.
     """
     image = draw_boxes(picture, len(people) > 1)
-    # The bars stand beside the picture, where they hide nothing.
-    needed = (LINE * (len(TRAITS) + 1) + GAP) * len(people) + 3 * LINE
-    scale = min(2, max(1, image.shape[0] / max(SMALL_HEIGHT, needed)))
-    height = max(image.shape[0], round(scale * needed))
-    panel = Panel(np.full((height, round(scale * PANEL_WIDTH), 3), 255, np.uint8), scale)
-    _draw_people(panel, people)
-    image = cv2.copyMakeBorder(image, 0, height - image.shape[0], 0, 0, cv2.BORDER_CONSTANT, value=WHITE)
-    return np.hstack([image, panel.picture])
-
-
-def _draw_people(panel, people):
-    y = 0
-    for row in people:
-        y += LINE
-        panel.write(f"person {row['person']}" if len(people) > 1 else "apparent personality", 12, y, 0.55, BLACK)
-        for trait in TRAITS:
-            y += LINE
-            _draw_bar(panel, y, trait, row)
-        y += GAP
+    height = PERSON_HEIGHT * len(people) + NOTES_HEIGHT
+    figure = _figure(PANEL_WIDTH, height, min(2, max(1, image.shape[0] / max(SMALL_HEIGHT, height))),
+                     layout="constrained")
+    figure.get_layout_engine().set(rect=(0.02, 0.02, 0.96, 0.96))
+    for axes, row in zip(figure.subplots(len(people), squeeze=False)[:, 0], people):
+        axes.set_title(f"person {row['person']}" if len(people) > 1 else "apparent personality", loc="left")
+        _draw_bars(axes, row)
     notes = ["neuroticism: high means calm"] if high_means_calm(people[0]) else []
-    if "half_width_openness" in people[0]:
-        notes.append("whisker: 4 of 5 judgements lie within")
-    if "percentile_openness" in people[0]:
-        notes.append("%: of the training clips that are judged lower")
-    for number, note in enumerate(notes):
-        panel.write(note, 12, y + 8 + 20 * number, 0.4)
+    notes += ["whisker: 4 of 5 judgements lie within"] if "low_openness" in people[0] else []
+    notes += ["%: of the training clips that are judged lower"] if "percentile_openness" in people[0] else []
+    figure.supxlabel("\n".join(notes), x=0.02, ha="left", fontsize=9)
+    parts = [image, _picture_of(figure)]
+    height = max(len(part) for part in parts)
+    return np.hstack([cv2.copyMakeBorder(part, 0, height - len(part), 0, 0, cv2.BORDER_CONSTANT, value=WHITE)
+                      for part in parts])
 
 
-def _draw_bar(panel, y, trait, row):
-    def place(score):
-        return BAR_LEFT + BAR_WIDTH * score
+def _draw_bars(axes, row):
+    scores, low, high, percentiles = ([row.get(f"{kind}{trait}") for trait in TRAITS]
+                                      for kind in ("", "low_", "high_", "percentile_"))
+    labels = [f"{score:.2f}" + ("" if percentile is None else f"   {percentile:.0f} %")
+              for score, percentile in zip(scores, percentiles)]
+    axes.bar_label(axes.barh(TRAITS, 1, 0.65, color="0.88"), labels, padding=6)
+    whiskers = None if low[0] is None else np.abs(np.array([low, high]) - scores)
+    axes.barh(TRAITS, scores, 0.65, xerr=whiskers, capsize=3, color=PLOT_COLOURS.values())
+    axes.set(xlim=(0, 1), ylim=(len(TRAITS) - 0.5, -0.5), xticks=[])
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
 
-    panel.write(trait, 12, y)
-    panel.fill(BAR_LEFT, y - 13, place(1), y + 2, TRACK)
-    panel.fill(BAR_LEFT, y - 13, place(row[trait]), y + 2, COLOURS[trait][::-1])
-    low, high, percentile = (row.get(f"{kind}_{trait}") for kind in ("low", "high", "percentile"))
-    if low is not None:
-        panel.fill(place(low), y - 5.5, place(high), y - 5, BLACK)
-        for end in (low, high):
-            panel.fill(place(end), y - 9, place(end) + 0.5, y - 1, BLACK)
-    panel.write(f"{row[trait]:.2f}", place(1) + 8, y)
-    if percentile is not None:
-        panel.write(f"{percentile:.0f} %", place(1) + 60, y)
+
+def draw_heat_maps(network: PersonalityNetwork, scores: FileScores) -> np.ndarray:
+    """Return overlay()'s picture of the chip of a file's scores; of several people it names the chip's."""
+    face, star = scores.faces[len(scores.faces) // 2], "*" if high_means_calm(scores.rows[0]) else ""
+    labels = [f"person {face['person']}, one face" if len(scores.people) > 1 else "one face",
+              *(f"{trait}{star if trait == 'neuroticism' else ''} {face[trait]:.2f}" for trait in TRAITS)]
+    maps = explain_chips(network, scores.chip[None].to(network.mean.device))[0]
+    return overlay(scores.chip.numpy(), maps, labels, star and "* high means calm")
+
+
+def overlay(chip: np.ndarray, maps: np.ndarray, labels: list[str], note: str = "") -> np.ndarray:
+    """Return a picture: the chip and its five maps over it, labels below the six, a note, and a legend of the colours.
+
+    chip: uint8 RGB 3 x H x W. maps: float 5 x H x W in [0, 1].
+    """
+    import matplotlib
+
+    chip = chip.transpose(1, 2, 0)
+    grey = cv2.cvtColor(chip, cv2.COLOR_RGB2GRAY)[:, :, None]  # so that every colour is the map's
+    colours = matplotlib.colormaps["inferno"]
+    panels = [(0.45 * grey + 0.55 * colours(heat, bytes=True)[:, :, :3]).astype(np.uint8) for heat in maps]
+    strip = np.concatenate([chip, *panels], axis=1)
+    figure = _figure(6 * FACE_SIZE, CAPTIONS_HEIGHT, len(chip) / FACE_SIZE)
+    for number, label in enumerate(labels):
+        figure.text((number + 0.03) / 6, 0.65, label)
+    figure.text(0.03 / 6, 0.2, note)
+    figure.text(1.03 / 6, 0.2, "colour: how much more a place raises this score than all scores on average, from none")
+    bar = figure.add_axes([4.03 / 6, 0.2, 0.5 / 6, 0.2])
+    bar.imshow(np.linspace(0, 1, 256)[None], cmap=colours, aspect="auto")
+    bar.set_axis_off()
+    figure.text(4.6 / 6, 0.2, "to the most in this map")
+    return np.concatenate([strip, _picture_of(figure)])
 
 
 def plot_course(scores: FileScores) -> np.ndarray:
-    """Return a plot, uint8 BGR, of the scores of each frame, or of each piece, over the time of a clip: one panel per
-    person.
+    """Return a plot of the scores of each frame, or of each piece, over the time of a clip: one panel per person.
 
     Of more than MOST_POINTS faces of a person, each point is the mean over neighbouring ones.
     """
-    from matplotlib.figure import Figure  # here, since it takes a second
-
     numbers = [row["person"] for row in scores.people]
     calm = " (high: calm)" if high_means_calm(scores.people[0]) else ""
-    figure = Figure(figsize=(9, 0.8 + 2.4 * len(numbers)), layout="constrained")
-    panels = figure.subplots(len(numbers), 1, sharex=True, squeeze=False)[:, 0]
+    figure = _figure(900, 80 + 240 * len(numbers), layout="constrained")
+    panels = figure.subplots(len(numbers), sharex=True, squeeze=False)[:, 0]
     timed = not any(np.isnan(face["seconds"]) for face in scores.faces)
     for panel, person in zip(panels, numbers):
-        pieces = [piece for piece in scores.pieces if piece["person"] == person]
-        if pieces:
-            rows, moments = pieces, [(piece["start"] + piece["end"]) / 2 for piece in pieces]
-            panel.set_xlim(0, pieces[-1]["end"])
+        rows = pandas.DataFrame([row for row in scores.pieces or scores.faces if row["person"] == person])
+        if scores.pieces:
+            rows["moment"] = (rows["start"] + rows["end"]) / 2
+            panel.set_xlim(0, rows["end"].iat[-1])
         else:
-            rows = [face for face in scores.faces if face["person"] == person]
-            moments = [face["seconds" if timed else "frame"] for face in rows]
-        parts = np.array_split(np.arange(len(rows)), min(len(rows), MOST_POINTS))
-        points = np.array([[row[trait] for trait in TRAITS] for row in rows])
-        course = np.array([points[part].mean(0) for part in parts])
-        moments = [np.mean([moments[place] for place in part]) for part in parts]
-        for trait, points in zip(TRAITS, course.T, strict=True):
-            panel.plot(moments, points, marker="o", markersize=3, linewidth=1.2, color=np.array(COLOURS[trait]) / 255,
-                       label=f"{trait}{calm if trait == 'neuroticism' else ''}")
+            rows["moment"] = rows["seconds" if timed else "frame"]
+        shown = min(len(rows), MOST_POINTS)
+        points = rows[["moment", *TRAITS]].groupby(np.arange(len(rows)) * shown // len(rows)).mean()
+        for trait in TRAITS:
+            panel.plot(points["moment"], points[trait], marker="o", markersize=3, linewidth=1.2,
+                       color=PLOT_COLOURS[trait], label=f"{trait}{calm if trait == 'neuroticism' else ''}")
         words = [f"person {person}"] if len(numbers) > 1 else []
-        if len(parts) < len(rows):
-            unit = "pieces" if pieces else "faces"
-            words.append(f"each point: the mean of about {len(rows) / len(parts):.1f} {unit}")
-        elif pieces:
-            words.append(f"each point: a piece of {pieces[0]['end'] - pieces[0]['start']:.0f} s")
+        if shown < len(rows):
+            unit = "pieces" if scores.pieces else "faces"
+            words.append(f"each point: the mean of about {len(rows) / shown:.1f} {unit}")
+        elif scores.pieces:
+            words.append(f"each point: a piece of {rows['end'][0] - rows['start'][0]:.0f} s")
         panel.set(ylim=(0, 1), ylabel="score", title=", ".join(words) or None)
         panel.grid(alpha=0.3)
     panels[-1].set_xlabel("seconds" if timed else "frame")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(TRAITS), frameon=False)
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=100)
-    return cv2.imdecode(np.frombuffer(data.getvalue(), np.uint8), cv2.IMREAD_COLOR)
+    return _picture_of(figure)

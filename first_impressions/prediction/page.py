@@ -7,12 +7,12 @@ import html
 import os
 from collections.abc import Iterable
 
-import cv2
 import numpy as np
 import pandas
 
 from first_impressions.common.command_line import counted
 from first_impressions.common.constants import COLOURS, TRAITS
+from first_impressions.extraction.sources import encode_jpeg
 from first_impressions.prediction.tables import csv_text, high_means_calm
 
 LONGEST_PROBLEM = 300  # characters; messages of libraries may hold whole arrays
@@ -106,8 +106,8 @@ def _bar(row, trait, name, colour):
 
 
 def show_picture(picture: np.ndarray, caption: str, strip: bool = False) -> str:
-    """Return a figure with a uint8 BGR picture inside. strip: wide, scrolled sideways on a narrow page."""
-    data = base64.b64encode(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 88])[1]).decode()
+    """Return a figure with a picture, uint8 RGB, inside. strip: wide, scrolled sideways on a narrow page."""
+    data = base64.b64encode(encode_jpeg(picture, 88)).decode()
     caption, kind = html.escape(caption), "strip" if strip else "photo"
     return (f'<figure class="{kind}"><img alt="{caption}" src="data:image/jpeg;base64,{data}">'
             f"<figcaption>{caption}</figcaption></figure>")
