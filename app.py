@@ -24,7 +24,6 @@ from pathlib import Path
 
 from first_impressions.common.command_line import (
     UserError,
-    counted,
     make_parser,
     positive_int,
     run_script,
@@ -35,11 +34,11 @@ from first_impressions.common.experiment import PRETRAINED
 from first_impressions.common.files import private_folder
 from first_impressions.extraction.frames import FrameSettings
 from first_impressions.prediction import page
-from first_impressions.prediction.drawings import draw_boxes, draw_heat_maps, plot_course
 from first_impressions.prediction.scoring import FRAMES, WHOLE_UP_TO, Scorer, files_below, load_scorer, score_files
 from first_impressions.prediction.tables import ALL_COLUMNS, FRAME_COLUMNS, table_of
 
 HOST = "127.0.0.1"
+TITLE = "Apparent personality"
 FOLDER_PREFIX = "apparent-personality-"
 KEPT_SECONDS, SWEEP_SECONDS = 3600, 60
 MOST_PAGES = 100    # whose state stays in memory
@@ -85,24 +84,21 @@ class App:
 
     def score(self, paths: list[str], every_face: bool) -> Iterator[tuple[str, str]]:
         """Yield (progress, results) as HTML, first empty and then after each file."""
-        entries, people, frames, scored = [], [], [], 0
-        yield page.show_progress(0, len(paths), 0), ""
+        entries, rows, faces, scored = [], [], [], 0
+        yield page.parts.progress(0, len(paths), 0), ""
         settings = self.scorer.face_settings(FrameSettings(self.frames, piece=PIECE, whole_up_to=WHOLE_UP_TO),
                                              find_all=every_face, keep_picture=True,
                                              most_seconds=self.most_seconds)
         items = ((path, self.refusal(path)) for path in paths)
         with contextlib.closing(score_files(self.scorer, items, settings, min(self.workers, len(paths)))) as answers:
             for scores in answers:
-                entries.append(self.show(scores))
+                entries.append(page.show_scores(self.scorer.network, scores))
                 scored += not scores.rows[0]["problem"]
-                people += scores.rows
-                frames += scores.faces
-                yield page.show_progress(len(entries), len(paths), scored), "".join(entries)
-        links = page.table_link(table_of(people, ALL_COLUMNS), "scores.csv", "Download the scores (CSV)")
-        if frames:
-            links += page.table_link(table_of(frames, FRAME_COLUMNS), "scores_per_frame.csv",
-                                     "Scores of each frame (CSV)")
-        yield page.show_progress(len(entries), len(paths), scored), links + "".join(entries)
+                rows += scores.rows
+                faces += scores.faces
+                yield page.parts.progress(len(entries), len(paths), scored), "".join(entries)
+        links = page.parts.links(table_of(rows, ALL_COLUMNS), table_of(faces, FRAME_COLUMNS))
+        yield page.parts.progress(len(entries), len(paths), scored), "".join([links, *entries])
 
     def refusal(self, path: str) -> tuple[None, str] | None:
         """Return (None, why a file is not scored at all), or None, as score_files takes it."""
@@ -113,27 +109,6 @@ class App:
                           "(option --max-megabytes)")
         [(_, known)] = files_below([path])
         return known
-
-    def show(self, scores) -> str:
-        """Return the entry of a FileScores on the page."""
-        first = scores.rows[0]
-        if first["problem"]:
-            return page.show_problem(first["clip"], first["problem"])
-        several = len(scores.people) > 1
-        caption = "The people that are scored" if several else "The face that is scored"
-        heat_maps = draw_heat_maps(self.scorer.network, scores)
-        whose = f"the face of person {scores.faces[len(scores.faces) // 2]['person']}" if several else "the face"
-        parts = [f'<div class="pair">{page.show_picture(draw_boxes(scores.picture, several), caption)}'
-                 f"<div>{page.show_people(scores.people)}</div></div>",
-                 page.show_picture(heat_maps, f"Where {whose} raises each score more than the others", strip=True)]
-        if first["frames"] > 1:
-            parts.append(page.show_picture(plot_course(scores), "The scores over the clip", strip=True))
-        with_face = len({face["frame"] for face in scores.faces})
-        meta = [f"{counted(first['frames'], 'frame')}, {with_face} with a face"]
-        if scores.pieces:
-            seconds = scores.pieces[0]["end"] - scores.pieces[0]["start"]
-            meta.append(f"the mean over its pieces of {seconds:.0f} seconds, whose intervals are in the table")
-        return page.show_file(first["clip"], "; ".join(filter(None, [*meta, first["note"]])), parts)
 
 
 # ---------------------------------------------------------------- page
@@ -154,17 +129,17 @@ def build_page(app: App):
 
     def tell_the_end(request: gradio.Request):
         # Gradio ends a scoring between two files, and until then the page cannot start another one.
-        yield "<p role=status>Stopping after this file ...</p>"
+        yield page.parts.status("Stopping after this file ...")
         while request.session_hash in app.at_work:
             time.sleep(0.1)
-        yield "<p role=status>Stopped.</p>"
+        yield page.parts.status("Stopped.")
 
     def score(files, recording, every_face, request: gradio.Request):
         paths = paths_of(files, recording)
         if not paths:
-            yield "<p role=status>Choose or record a clip or a picture first.</p>", ""
+            yield page.parts.status("Choose or record a clip or a picture first."), ""
         elif len(paths) > app.most_files:
-            yield f"<p role=status>{len(paths)} files; at most {app.most_files} are taken at once.</p>", ""
+            yield page.parts.status(f"{len(paths)} files; at most {app.most_files} are taken at once."), ""
         else:
             app.at_work.add(request.session_hash)
             try:
@@ -172,8 +147,8 @@ def build_page(app: App):
             finally:
                 app.at_work.discard(request.session_hash)
 
-    with gradio.Blocks(title=page.TITLE, analytics_enabled=False, delete_cache=(SWEEP_SECONDS, KEPT_SECONDS)) as blocks:
-        gradio.Markdown(page.INTRODUCTION)
+    with gradio.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(SWEEP_SECONDS, KEPT_SECONDS)) as blocks:
+        gradio.Markdown(page.parts.introduction())
         with gradio.Tab("Files"):
             files = gradio.File(label="Clips and pictures", file_count="multiple", type="filepath", elem_id="files")
         with gradio.Tab("Camera"):
@@ -185,8 +160,7 @@ def build_page(app: App):
             stop = gradio.Button("Stop", elem_id="stop", min_width=80)
         progress = gradio.HTML(elem_id="progress")
         results = gradio.HTML(elem_id="results")
-        stability = page.STABILITY if app.scorer.checkpoint.neuroticism_is_stability else ""
-        gradio.Markdown(page.CAUTION.format(stability=stability), elem_id="caution")
+        gradio.Markdown(page.parts.caution(app.scorer.checkpoint.neuroticism_is_stability), elem_id="caution")
         event = start.click(score, [files, recording, every_face], [progress, results], show_progress="minimal",
                             concurrency_limit=CONCURRENT_SCORINGS, preprocess=False)
         stop.click(tell_the_end, None, progress, cancels=[event], show_progress="hidden")
@@ -203,12 +177,11 @@ def launch(app: App, port: int, token: str):
 
     blocks = build_page(app)
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    blocks.launch(prevent_thread_lock=True, quiet=True, inline=False, share=False, server_name=HOST, server_port=port,
-                  footer_links=[], run_history=False, allowed_paths=[], root_path="", ssr_mode=False, pwa=False,
-                  mcp_server=False, enable_monitoring=False, max_file_size=HARD_LIMIT_FACTOR * app.most_bytes,
-                  state_session_capacity=MOST_PAGES, theme=theme, css=page.CSS,
-                  app_kwargs={"middleware": access_middleware(token), "docs_url": None, "redoc_url": None,
-                              "openapi_url": None})
+    blocks.launch(prevent_thread_lock=True, quiet=True, share=False, server_name=HOST, server_port=port,
+                  footer_links=[], run_history=False, enable_monitoring=False,
+                  max_file_size=HARD_LIMIT_FACTOR * app.most_bytes, state_session_capacity=MOST_PAGES, theme=theme,
+                  css_paths=page.CSS, app_kwargs={"middleware": access_middleware(token), "docs_url": None,
+                                                  "redoc_url": None, "openapi_url": None})
     return blocks
 
 

@@ -8,7 +8,7 @@ from first_impressions.common.constants import MEANS_COLUMN, NEUROTICISM_MEANS, 
 from first_impressions.networks.network import build_network
 from first_impressions.networks.settings import Settings
 from first_impressions.prediction.drawings import annotate, overlay
-from first_impressions.prediction.page import show_people
+from first_impressions.prediction.page import parts
 from first_impressions.prediction.saliency import contributions, explain_chips
 from first_impressions.prediction.scoring import KeptPicture
 from model_architectures import architecture_named
@@ -133,7 +133,7 @@ def test_high_means_calm_only_if_the_labels_say_so():
     kinds = ("", "low_", "high_", "percentile_", "half_width_")
     rows = [{"person": 1, MEANS_COLUMN: NEUROTICISM_MEANS[stability],
              **{f"{kind}{trait}": 0.5 for trait in TRAITS for kind in kinds}} for stability in (True, False)]
-    assert "calm" in show_people([rows[0]]) and "calm" not in show_people([rows[1]])
+    assert "calm" in parts.people([rows[0]]) and "calm" not in parts.people([rows[1]])
     face = cv2.imencode(".jpg", np.full((400, 400, 3), 127, np.uint8))[1].tobytes()
     pictures = [annotate(KeptPicture(face, {1: (100, 100, 200, 200)}), [row]) for row in rows]
     differing = np.argwhere((pictures[0] != pictures[1]).any(2))
