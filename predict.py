@@ -138,14 +138,14 @@ def check_arguments(args):
 def main(argv=None):
     args = parse_args(argv)
     check_arguments(args)
-    passed_over = Counter()
-    total = sum(1 for _ in files_below(args.paths, passed_over))
-    if not total:
-        raise UserError(f"{args.paths[0]}: contains neither a clip nor a picture{say_passed_over(passed_over)}")
     scorer = load_scorer(args.experiment, args.runs_dir, args.precision, args.device)
     settings = scorer.face_settings(FrameSettings.from_options(args, piece=args.piece), args.predictor,
                                     find_all=args.faces == "all", keep_picture=bool(args.annotate),
                                     min_confidence=args.min_confidence, detector=args.detector)
+    passed_over = Counter()
+    total = sum(1 for _ in files_below(args.paths, passed_over))
+    if not total:
+        raise UserError(f"{args.paths[0]}: contains neither a clip nor a picture{say_passed_over(passed_over)}")
     rows, faces, names, end = [], [], set(), None
     try:
         answers = score_files(scorer, files_below(args.paths), settings, min(args.workers, total))
