@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from first_impressions.common.command_line import (
@@ -66,21 +66,13 @@ def prepare_environment(folder: Path) -> None:
 
 @dataclass
 class App:
-    """The network, the limits, and the files of each open page."""
+    """The network and the limits."""
     scorer: Scorer
     frames: int
     workers: int
     most_bytes: int
     most_seconds: int
     most_files: int
-    files: dict[str, set[str]] = field(default_factory=dict)    # session hash of a page: paths
-    at_work: set[str] = field(default_factory=set)              # session hashes of pages whose files are being scored
-
-    def forget(self, session: str) -> None:
-        """Delete the files of a page but those that another page has, too: equal files have one path."""
-        for path in self.files.pop(session, ()):
-            if not any(path in others for others in list(self.files.values())):
-                Path(path).unlink(missing_ok=True)
 
     def score(self, paths: list[str], every_face: bool) -> Iterator[tuple[str, str]]:
         """Yield (progress, results) as HTML, first empty and then after each file."""
@@ -117,20 +109,25 @@ def build_page(app: App):
     """Return the gradio.Blocks of the page."""
     import gradio
 
+    files_of = {}       # session hash of an open page: paths of its files
+    at_work = set()     # session hashes of pages whose files are being scored
+
     # Values come as Gradio sends them (preprocess=False): its own reading would leave an empty file for each one.
     def paths_of(files, recording):
         return [file["path"] for file in [*(files or []), *([recording] if recording else [])]]
 
     def note(files, recording, request: gradio.Request):
-        app.files.setdefault(request.session_hash, set()).update(paths_of(files, recording))
+        files_of.setdefault(request.session_hash, set()).update(paths_of(files, recording))
 
     def forget(request: gradio.Request):
-        app.forget(request.session_hash)
+        for path in files_of.pop(request.session_hash, ()):
+            if not any(path in others for others in list(files_of.values())):  # equal files have one path
+                Path(path).unlink(missing_ok=True)
 
     def tell_the_end(request: gradio.Request):
         # Gradio ends a scoring between two files, and until then the page cannot start another one.
         yield page.parts.status("Stopping after this file ...")
-        while request.session_hash in app.at_work:
+        while request.session_hash in at_work:
             time.sleep(0.1)
         yield page.parts.status("Stopped.")
 
@@ -141,11 +138,11 @@ def build_page(app: App):
         elif len(paths) > app.most_files:
             yield page.parts.status(f"{len(paths)} files; at most {app.most_files} are taken at once."), ""
         else:
-            app.at_work.add(request.session_hash)
+            at_work.add(request.session_hash)
             try:
                 yield from app.score(paths, every_face)
             finally:
-                app.at_work.discard(request.session_hash)
+                at_work.discard(request.session_hash)
 
     with gradio.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(SWEEP_SECONDS, KEPT_SECONDS)) as blocks:
         gradio.Markdown(page.parts.introduction())
