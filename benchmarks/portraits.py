@@ -14,7 +14,7 @@ from first_impressions.common.command_line import UserError
 from first_impressions.common.constants import ANNOTATION_FILES
 from first_impressions.common.device import Machine, pick_device, seed_everything
 from first_impressions.data.splits import Split, load_split
-from first_impressions.evaluation.metrics import measure, scores_of_clips
+from first_impressions.evaluation.metrics import figure_table, scores_of_clips
 from first_impressions.networks.network import build_network
 from first_impressions.networks.settings import Plan, Settings, resolve_settings, settle_gp
 from first_impressions.training.conformal import calibrate
@@ -129,7 +129,7 @@ def measure_part(network, portraits: Portraits, clips: list[str], constant: pand
     """Return the mean gain and its interval over speakers on some clips; alone: from one face of each."""
     samples = portraits.part(clips)
     scores = scores_of_clips(samples.clips, score_rows(network, samples, alone=alone))
-    return measure(samples.split.labels.loc[scores.index], scores, constant, samples.split.speakers).loc["mean"]
+    return figure_table(samples.split.labels.loc[scores.index], scores, constant, samples.split.speakers).loc["mean"]
 
 
 def load_portraits(work_dir: Path, faces_a_clip: int | None = None, in_turn: bool = True) -> Portraits:

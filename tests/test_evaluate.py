@@ -17,11 +17,11 @@ from first_impressions.evaluation.metrics import (
     clustered_test,
     compare,
     correlations,
+    figure_table,
     holm,
-    measure,
     reliability,
     scores_of_clips,
-    speaker_interval,
+    speaker_intervals,
     trait_correlations,
 )
 from first_impressions.evaluation.paper import escape, latex_table
@@ -40,7 +40,7 @@ def made_up(clips=120, noise=0.08, seed=0):
 def test_figures_against_independent_computations():
     labels, predictions, speakers = made_up()
     constant = labels.mean() + 0.05
-    table = measure(labels, predictions.sample(frac=1, random_state=1), constant, speakers)
+    table = figure_table(labels, predictions.sample(frac=1, random_state=1), constant, speakers)
     for trait in TRAITS:
         true, predicted = labels[trait].to_numpy(), predictions[trait].to_numpy()
         row = table.loc[trait]
@@ -60,7 +60,7 @@ def test_figures_against_independent_computations():
 def test_calibration_bias_and_halo_against_independent_computations():
     labels, predictions, speakers = made_up()
     predictions = predictions * 0.5 + 0.3
-    table = measure(labels, predictions, labels.mean(), speakers)
+    table = figure_table(labels, predictions, labels.mean(), speakers)
     for trait in TRAITS:
         row = table.loc[trait]
         assert row["slope"] == pytest.approx(np.polyfit(predictions[trait], labels[trait], 1)[0])
@@ -79,7 +79,7 @@ def test_calibration_bias_and_halo_against_independent_computations():
 def test_a_trait_that_is_given_up_does_not_raise_the_mean():
     labels, predictions, speakers = made_up()
     predictions[["openness", "neuroticism"]] = 0.5
-    table = measure(labels, predictions, labels.mean(), speakers)
+    table = figure_table(labels, predictions, labels.mean(), speakers)
     assert table.loc["openness", "ccc"] == 0 and np.isnan(table.loc["openness", "pearson"])
     assert table.loc["mean", "ccc"] == pytest.approx(table.loc[list(TRAITS), "ccc"].sum() / 5)
     assert np.isnan(table.loc["mean", "pearson"]) and np.isnan(trait_correlations(labels, predictions)["mean"])
@@ -104,9 +104,9 @@ def test_tests_of_differences_against_independent_computations():
 def test_interval_respects_speakers():
     """Four copies of each speaker's value tell no more than one: the interval over speakers must not shrink."""
     values = np.random.default_rng(0).normal(0, 1, 60)
-    once = speaker_interval(values, np.arange(60))
-    copies = speaker_interval(np.repeat(values, 4), np.repeat(np.arange(60), 4))
-    naive = speaker_interval(np.repeat(values, 4), np.arange(240))
+    once, copies, naive = (speaker_intervals(pandas.DataFrame(some), pandas.Series(speakers)) for some, speakers in (
+        (values, np.arange(60)), (np.repeat(values, 4), np.repeat(np.arange(60), 4)),
+        (np.repeat(values, 4), np.arange(240))))
     width = [high - low for low, high in (once, copies, naive)]
     assert width[1] == pytest.approx(width[0], rel=0.1) and width[2] < 0.6 * width[0]
     error = values.std(ddof=1) / np.sqrt(60)

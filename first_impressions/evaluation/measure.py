@@ -42,9 +42,9 @@ class Evaluation:
     warnings: list[str] = field(default_factory=list)   # what to know before trusting the figures
     seed: int = 0                       # of the bootstrap
 
-    def measure(self, clips: pandas.Index) -> dict[str, dict]:
-        """Return the figures of some labelled clips, {"mean" or trait: {figure: value}}, as metrics.measure does."""
-        table = figures.measure(self.labels.loc[clips], self.predictions, self.constant, self.speakers, self.seed)
+    def figures_of(self, clips: pandas.Index) -> dict[str, dict]:
+        """Return the figures of some labelled clips, {"mean" or trait: {figure: value}}, by metrics.figure_table."""
+        table = figures.figure_table(self.labels.loc[clips], self.predictions, self.constant, self.speakers, self.seed)
         return table.T.to_dict()
 
 
@@ -143,7 +143,7 @@ def add_figures(evaluation: Evaluation) -> None:
                               "seed": evaluation.seed, "speakers": speakers.nunique()},
                    correlations={name: figures.correlations(scores)
                                  for name, scores in (("labels", labels), ("predictions", predictions))},
-                   **{name: evaluation.measure(clips) for name, clips in parts.items()})
+                   **{name: evaluation.figures_of(clips) for name, clips in parts.items()})
     if "faces" in predictions:
         counts = predictions["faces"]
         metrics["frames_per_clip"] = {"mean": counts.mean(), "least": int(counts.min()), "most": int(counts.max())}
@@ -188,7 +188,7 @@ def add_groups(evaluation: Evaluation, groupings: dict[str, pandas.Series], path
                                     f"{without[0]}")
         p_values = figures.bias_tests(evaluation.labels, evaluation.predictions, of_clips, evaluation.speakers)
         for name in names:
-            table = evaluation.measure(of_clips.index[of_clips == name])
+            table = evaluation.figures_of(of_clips.index[of_clips == name])
             for trait in TRAITS:
                 table[trait]["bias_p"] = p_values.loc[name, trait]
             tables[f"{column}: {name}" if len(groupings) > 1 else name] = table

@@ -6,6 +6,7 @@ clips for each trait, then the mean of the five.
 import functools
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pandas
@@ -14,19 +15,8 @@ from first_impressions.common.command_line import UserError
 from first_impressions.common.constants import TRAITS
 from first_impressions.data.splits import LEAST_SPEAKERS
 
-# Accuracies on the official 2,000 test clips. Sources: Ponce-Lopez et al., ChaLearn LAP 2016: First Round Challenge on
-# First Impressions (NJU-LAMDA); Kaya et al., Multi-modal Score Fusion and Decision Trees for Explainable Automatic Job
-# Candidate Screening from Video CVs, CVPR Workshops 2017 (BU-NKU); Ryumina et al., OCEAN-AI Framework with EmoFormer
-# Cross-Hemiface Attention Approach for Personality Traits Assessment, Expert Systems with Applications 2024 (OCEAN-AI);
-# the README of chalearn_first_impression (the original repository); the mean of the training labels (the constant).
-PUBLISHED = pandas.DataFrame(
-    [("constant: training mean", 0.8814, 0.8833, 0.8746, 0.8781, 0.8935, 0.8773),
-     ("original repository, one face picture", 0.8972, 0.8984, 0.8950, 0.8965, 0.9028, 0.8933),
-     ("NJU-LAMDA (2016 winner), frames + sound", 0.9130, 0.9123, 0.9166, 0.9133, 0.9126, 0.9100),
-     ("BU-NKU, faces of a clip", 0.9133, 0.9138, 0.9151, 0.9191, 0.9075, 0.9108),
-     ("OCEAN-AI, faces of a clip", 0.9152, 0.9128, 0.9179, 0.9195, 0.9130, 0.9128)],
-    columns=["system", "mean", "openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism"],
-).set_index("system").rename_axis(None).reindex(columns=["mean", *TRAITS])
+# Accuracies on the official test clips, index system; the file names their sources.
+PUBLISHED = pandas.read_csv(Path(__file__).with_name("published.csv"), comment="#", index_col=0).rename_axis(None)
 PUBLISHED.insert(1, "gain", PUBLISHED["mean"] - PUBLISHED["mean"].iat[0])   # over the constant: compares across clips
 RESAMPLES = 2000  # of the bootstrap
 ROWS = ("mean", *TRAITS)    # of a table of figures
@@ -88,23 +78,23 @@ def _column_measures(labels, predictions):
     return table
 
 
-def speaker_interval(values: Iterable[float], speakers: Iterable[str], seed: int = 0,
-                     resamples: int = RESAMPLES) -> tuple[float, float]:
-    """Return (low, high), the 95 % percentile interval of the mean of per-clip values, bootstrapped over speakers.
+def speaker_intervals(values: pandas.DataFrame, speakers: pandas.Series,
+                      seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return (low, high), the 95 % percentile intervals of the means of the columns, bootstrapped over speakers.
 
-    Clips of one speaker are not independent, so whole speakers are drawn with replacement (the cluster bootstrap of
-    Davison and Hinkley 1997, section 3.8). (NaN, NaN) for a single speaker.
+    values: of clips; speakers: of the same clips. Clips of one speaker are not independent, so whole speakers are drawn
+    with replacement (the cluster bootstrap of Davison and Hinkley 1997, section 3.8). NaN for a single speaker.
     """
-    groups = pandas.Series(np.asarray(values, dtype=float)).groupby(np.asarray(speakers))
-    sums, counts = groups.sum().to_numpy(), groups.size().to_numpy()
-    if len(sums) < 2:
-        return float("nan"), float("nan")
+    groups = values.groupby(speakers.to_numpy())
+    sums, counts = groups.sum().to_numpy().T, groups.size().to_numpy()
+    if len(counts) < 2:
+        return (np.full(len(sums), np.nan),) * 2
     import scipy.stats  # here, since it takes a second, which training and prediction can do without
 
-    interval = scipy.stats.bootstrap((sums, counts), lambda s, n, axis: s.sum(axis) / n.sum(axis), paired=True,
-                                     vectorized=True, n_resamples=resamples, method="percentile", batch=200,
-                                     rng=np.random.default_rng(seed)).confidence_interval
-    return float(interval.low), float(interval.high)
+    interval = scipy.stats.bootstrap((sums, counts[None]), lambda s, n, axis: s.sum(axis) / n.sum(axis), axis=1,
+                                     paired=True, vectorized=True, n_resamples=RESAMPLES, method="percentile",
+                                     batch=200, rng=np.random.default_rng(seed)).confidence_interval
+    return interval.low, interval.high
 
 
 def clustered_test(values: Iterable[float], speakers: Iterable[str],
@@ -143,8 +133,8 @@ def holm(p_values: Iterable[float]) -> np.ndarray:
     return corrected
 
 
-def measure(labels: pandas.DataFrame, predictions: pandas.DataFrame, constant: pandas.Series, speakers: pandas.Series,
-            seed: int = 0) -> pandas.DataFrame:
+def figure_table(labels: pandas.DataFrame, predictions: pandas.DataFrame, constant: pandas.Series,
+                 speakers: pandas.Series, seed: int = 0) -> pandas.DataFrame:
     """Return all figures of some clips: DataFrame, index ROWS.
 
     labels, predictions: DataFrames with the columns TRAITS, index clip. constant: Series, index TRAITS, what the
@@ -161,15 +151,10 @@ def measure(labels: pandas.DataFrame, predictions: pandas.DataFrame, constant: p
     for figure, values in of_clips.items():
         columns[figure] = values.mean()
         if figure != "constant":
-            columns[f"{figure}_low"], columns[f"{figure}_high"] = _intervals(values, speakers, seed)
+            columns[f"{figure}_low"], columns[f"{figure}_high"] = speaker_intervals(values, speakers, seed)
     others = _column_measures(labels, predictions)
     others.loc["mean"] = others.mean(skipna=False)
     return pandas.DataFrame(columns, index=list(ROWS)).join(others)
-
-
-def _intervals(values, speakers, seed):
-    """Return (lows, highs), the ends of the intervals of values of clips, columns ROWS."""
-    return zip(*(speaker_interval(values[name], speakers, seed) for name in ROWS), strict=True)
 
 
 def compare(labels: pandas.DataFrame, ours: list[pandas.DataFrame], theirs: list[pandas.DataFrame],
@@ -189,7 +174,7 @@ def compare(labels: pandas.DataFrame, ours: list[pandas.DataFrame], theirs: list
     accuracies = {name: [_accuracies(labels.loc[clips], some) for some in side] for name, side in sides.items()}
     first, second = (sum(side) / len(side) for side in accuracies.values())
     difference, speakers = first - second, speakers.loc[clips]
-    low, high = _intervals(difference, speakers, seed)
+    low, high = speaker_intervals(difference, speakers, seed)
     table = pandas.DataFrame({
         "clips": len(clips), "speakers": speakers.nunique(), "first": first.mean(), "second": second.mean(),
         "difference": difference.mean(), "low": low, "high": high,

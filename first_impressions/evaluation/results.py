@@ -31,8 +31,10 @@ def write_results(evaluation: Evaluation) -> None:
         if lost:
             print(f"note: the {' and the '.join(lost)} of the earlier evaluation in {folder} are replaced",
                   file=sys.stderr)
+        # JSON has no NaN: null takes its place.
+        content = json.loads(json.dumps(metrics, default=np.generic.item), parse_constant=lambda _: None)
         with atomic_write(folder / METRICS) as partial:
-            partial.write_text(json.dumps(_without_nan(metrics), indent=2) + "\n")
+            partial.write_text(json.dumps(content, indent=2) + "\n")
         write_tables(folder, metrics)
         labels = evaluation.labels
         predictions = evaluation.predictions.loc[labels.index].assign(**{MEANS_COLUMN: metrics["neuroticism_means"]})
@@ -66,14 +68,3 @@ def keep_earlier(folder: Path, metrics: dict) -> list[str]:
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         pass  # none, or of an older version
     return lost
-
-
-def _without_nan(value):
-    """Return the value with NaN as None, since JSON has no NaN."""
-    if isinstance(value, dict):
-        return {str(key): _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    if isinstance(value, (float, np.floating)):
-        return None if np.isnan(value) else float(value)
-    return int(value) if isinstance(value, np.integer) else value
