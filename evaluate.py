@@ -38,7 +38,7 @@ from first_impressions.common.constants import TRAITS
 from first_impressions.common.device import Machine, add_machine_options
 from first_impressions.common.experiment import experiment_folder, has_training
 from first_impressions.common.files import make_folder
-from first_impressions.data.labels import READERS, SPEAKER_REGEX, read_groups, read_scores
+from first_impressions.data.labels import SPEAKER_REGEX, SUFFIXES, read_groups, read_scores
 from first_impressions.data.splits import Split, add_speaker_option, check_same_faces, describe, load_split
 from first_impressions.evaluation import measure
 from first_impressions.evaluation.metrics import group_order, scores_of_clips
@@ -98,7 +98,7 @@ def parse_args(argv=None):
     foreign = parser.add_argument_group("external predictions")
     foreign.add_argument("--predictions", metavar="FILE.csv", help="columns clip or VideoName and the traits, "
                          "as also predict.py --out writes them")
-    foreign.add_argument("--labels", metavar="FILE", help=f"the labels of these clips ({', '.join(READERS)})")
+    foreign.add_argument("--labels", metavar="FILE", help=f"the labels of these clips ({', '.join(SUFFIXES)})")
     foreign.add_argument("--train-labels", metavar="FILE",
                          help="the training labels: their speakers are the known ones, also for an EXPERIMENT that "
                          "stores no names; their mean is the constant (without it that of --labels)")

@@ -10,9 +10,8 @@ import dataset
 from face_options import next_command
 from first_impressions.common.command_line import UserError
 from first_impressions.common.constants import TRAITS
-from first_impressions.data.division import draw_splits
 from first_impressions.data.labels import read_labelled, read_labels
-from first_impressions.data.splits import load_split
+from first_impressions.data.splits import draw_parts, load_split
 from read_back import contents
 
 
@@ -92,8 +91,8 @@ def test_a_folder_is_divided_by_speakers_and_nothing_is_moved(run, own, monkeypa
 
 def test_draws_differ_by_seed_and_need_three_speakers(run, own):
     _, speakers = read_labelled(own / "labels.csv", RULE[1])
-    assert len({tuple(draw_splits(speakers, (3, 1, 1), seed)) for seed in range(5)}) > 1
-    assert draw_splits(speakers[:6], (98, 1, 1), 0).nunique() == 3
+    assert len({tuple(draw_parts(speakers, {"test": 4, "valid": 4}, seed)) for seed in range(5)}) > 1
+    assert draw_parts(speakers[:6], {"test": 0.06, "valid": 0.06}, 0).nunique() == 3
     for arguments, complaint in ((("3:1",), "three whole numbers"), (("3:1:0",), "three whole numbers"),
                                  (("3:1:1", "--speaker-regex", "(person)"), "are of 1 speaker, 3 are needed")):
         status, _, errors = run(dataset, own, "--split", *arguments)

@@ -158,7 +158,7 @@ def test_speakers_held_out_are_a_fifth_whatever_the_seed():
             assert least <= len(held_out.labels) <= max(least, 20)
             assert not set(training.speakers) & set(held_out.speakers)
     alone = split.only([clip for clip in clips_of_two if clip.startswith("s1")], "alone")
-    with pytest.raises(UserError, match="of one speaker"):
+    with pytest.raises(UserError, match="of 1 speaker, 2 are needed"):
         split_by_speaker(alone, 0.2, 0)
 
 

@@ -6,13 +6,10 @@ import shutil
 import sys
 from pathlib import Path
 
-import numpy as np
-import pandas
-
 from first_impressions.common.command_line import UserError, counted, printable, progress_bar
 from first_impressions.common.constants import CLIP_SUFFIXES, LABEL_TABLE, PREPROCESSING_FILE, SPLITS, clip_name
 from first_impressions.data.labels import label_file, read_labelled
-from first_impressions.data.splits import LEAST_SPEAKERS, draw_speakers, list_faces
+from first_impressions.data.splits import LEAST_SPEAKERS, draw_parts, list_faces
 from first_impressions.jobs.target_folder import count_files, find_files
 
 SCRATCH = ".dividing"   # in the data folder, for what is not complete
@@ -24,23 +21,6 @@ def shares(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not three whole numbers such as 3:1:1, the shares of "
                                          f"{', '.join(SPLITS)}")
     return tuple(map(int, text.split(":")))
-
-
-def draw_splits(speakers: pandas.Series, parts: tuple[int, ...], seed: int) -> pandas.Series:
-    """Return the split of each clip, a Series with the index of `speakers` (the speaker of each clip).
-
-    valid and test get speakers in random order as long as they fit into their shares; if none fits, the one with the
-    fewest clips. train gets the others. Raises UserError for fewer than three speakers.
-    """
-    if speakers.nunique() < len(SPLITS):
-        raise UserError(f"--split: the {counted(len(speakers), 'clip')} are of {counted(speakers.nunique(), 'speaker')}"
-                        f", {len(SPLITS)} are needed; check --speaker-regex or add a column speaker to {LABEL_TABLE}")
-    generator, splits = np.random.default_rng(seed), pandas.Series("train", index=speakers.index, dtype=object)
-    for split in ("test", "valid"):
-        left, room = speakers[splits == "train"], len(speakers) * parts[SPLITS.index(split)] / sum(parts)
-        chosen = draw_speakers(left, room, generator) or [left.value_counts().sort_index().idxmin()]
-        splits[speakers.isin(chosen)] = split
-    return splits
 
 
 def find_sources(data_dir: Path) -> list[tuple[str, str]]:
@@ -85,7 +65,8 @@ def divide(data_dir: Path, parts: tuple[int, ...], speaker_regex: str, seed: int
         if os.path.lexists(data_dir / split):
             raise UserError(f"{data_dir / split}: is there already; move it away, or divide another folder")
     labels, speakers = read_labelled(label_file(data_dir), speaker_regex)
-    splits, sources = draw_splits(speakers, parts, seed), find_sources(data_dir)
+    rooms = {split: len(speakers) * parts[SPLITS.index(split)] / sum(parts) for split in ("test", "valid")}
+    splits, sources = draw_parts(speakers, rooms, seed), find_sources(data_dir)
     unlabelled = sorted({clip for _, clip in sources} - set(labels.index))
     scratch = data_dir / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left

@@ -19,6 +19,8 @@ from first_impressions.data.tables import check_table, numbers_of, read_table
 
 # A ChaLearn clip is called <YouTube id>.<number>: the clips of one video show one speaker.
 SPEAKER_REGEX = r"^(.+)\.\d+$"
+PICKLE = ".pkl"
+SUFFIXES = (PICKLE, ".csv", ".tsv", ".tab", ".txt")     # of label files; any other file is read as a table, too
 SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 LARGEST = 1e300     # a pickle may hold whole numbers that are too large for a float
 # The numbers in the challenge's own files of groups.
@@ -42,14 +44,16 @@ def _named(names, places, path):
     return pandas.Index(clips, name="clip", dtype=object)
 
 
-def _score_table(path, optional=()):
-    table = read_table(path, ("clip", *TRAITS), optional)
-    if "problem" in table:  # predict.py's own table: a file that could not be scored has no scores
+def _clip_table(path, needed, optional):
+    """Return a table by read_table, index clip in the order of the lines, and the scores in its columns TRAITS if these
+    are needed."""
+    table = read_table(path, ("clip", *needed), optional)
+    if needed and "problem" in table:   # predict.py's own table: a file that could not be scored has no scores
         table = table[(table["problem"] == "") | (table[list(TRAITS)] != "").any(axis=1)]
     if table.empty:
         raise UserError(f"{path}: contains no clip")
     clips = _named(table["clip"], [f"line {line}" for line in table.index], path)
-    return numbers_of(table, TRAITS, path).set_axis(clips, axis=0).sort_index()
+    return table.set_axis(clips, axis=0), numbers_of(table, needed, path).set_axis(clips, axis=0).sort_index()
 
 
 def _annotation_scores(path):
@@ -65,28 +69,22 @@ def _annotation_scores(path):
     scores = pandas.DataFrame(columns)
     if scores.empty:
         raise UserError(f"{path}: contains no clip")
-    for trait in TRAITS:
-        for clip, score in scores[trait].items():
-            if isinstance(score, bool) or not isinstance(score, (int, float)) or not abs(score) < LARGEST:
-                raise UserError(f"{path}: clip {clip}, {trait}: {reprlib.repr(score)} is not a number; correct it or "
-                                "remove the clip")
+    numbers = scores.map(lambda score: isinstance(score, (int, float)) and not isinstance(score, bool)
+                         and abs(score) < LARGEST)
+    _refuse(~numbers, scores, path, "is not a number; correct it or remove the clip")
     return scores.astype("float64").rename_axis("clip").sort_index()
 
 
-# By the ending of the file's name; a file with another ending is read as a table.
-READERS = {".pkl": _annotation_scores, **dict.fromkeys((".csv", ".tsv", ".tab", ".txt"), _score_table)}
-
-
-def _reader_of(path):
-    return READERS.get(Path(path).suffix.lower(), _score_table)
+def _refuse(wrong, scores, path, complaint):
+    """Raise UserError with the first score that is wrong, if there is one."""
+    if wrong.any(axis=None):
+        row, column = np.argwhere(wrong)[0]
+        score = reprlib.repr(scores.astype(object).iat[row, column])
+        raise UserError(f"{path}: clip {scores.index[row]}, {TRAITS[column]}: {score} {complaint}")
 
 
 def _check_range(scores, path, low, high):
-    outside = (scores.to_numpy() < low) | (scores.to_numpy() > high)
-    if outside.any():
-        row, column = np.argwhere(outside)[0]
-        raise UserError(f"{path}: clip {scores.index[row]}, {TRAITS[column]}: {float(scores.iat[row, column])!r} is "
-                        "outside [0, 1]; scale the scores to [0, 1]")
+    _refuse((scores < low) | (scores > high), scores, path, "is outside [0, 1]; scale the scores to [0, 1]")
     return scores
 
 
@@ -97,17 +95,8 @@ def read_scores(path: str | os.PathLike) -> pandas.DataFrame:
     that is not read for sure (see tables.py), a clip named twice, and scores of another scale: a little outside of
     [0, 1] a regression may be.
     """
-    return _check_range(_score_table(path, ("problem",)), path, -SCORE_MARGIN, 1 + SCORE_MARGIN)
-
-
-def read_labels(path: str | os.PathLike) -> pandas.DataFrame:
-    """Return the labels in a file of the challenge (.pkl) or a table as a DataFrame.
-
-    Index: clip name without video ending, sorted; columns: TRAITS, float64 in [0, 1]. Raises UserError naming the file
-    for a missing trait, a score that is not a number or outside [0, 1], a clip named twice or a file that is not plain
-    data. No code in the file is ever run.
-    """
-    return _check_range(_reader_of(path)(Path(path)), path, 0, 1)
+    _, scores = _clip_table(path, TRAITS, ("problem",))
+    return _check_range(scores, path, -SCORE_MARGIN, 1 + SCORE_MARGIN)
 
 
 def quantiles_of(labels: pandas.DataFrame) -> dict[str, list[float]]:
@@ -122,15 +111,11 @@ def read_groups(path: str | os.PathLike) -> dict[str, pandas.Series]:
     Clips with an empty cell are left out. The numbers in the challenge's own files (`VideoName;Ethnicity;Gender`,
     `VideoName,AgeGroup`) become words. Raises UserError as read_scores does.
     """
-    table = read_table(path, ("clip",), None)
-    columns = [column for column in table if column != "clip"]
-    if table.empty:
-        raise UserError(f"{path}: contains no clip")
-    if not columns:
+    table, _ = _clip_table(path, (), None)
+    groups = {column: table[column] for column in table if column != "clip"}
+    if not groups:
         raise UserError(f"{path}: has no column of groups beside `clip`")
-    clips = _named(table["clip"], [f"line {line}" for line in table.index], path)
-    groups = {column: pandas.Series(table[column].to_list(), index=clips, dtype=object) for column in columns}
-    if set(columns) in ({"ethnicity", "gender"}, {"agegroup"}) and b"VideoName" in Path(path).read_bytes()[:20]:
+    if groups.keys() in ({"ethnicity", "gender"}, {"agegroup"}) and b"VideoName" in Path(path).read_bytes()[:20]:
         groups = {column: of_clips.replace(CHALLENGE_GROUPS[column]) for column, of_clips in groups.items()}
     return {column: of_clips[of_clips != ""] for column, of_clips in groups.items()}
 
@@ -149,20 +134,29 @@ def speakers_of(clips: Iterable[str], speaker_regex: str = SPEAKER_REGEX) -> lis
 
 def read_labelled(path: str | os.PathLike,
                   speaker_regex: str = SPEAKER_REGEX) -> tuple[pandas.DataFrame, pandas.Series]:
-    """Return the labels in a file as read_labels does, and each clip's speaker, a Series with their index: from the
-    column `speaker` of a table, if it has one and the cell is not empty, else from the clip's name by speakers_of."""
-    labels = read_labels(path)
+    """Return the labels in a file of the challenge (.pkl) or a table, and each clip's speaker.
+
+    Labels: DataFrame, index clip name without video ending, sorted, columns TRAITS, float64 in [0, 1]. Speakers: Series
+    with this index, from the column `speaker` of a table, if it has one and the cell is not empty, else from the clip's
+    name by speakers_of. Raises UserError naming the file for a missing trait, a score that is not a number or outside
+    [0, 1], a clip named twice or a file that is not plain data. No code in the file is ever run.
+    """
+    path, table = Path(path), {}
+    if path.suffix.lower() == PICKLE:
+        labels = _annotation_scores(path)
+    else:
+        table, labels = _clip_table(path, TRAITS, ("speaker",))
+    _check_range(labels, path, 0, 1)
     speakers = pandas.Series(speakers_of(labels.index, speaker_regex), index=labels.index, dtype=object)
-    if _reader_of(path) is _score_table:
-        table = read_table(path, ("clip",), ("speaker",))
-        if "speaker" in table:
-            named = pandas.Series(table["speaker"].to_list(), index=[clip_name(clip) for clip in table["clip"]],
-                                  dtype=object)
-            speakers.update(named[named != ""])
+    if "speaker" in table:
+        speakers.update(table["speaker"][table["speaker"] != ""])
     return labels, speakers
 
 
-# ---------------------------------------------------------------- files of a folder
+def read_labels(path: str | os.PathLike) -> pandas.DataFrame:
+    """Return the labels in a file alone, as read_labelled does."""
+    return read_labelled(path)[0]
+
 
 def label_file(folder: Path, split: str | None = None) -> Path:
     """Return the path of the labels in a folder, perhaps a split's. Raises UserError if there is none, or two."""
@@ -170,18 +164,13 @@ def label_file(folder: Path, split: str | None = None) -> Path:
     found = [folder / name for name in names if (folder / name).exists()]
     if len(found) > 1:
         raise UserError(f"{found[0]} and {found[1]}: two files of labels in one folder; keep one")
-    if not found:
-        layout = "; the README says how to lay out the data" + ", and --data-dir names another folder" * bool(split)
-        raise UserError(f"{folder}: contains no {' or '.join(names)}{_say_tables(folder) or layout}")
-    return found[0]
-
-
-def _say_tables(folder):
-    """Return what files in a folder may be its labels under another name, and the remedy, as the end of a message."""
-    names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in (*SPREADSHEETS, *READERS))
-    if not names:
-        return ""
-    spreadsheets = [name for name in names if Path(name).suffix.lower() in SPREADSHEETS]
-    remedy = (f"export {spreadsheets[0]} as {LABEL_TABLE} (CSV UTF-8)" if spreadsheets else
-              f"if {names[0]} holds the labels, rename it to {LABEL_TABLE}")
-    return f"; there {'are' if len(names) > 1 else 'is'} {', '.join(names[:5])}: {remedy}"
+    if found:
+        return found[0]
+    others = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in (*SPREADSHEETS, *SUFFIXES))
+    remedy = "; the README says how to lay out the data" + ", and --data-dir names another folder" * bool(split)
+    if others:  # the labels under another name
+        spreadsheet = next((name for name in others if name.lower().endswith(SPREADSHEETS)), None)
+        remedy = f"; there {'are' if len(others) > 1 else 'is'} {', '.join(others[:5])}: " + (
+            f"export {spreadsheet} as {LABEL_TABLE} (CSV UTF-8)" if spreadsheet else
+            f"if {others[0]} holds the labels, rename it to {LABEL_TABLE}")
+    raise UserError(f"{folder}: contains no {' or '.join(names)}{remedy}")

@@ -12,9 +12,8 @@ import pandas
 
 from first_impressions.common import constants
 from first_impressions.common.command_line import UserError, counted, printable
-from first_impressions.common.files import read_json
 from first_impressions.data.labels import SPEAKER_REGEX, label_file, read_labelled
-from first_impressions.jobs.target_folder import find_files
+from first_impressions.jobs.target_folder import find_files, read_settings
 
 LEAST_SPEAKERS = 20     # of the clips of a test; fewer tell nothing from chance, and get no p value
 
@@ -86,14 +85,12 @@ def list_faces(face_dir: str | os.PathLike) -> pandas.DataFrame:
 
 def read_preprocessing(face_dir: str | os.PathLike) -> dict:
     """Return what the face script wrote about its crop, or the defaults if the faces come from elsewhere."""
-    path = Path(face_dir) / constants.PREPROCESSING_FILE
-    if not path.exists():
-        return dict(constants.DEFAULT_PREPROCESSING)
+    content = read_settings(face_dir, dict(constants.DEFAULT_PREPROCESSING))
     try:
-        content = read_json(path)
         return {**content, "size": int(content["size"]), "padding": float(content["padding"])}
     except (ValueError, KeyError, TypeError, OverflowError):
-        raise UserError(f"{path}: is damaged; make the faces again in an empty folder") from None
+        raise UserError(f"{Path(face_dir, constants.PREPROCESSING_FILE)}: is damaged; make the faces again in an empty "
+                        "folder") from None
 
 
 def faces_command(split_dir: Path) -> str:
@@ -175,18 +172,29 @@ def draw_speakers(speakers: pandas.Series, room: float, generator: np.random.Gen
     return chosen
 
 
-def split_by_speaker(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    """Return (training, validation) Splits without a common speaker, about `fraction` of the clips in the second.
+def draw_parts(speakers: pandas.Series, rooms: dict[str, float], seed: int) -> pandas.Series:
+    """Return the part of each clip, a Series with the index of `speakers` (the speaker of each clip): one of `rooms`,
+    {part: the most clips that it may have}, drawn one after the other, or train.
 
-    Speakers are taken in random order as long as they fit; one who does not fit is skipped. If none fits, the one
-    with the fewest clips is taken. Raises UserError if there is only one speaker.
+    A part gets speakers in random order as long as they fit; if none fits, the one with the fewest clips. Raises
+    UserError for fewer speakers than parts.
     """
-    sizes = split.speakers.value_counts().sort_index()
-    if len(sizes) < 2:
-        raise UserError(f"--val-split speaker: all clips of {split.name} are of one speaker "
-                        f"({printable(sizes.index[0])}); none can be set aside")
-    chosen = draw_speakers(split.speakers, fraction * len(split.labels), np.random.default_rng(seed))
-    held_out = split.speakers.isin(chosen or [sizes.idxmin()])
+    if speakers.nunique() <= len(rooms):
+        raise UserError(f"the {counted(len(speakers), 'clip')} are of {counted(speakers.nunique(), 'speaker')}, "
+                        f"{len(rooms) + 1} are needed; check --speaker-regex or add a column speaker to "
+                        f"{constants.LABEL_TABLE}")
+    generator, parts = np.random.default_rng(seed), pandas.Series("train", index=speakers.index, dtype=object)
+    for part, room in rooms.items():
+        left = speakers[parts == "train"]
+        chosen = draw_speakers(left, room, generator) or [left.value_counts().sort_index().idxmin()]
+        parts[speakers.isin(chosen)] = part
+    return parts
+
+
+def split_by_speaker(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    """Return (training, validation) Splits without a common speaker, about `fraction` of the clips in the second, by
+    draw_parts."""
+    held_out = draw_parts(split.speakers, {"valid": fraction * len(split.labels)}, seed) == "valid"
     return (split.only(split.labels.index[~held_out], split.name + " without held-out speakers"),
             split.only(split.labels.index[held_out], "held-out speakers of " + split.name))
 
