@@ -82,8 +82,6 @@ class FaceDataset(Dataset):
         return chip, self.labels[i]
 
 
-# ---------------------------------------------------------------- command line
-
 def print_split(split: Split, video_dir: Path) -> None:
     """Print what is known of a split: its clips, labels, examples of the speaker rule, videos without labels."""
     print(describe(split))

@@ -47,7 +47,6 @@ from first_impressions.evaluation.text import print_results
 from first_impressions.networks.checkpoint import Checkpoint, find_checkpoint, read_experiment, versions
 from first_impressions.training.inputs import make_samples, score_rows
 
-# ---------------------------------------------------------------- scores
 
 def score_split(path: Path, checkpoint: Checkpoint, split: Split,
                 machine: Machine) -> tuple[pandas.DataFrame, pandas.DataFrame]:
@@ -73,8 +72,6 @@ def score_split(path: Path, checkpoint: Checkpoint, split: Split,
         predictions = predictions.join(widths.add_prefix("half_width_"))
     return predictions, pandas.DataFrame(scores, index=samples.clips, columns=list(TRAITS)).dropna()
 
-
-# ---------------------------------------------------------------- command line
 
 def parse_args(argv=None):
     parser = make_parser(__doc__)

@@ -81,7 +81,7 @@ def test_report_of_an_experiment(browser, trained):
             assert f"{number:.3f}" in alt
     alt = page.locator("[aria-label='Plot: training'] img").get_attribute("alt")
     losses = pandas.read_csv(folder / "training.csv")["loss_train"]
-    assert f"Loss over 2 epochs: training from {losses[0]:.4f} to {losses[1]:.4f}" in alt
+    assert f"Loss over 2 epochs: train from {losses[0]:.4f} to {losses[1]:.4f}" in alt
     # By keyboard alone: tab to a plot that is too wide for a phone.
     page.set_viewport_size({"width": 375, "height": 800})
     for _ in range(60):

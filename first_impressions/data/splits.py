@@ -153,10 +153,9 @@ def check_same_faces(made: dict, wanted: dict, whose: str, others: str) -> None:
     """
     for key, option in (("size", "--size"), ("padding", "--padding"), ("faces", "--faces"), ("predictor", "PREDICTOR"),
                         ("detector", "--detector")):
-        values = [settings.get(key, "hog" if key == "detector" else None) for settings in (made, wanted)]
-        compared = ["hog" if value == "auto" else value for value in values]
-        if None not in values and compared[0] != compared[1]:
-            raise UserError(f"{whose} were made with {option} {values[0]}, {others} with {values[1]}; make them alike")
+        this, other = (settings.get(key, "hog" if key == "detector" else None) for settings in (made, wanted))
+        if None not in (this, other) and this != other and {this, other} != {"hog", "auto"}:
+            raise UserError(f"{whose} were made with {option} {this}, {others} with {other}; make them alike")
 
 
 def draw_speakers(speakers: pandas.Series, room: float, generator: np.random.Generator) -> list[str]:

@@ -71,11 +71,10 @@ def _decode(path):
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        line = data[:error.start].count(b"\n") + 1
-        raise UserError(f"{path}: line {line} is not UTF-8; save the file as CSV UTF-8") from None
+        text = data[:error.start].decode(encoding, "ignore") + "\0"
     if "\0" in text:
         line = text[:text.index("\0")].count("\n") + 1
-        raise UserError(f"{path}: line {line} contains a zero byte; save the file as CSV UTF-8")
+        raise UserError(f"{path}: line {line} is not text in UTF-8; save the file as CSV UTF-8")
     return text
 
 

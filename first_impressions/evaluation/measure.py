@@ -10,8 +10,6 @@ import pandas
 
 from first_impressions.common.command_line import UserError, counted
 from first_impressions.common.constants import ANNOTATION_FILES, NEUROTICISM_MEANS, SPLITS, TRAITS
-from first_impressions.common.experiment import TRAINING_RECORD
-from first_impressions.common.files import read_json
 from first_impressions.data.labels import SPEAKER_REGEX, read_labelled, read_scores, speakers_of
 from first_impressions.data.official_clips import official_clips, official_split_of
 from first_impressions.data.splits import LEAST_SPEAKERS, Split
@@ -48,8 +46,6 @@ class Evaluation:
         return table.T.to_dict()
 
 
-# ---------------------------------------------------------------- predictions
-
 def evaluate_experiment(args: argparse.Namespace, run_dir: Path, checkpoint: Checkpoint, split: Split,
                         scores: tuple[pandas.DataFrame, pandas.DataFrame], folder: Path) -> Evaluation:
     """Return the Evaluation of the experiment in run_dir on a split. scores: what evaluate.score_split returned."""
@@ -77,14 +73,6 @@ def evaluate_experiment(args: argparse.Namespace, run_dir: Path, checkpoint: Che
             f"trained on labels whose neuroticism means {metrics['neuroticism_means']}, while that of the labels of "
             f"{split.name} is taken for {NEUROTICISM_MEANS[split.is_chalearn]}; if it is, the figures of this trait "
             "say nothing")
-    try:
-        trained_in = Path(read_json(run_dir / TRAINING_RECORD)["data_dir"])
-    except (OSError, ValueError, LookupError, TypeError):
-        trained_in = Path(args.data_dir).resolve()
-    # If that folder is gone, the data were moved: nothing to warn of.
-    if trained_in.is_dir() and trained_in != Path(args.data_dir).resolve():
-        evaluation.warnings.append(f"trained on the clips in {trained_in}, evaluated on those in {args.data_dir}; "
-                                   "--data-dir names another folder")
     return evaluation
 
 
@@ -115,8 +103,6 @@ def evaluate_file(args: argparse.Namespace, folder: Path) -> Evaluation:
                "neuroticism_means": NEUROTICISM_MEANS[is_chalearn]}
     return Evaluation(labels, predictions.drop(unknown), speakers, constant, folder, metrics, seen, seed=args.seed)
 
-
-# ---------------------------------------------------------------- figures
 
 def add_figures(evaluation: Evaluation) -> None:
     """Measure all clips with a prediction, single faces, known and unknown speakers, intervals.
@@ -234,8 +220,6 @@ def summarise(evaluations: list[Evaluation], name: str, folder: Path) -> Evaluat
                    notes=[], warnings=list(dict.fromkeys(line for one in evaluations for line in one.warnings)))
 
 
-# ---------------------------------------------------------------- warnings
-
 def add_warnings(evaluation: Evaluation) -> None:
     """Put into the metrics what a reader must know before trusting the figures."""
     metrics, lines = evaluation.metrics, list(evaluation.warnings)
@@ -250,22 +234,22 @@ def add_warnings(evaluation: Evaluation) -> None:
     if number < FEW_SPEAKERS:
         lines.append(f"only {counted(number, 'speaker')}: all figures are rough, and comparing them with published "
                      "ones means nothing")
-    lines += _few_speakers(metrics)
+    narrow = _excluding_zero(metrics)
+    if narrow:
+        lines.append(f"fewer than {LEAST_SPEAKERS} speakers make intervals too narrow; that they exclude 0 shows "
+                     f"nothing here: {', '.join(narrow)}")
     outside = int(((evaluation.predictions[list(TRAITS)] < 0) | (evaluation.predictions[list(TRAITS)] > 1)).sum().sum())
     if outside:
         lines.append(f"{counted(outside, 'prediction')} outside [0, 1]: are they on the labels' scale?")
     metrics["warnings"] = lines
 
 
-def _few_speakers(metrics):
-    """Return a line on the intervals that exclude 0 although too few speakers stand behind them, if there are any."""
-    tables = {f"gain of {title}": (metrics[part], ("gain_",)) for part, title in PARTS.items() if part in metrics}
-    tables.update({f"group {name}": (table, ("gain_", "bias_")) for name, table in metrics.get("groups", {}).items()})
-    if "comparison" in metrics:
-        rows = {name: metrics["comparison"][name] for name in figures.ROWS}
-        tables[f"difference from {metrics['comparison']['with']}"] = (rows, ("",))
-    found = [title for title, (table, names) in tables.items() if table["mean"]["speakers"] < LEAST_SPEAKERS
-             and any(row.get(f"{name}low", 0) > 0 or row.get(f"{name}high", 0) < 0
-                     for row in table.values() for name in names)]
-    return [f"fewer than {LEAST_SPEAKERS} speakers make intervals too narrow; that they exclude 0 shows nothing here: "
-            + ", ".join(found)] if found else []
+def _excluding_zero(metrics):
+    """Return the names of the intervals that exclude 0 although too few speakers stand behind them."""
+    tables = [(f"gain of {title}", metrics[part], ("gain_",)) for part, title in PARTS.items() if part in metrics]
+    tables += [(f"group {name}", table, ("gain_", "bias_")) for name, table in metrics.get("groups", {}).items()]
+    if comparison := metrics.get("comparison"):
+        tables.append((f"difference from {comparison['with']}", {row: comparison[row] for row in figures.ROWS}, ("",)))
+    return [title for title, table, names in tables if table["mean"]["speakers"] < LEAST_SPEAKERS
+            and any(row.get(f"{name}low", 0) > 0 or row.get(f"{name}high", 0) < 0
+                    for row in table.values() for name in names)]

@@ -31,8 +31,6 @@ def scores_of_clips(clips: Iterable[str], scores: np.ndarray) -> pandas.DataFram
     return pandas.concat([groups.mean(), groups.size().rename("faces"), spread], axis=1)
 
 
-# ---------------------------------------------------------------- figures
-
 def _with_mean(values):
     """Return values of clips, columns TRAITS, with the mean of the five as a column before them."""
     return pandas.concat([values.mean(axis=1).rename("mean"), values], axis=1)

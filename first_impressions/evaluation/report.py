@@ -23,8 +23,6 @@ from first_impressions.extraction.sources import encode_jpeg
 
 CLIPS_SHOWN = 6         # best ones, and as many worst ones
 CHIP_SIZE_SHOWN = 160   # pixels: sharp at 80 CSS pixels on a phone
-CURVES = {"loss": {"loss_train": "training", "loss_valid": "validation"},   # {title: {column of training.csv: name}}
-          "validation accuracy": {"accuracy_mean": "mean", **{f"accuracy_{trait}": trait for trait in TRAITS}}}
 
 
 def write_report(evaluation: Evaluation) -> Path:
@@ -68,9 +66,9 @@ def _training_of(run_dir, warnings):
         settings = {name: value for name, value in {**record["used"], **record["used"]["settings"]}.items()
                     if isinstance(value, (int, float, str, bool))}
         history = pandas.read_csv(run_dir / TRAINING_TABLE, index_col="epoch").astype(float)
-        curves = {title: history[[column for column in names if column in history]].rename(columns=names)
-                  for title, names in CURVES.items()}
-        curves = {title: table for title, table in curves.items() if len(table.columns)}
+        curves = {title: table.rename(columns=lambda name: name.partition("_")[2])
+                  for start, title in (("loss_", "loss"), ("accuracy_", "validation accuracy"))
+                  if len((table := history.filter(like=start)).columns)}
         ends = [f"{title} over {len(history)} epochs: " + ", ".join(
             f"{name} from {curve.iat[0]:.4f} to {curve.iat[-1]:.4f}" for name, curve in table.items())
             for title, table in curves.items()]
