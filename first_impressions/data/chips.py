@@ -1,14 +1,16 @@
 """Face chips read in batches: one chip, the order of an epoch, the loader over a Dataset of chips."""
+import functools
 import math
 import os
 import shutil
 import signal
 import sys
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from first_impressions.common.command_line import UserError, printable
 
@@ -52,36 +54,26 @@ def epoch_batches(number_of_rows: int, batch_size: int, seed: int, epoch: int, r
     return batches
 
 
-def row_batches(number_of_rows: int, batch_size: int) -> list[list[int]]:
-    """Return all rows in order, in batches."""
-    return [list(range(start, min(start + batch_size, number_of_rows)))
-            for start in range(0, number_of_rows, batch_size)]
-
-
-class _ReadableRows(Dataset):
-    """Batches of a Dataset of (chip, label): (chips uint8 B x 3 x size x size, rows int64 B). A chip that cannot be
-    read is named on stderr and left out."""
-
-    def __init__(self, dataset: Dataset):
-        self.dataset = dataset
-
-    def __getitems__(self, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        chips, kept = [], []
-        for row in rows:
-            try:
-                chips.append(self.dataset[row][0])
-                kept.append(row)
-            except UserError as error:
-                print(f"warning: left out {printable(error)}", file=sys.stderr)
-        return (torch.stack(chips) if chips else torch.empty(0, 3, 1, 1, dtype=torch.uint8),
-                torch.tensor(kept, dtype=torch.int64))
+def _read_rows(dataset: Dataset, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (chips uint8 B x 3 x size x size, rows int64 B) of a Dataset of (chip, label). A chip that cannot be read
+    is named on stderr and left out."""
+    chips, kept = [], []
+    for row in rows:
+        try:
+            chips.append(dataset[row][0])
+            kept.append(row)
+        except UserError as error:
+            print(f"warning: left out {printable(error)}", file=sys.stderr)
+    return (torch.stack(chips) if chips else torch.empty(0, 3, 1, 1, dtype=torch.uint8),
+            torch.tensor(kept, dtype=torch.int64))
 
 
 def _leave_interrupts_to_the_parent(_):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # else every process prints a traceback at Ctrl-C
 
 
-def chip_loader(dataset: Dataset, batches: list[list[int]], num_workers: int, device: torch.device) -> DataLoader:
+def chip_loader(dataset: Dataset, batches: Sequence[list[int]] | BatchSampler, num_workers: int,
+                device: torch.device) -> DataLoader:
     """Return a DataLoader over the given batches of row numbers of a dataset.FaceDataset: it yields (chips, rows), as
     tensors uint8 B x 3 x size x size and int64 B, without the chips that cannot be read.
 
@@ -93,6 +85,7 @@ def chip_loader(dataset: Dataset, batches: list[list[int]], num_workers: int, de
         if needed > free:
             raise UserError(f"--num-workers {num_workers}: needs {needed / 1e6:.0f} MB of {SHARED_MEMORY}, which has "
                             f"{free / 1e6:.0f} MB left; give --num-workers 0, or in Docker --shm-size")
-    return DataLoader(_ReadableRows(dataset), batch_sampler=batches, num_workers=num_workers, collate_fn=tuple,
-                      worker_init_fn=_leave_interrupts_to_the_parent, pin_memory=device.type == "cuda",
+    return DataLoader(range(len(dataset)), batch_sampler=batches, num_workers=num_workers,
+                      collate_fn=functools.partial(_read_rows, dataset), pin_memory=device.type == "cuda",
+                      worker_init_fn=_leave_interrupts_to_the_parent,
                       prefetch_factor=PREFETCHED if num_workers else None)

@@ -34,13 +34,12 @@ SCORE_MARGIN = 0.5  # a prediction may be so far outside of [0, 1]; further mean
 def _named(names, places, path):
     """Return the clips' names; places: of each in the file. Raises UserError for one that is missing or there twice."""
     clips, first = [clip_name(name) for name in names], {}
-    for clip, name, place in zip(clips, names, places, strict=True):
+    for clip, where in zip(clips, zip(places, names), strict=True):
         if not clip:
-            raise UserError(f"{path}: {place} has an empty clip name; name it or remove the line")
-        if clip in first:
-            raise UserError(f"{path}: the clip {clip} is listed twice, in {first[clip][0]} as {first[clip][1]} and "
-                            f"in {place} as {name}; keep one, or rename one if these are two clips")
-        first[clip] = place, name
+            raise UserError(f"{path}: {where[0]} has an empty clip name; name it or remove the line")
+        if first.setdefault(clip, where) is not where:
+            raise UserError(f"{path}: the clip {clip} is listed twice, in {' as '.join(first[clip])} and in "
+                            f"{' as '.join(where)}; keep one, or rename one if these are two clips")
     return pandas.Index(clips, name="clip", dtype=object)
 
 

@@ -135,16 +135,14 @@ def numbers_of(table: pandas.DataFrame, columns: tuple[str, ...], path: str | os
 
     Raises UserError that names the cell that is not a number, or a file that mixes decimal points and decimal commas.
     """
-    texts = table[list(columns)]
-    marks = {}
+    texts, marks = table[list(columns)], {}
     for column in columns:
         for line, text in texts[column].items():
             if not NUMBER.fullmatch(text) or not math.isfinite(float(text.replace(",", "."))):
                 raise UserError(f"{path}: line {line}, clip {table.at[line, 'clip']}, {column}: {text!r} is not a "
                                 "number; correct it or remove the clip")
-            for mark in ".,":
-                if mark in text:
-                    marks.setdefault(mark, (line, column, text))
+            for mark in set(",.").intersection(text):
+                marks.setdefault(mark, (line, column, text))
     if len(marks) == 2:
         (line, column, text), (other, _, other_text) = marks[","], marks["."]
         raise UserError(f"{path}: line {line}, {column}: {text!r} has a decimal comma, but line {other} has "

@@ -202,12 +202,12 @@ def summarise(evaluations: list[Evaluation], name: str, folder: Path) -> Evaluat
     contents = [one.metrics for one in evaluations]
     if len({content["data_fingerprint"] for content in contents}) > 1:
         raise UserError("the clips changed between the evaluations; run the same command again")
-    metrics = {key: contents[0][key] for key in ("command", "split", "versions", "constant_of", "is_chalearn",
-                                                 "neuroticism_means", "data_fingerprint")}
     scores = pandas.concat([one.predictions.loc[one.labels.index, list(TRAITS)] for one in evaluations])
     predictions = scores.groupby(level=0).mean()
-    metrics.update(experiment=name, experiments=[content["experiment"] for content in contents],
-                   clips=len(predictions))
+    metrics = {**{key: contents[0][key] for key in ("command", "split", "versions", "constant_of", "is_chalearn",
+                                                    "neuroticism_means", "data_fingerprint")},
+               "experiment": name, "experiments": [content["experiment"] for content in contents],
+               "clips": len(predictions)}
     for part in PARTS:
         if all(part in content for content in contents):
             tables = pandas.concat([pandas.DataFrame(content[part]).T for content in contents])

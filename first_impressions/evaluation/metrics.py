@@ -89,9 +89,12 @@ def speaker_intervals(values: pandas.DataFrame, speakers: pandas.Series,
         return (np.full(len(sums), np.nan),) * 2
     import scipy.stats  # here, since it takes a second, which training and prediction can do without
 
-    interval = scipy.stats.bootstrap((sums, counts[None]), lambda s, n, axis: s.sum(axis) / n.sum(axis), axis=1,
-                                     paired=True, vectorized=True, n_resamples=RESAMPLES, method="percentile",
-                                     batch=200, rng=np.random.default_rng(seed)).confidence_interval
+    def means(sums, counts, axis):
+        return np.ascontiguousarray(sums).sum(axis) / counts.sum(axis)  # the same bits for any number of columns
+
+    interval = scipy.stats.bootstrap((sums, counts[None]), means, axis=1, paired=True, vectorized=True,
+                                     n_resamples=RESAMPLES, method="percentile", batch=200,
+                                     rng=np.random.default_rng(seed)).confidence_interval
     return interval.low, interval.high
 
 

@@ -12,6 +12,8 @@ from first_impressions.evaluation.measure import PARTS
 from first_impressions.evaluation.text import format_figure, render
 
 ROWS = (*TRAITS, "mean")
+ESCAPES = str.maketrans({**{mark: f"\\{mark}" for mark in "&%$#_{}"}, "~": r"\textasciitilde{}",
+                         "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"})
 
 
 def write_tables(folder: Path, metrics: dict) -> None:
@@ -55,6 +57,4 @@ def _cell(row, name, interval=False):
 
 def escape(text: str) -> str:
     """Return text with the characters that LaTeX reads as commands escaped."""
-    text = printable(text).replace("\\", "\0")
-    text = re.sub(r"([&%$#_{}])", r"\\\1", text).replace("~", r"\textasciitilde{}").replace("^", r"\textasciicircum{}")
-    return text.replace("\0", r"\textbackslash{}")
+    return printable(text).translate(ESCAPES)

@@ -25,11 +25,11 @@ import numpy as np
 import pandas
 import torch
 from filelock import FileLock
-from torch.utils.data import Dataset
+from torch.utils.data import BatchSampler, Dataset
 
 from first_impressions.common.command_line import UserError, counted, printable, progress_bar
 from first_impressions.common.device import Machine, pick_device, send
-from first_impressions.data.chips import chip_loader, row_batches
+from first_impressions.data.chips import chip_loader
 from first_impressions.data.splits import Split, stamp_of_files
 from first_impressions.networks.network import ALTERNATING, sides_of_clip
 
@@ -217,7 +217,7 @@ def _blocks(job):
     open_clips, first_open = {}, 0     # clips of which more faces may come
     middle = (job.first_face[:-1] + job.first_face[1:]) // 2
     dataset = job.dataset_of(replace(job.split, faces=job.split.faces.reset_index(drop=True)))
-    batches = row_batches(len(dataset), job.batch_size)
+    batches = BatchSampler(range(len(dataset)), job.batch_size, drop_last=False)
     loader = chip_loader(dataset, batches, job.machine.num_workers, job.machine.device)
     for batch, (chips, rows) in zip(batches, loader):
         seen = (send(some, job.machine.device) for some in (chips, job.sides[rows]))

@@ -11,12 +11,12 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import BatchSampler, Dataset
 
 from first_impressions.common.command_line import progress_bar
 from first_impressions.common.constants import TRAITS
 from first_impressions.common.device import Machine, send
-from first_impressions.data.chips import chip_loader, row_batches
+from first_impressions.data.chips import chip_loader
 from first_impressions.networks.network import PersonalityNetwork, backbone_key
 from first_impressions.training.feature_cache import features_of_dataset
 from first_impressions.training.samples import Samples
@@ -89,7 +89,7 @@ class ClipFeatures(Samples):
     @torch.inference_mode(False)    # training must be able to use what was first made for scores
     @torch.no_grad()
     def _project(self, network):
-        batches = [np.array(rows) for rows in row_batches(len(self), 1024)]
+        batches = [np.array(rows) for rows in BatchSampler(range(len(self)), 1024, drop_last=False)]
         return torch.stack([torch.cat([network.represent(self.features(rows, form).to(self.machine.device)).cpu()
                                        for rows in batches]) for form in (0, 1)], dim=1)
 
@@ -127,7 +127,7 @@ def score_rows(network: PersonalityNetwork, samples: FaceChips | ClipFeatures, a
     """
     network.eval()
     scores = np.full((len(samples), len(TRAITS)), np.nan, dtype=np.float32)
-    batches = [samples.usable[batch].tolist() for batch in row_batches(len(samples.usable), batch_size)]
+    batches = list(BatchSampler(samples.usable.tolist(), batch_size, drop_last=False))
     with progress_bar(total=len(samples.usable), desc=title, unit="row", disable=None if title else True) as bar:
         for rows, inputs in samples.batches(network, batches):
             if len(rows):
