@@ -203,7 +203,7 @@ def train_experiment(args: argparse.Namespace) -> int:
     seed_everything(args.seed)
     training, validation = load_training_and_validation(args.data_dir, args.final_run, args.val_split,
                                                         args.speaker_regex, args.seed)
-    settings = settle_gp(plan.settings, training.number_with_face, architecture.has_gp)
+    settings = settle_gp(plan.settings, len(training.labels), architecture.has_gp)
     plan = dataclasses.replace(plan, settings=settings)
     useless = [name for name in SETTING_NAMES if getattr(args, name) is not None
                and name not in names_with_effect(architecture, settings)]

@@ -294,7 +294,7 @@ def run_search(args: argparse.Namespace, search: Search, network: PersonalityNet
         settle_trials(folder)
     table = trial_table(results, args.num_epochs)
     if table["best_accuracy"].notna().any():
-        found = best_config(search, table, space, record["used"]["weights"], splits[0].number_with_face)
+        found = best_config(search, table, space, record["used"]["weights"], len(splits[0].labels))
         write_results(folder, results, table, space, found)
     ray.shutdown()
     status = print_results(args, table, splits, number_of_trials(args.num_trials, space))
@@ -337,7 +337,7 @@ def main(argv=None):
             "weights": weights, "val_split": args.val_split, "grace_period": args.grace_period,
             "config": {key: describe_entry(value) for key, value in space.items()},
             "data": splits[0].fingerprint()}
-    example = settle_gp(example, splits[0].number_with_face, architecture.has_gp)
+    example = settle_gp(example, len(splits[0].labels), architecture.has_gp)
     seed_everything(args.seed)
     network = build_network(architecture, example, weights)
     trials = number_of_trials(args.num_trials, space)

@@ -30,7 +30,7 @@ HEADER = "clip," + ",".join(TRAITS) + "\n"
 
 
 def test_official_labels(chalearn_dir):
-    labels = read_labels(chalearn_dir / "annotation_training.pkl")
+    labels, _ = read_labels(chalearn_dir / "annotation_training.pkl")
     assert labels.shape == (6000, 5)
     assert labels.mean().round(3).tolist() == [0.566, 0.523, 0.476, 0.548, 0.520]
 
@@ -52,7 +52,7 @@ def test_pickled_labels_are_read_and_code_in_them_is_not_run(tmp_path, protocol)
     good = tmp_path / "good.pkl"
     content = good_content()
     good.write_bytes(pickle.dumps({**content, "interview": content["openness"]}, protocol))
-    assert read_labels(good).loc["abc.001"].tolist() == [0.75] * 5
+    assert read_labels(good)[0].loc["abc.001"].tolist() == [0.75] * 5
 
     mark = tmp_path / "it_ran"
     for place in ("top", "trait", "score", "name"):

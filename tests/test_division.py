@@ -10,7 +10,7 @@ import dataset
 from face_options import next_command
 from first_impressions.common.command_line import UserError
 from first_impressions.common.constants import TRAITS
-from first_impressions.data.labels import read_labelled, read_labels
+from first_impressions.data.labels import read_labels
 from first_impressions.data.splits import draw_parts, load_split
 from read_back import contents
 
@@ -45,7 +45,7 @@ def test_a_folder_is_divided_by_speakers_and_nothing_is_moved(run, own, monkeypa
     splits = {name: load_split(own, name) for name in ("train", "valid", "test")}
     assert sum(split.speakers.nunique() for split in splits.values()) == 10  # without --speaker-regex
     assert {len(split.faces) for split in splits.values()} == {12, 4} and splits["test"].preprocessing["padding"] == 0.4
-    labels = read_labels(own / "labels.csv")
+    labels, _ = read_labels(own / "labels.csv")
     for split in splits.values():
         assert (split.labels == labels.loc[split.labels.index]).all(axis=None)
     status, output, errors = run(dataset, own)
@@ -90,7 +90,7 @@ def test_a_folder_is_divided_by_speakers_and_nothing_is_moved(run, own, monkeypa
 
 
 def test_draws_differ_by_seed_and_need_three_speakers(run, own):
-    _, speakers = read_labelled(own / "labels.csv", RULE[1])
+    _, speakers = read_labels(own / "labels.csv", RULE[1])
     assert len({tuple(draw_parts(speakers, {"test": 4, "valid": 4}, seed)) for seed in range(5)}) > 1
     assert draw_parts(speakers[:6], {"test": 0.06, "valid": 0.06}, 0).nunique() == 3
     for arguments, complaint in ((("3:1",), "three whole numbers"), (("3:1:0",), "three whole numbers"),

@@ -11,7 +11,7 @@ import pytest
 import evaluate
 from first_impressions.common.command_line import UserError
 from first_impressions.common.constants import TRAITS
-from first_impressions.data.labels import read_groups, read_labelled, read_scores
+from first_impressions.data.labels import read_groups, read_labels, read_scores
 
 NAMES = ["J4GQm9j0JZ0.003", "José.001", "a b (1).002", "x;y.004", "plain"]
 SCORES = np.round(np.random.default_rng(0).uniform(0, 1, (len(NAMES), 5)), 4)
@@ -165,7 +165,7 @@ def test_speakers_of_a_table(tmp_path):
     rows = {"x.1": " anna ", "x.2": "anna", "y.1": "", "z.w.7": "  ", "z.w.8": "None"}
     path.write_text("clip," + ",".join(TRAITS) + ",Speaker\n"
                     + "".join(f"{clip},.5,.5,.5,.5,.5,{speaker}\n" for clip, speaker in rows.items()))
-    _, speakers = read_labelled(path)
+    _, speakers = read_labels(path)
     assert speakers.to_dict() == {"x.1": "anna", "x.2": "anna", "y.1": "y", "z.w.7": "z.w", "z.w.8": "None"}
 
 

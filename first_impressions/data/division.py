@@ -8,7 +8,7 @@ from pathlib import Path
 
 from first_impressions.common.command_line import UserError, counted, printable, progress_bar
 from first_impressions.common.constants import CLIP_SUFFIXES, LABEL_TABLE, PREPROCESSING_FILE, SPLITS, clip_name
-from first_impressions.data.labels import label_file, read_labelled
+from first_impressions.data.labels import label_file, read_labels
 from first_impressions.data.splits import LEAST_SPEAKERS, draw_parts, list_faces
 from first_impressions.jobs.target_folder import count_files, find_files
 
@@ -64,7 +64,7 @@ def divide(data_dir: Path, parts: tuple[int, ...], speaker_regex: str, seed: int
     for split in SPLITS:
         if os.path.lexists(data_dir / split):
             raise UserError(f"{data_dir / split}: is there already; move it away, or divide another folder")
-    labels, speakers = read_labelled(label_file(data_dir), speaker_regex)
+    labels, speakers = read_labels(label_file(data_dir), speaker_regex)
     rooms = {split: len(speakers) * parts[SPLITS.index(split)] / sum(parts) for split in ("test", "valid")}
     splits, sources = draw_parts(speakers, rooms, seed), find_sources(data_dir)
     unlabelled = sorted({clip for _, clip in sources} - set(labels.index))

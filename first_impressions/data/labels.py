@@ -131,8 +131,8 @@ def speakers_of(clips: Iterable[str], speaker_regex: str = SPEAKER_REGEX) -> lis
     return [match.group(1) if (match := pattern.search(clip)) and match.group(1) else clip for clip in clips]
 
 
-def read_labelled(path: str | os.PathLike,
-                  speaker_regex: str = SPEAKER_REGEX) -> tuple[pandas.DataFrame, pandas.Series]:
+def read_labels(path: str | os.PathLike,
+                speaker_regex: str = SPEAKER_REGEX) -> tuple[pandas.DataFrame, pandas.Series]:
     """Return the labels in a file of the challenge (.pkl) or a table, and each clip's speaker.
 
     Labels: DataFrame, index clip name without video ending, sorted, columns TRAITS, float64 in [0, 1]. Speakers: Series
@@ -150,11 +150,6 @@ def read_labelled(path: str | os.PathLike,
     if "speaker" in table:
         speakers.update(table["speaker"][table["speaker"] != ""])
     return labels, speakers
-
-
-def read_labels(path: str | os.PathLike) -> pandas.DataFrame:
-    """Return the labels in a file alone, as read_labelled does."""
-    return read_labelled(path)[0]
 
 
 def label_file(folder: Path, split: str | None = None) -> Path:

@@ -12,8 +12,9 @@ import pandas
 
 from first_impressions.common import constants
 from first_impressions.common.command_line import UserError, counted, printable
-from first_impressions.data.labels import SPEAKER_REGEX, label_file, read_labelled
-from first_impressions.jobs.target_folder import find_files, read_settings
+from first_impressions.common.files import read_json
+from first_impressions.data.labels import SPEAKER_REGEX, label_file, read_labels
+from first_impressions.jobs.target_folder import find_files
 
 LEAST_SPEAKERS = 20     # of the clips of a test; fewer tell nothing from chance, and get no p value
 
@@ -36,11 +37,6 @@ class Split:
     preprocessing: dict
     speaker_regex: str = SPEAKER_REGEX
     is_chalearn: bool = False
-
-    @property
-    def number_with_face(self) -> int:
-        """The number of clips that have a face."""
-        return self.faces["clip"].nunique()
 
     @property
     def clips_without_face(self) -> list[str]:
@@ -85,12 +81,14 @@ def list_faces(face_dir: str | os.PathLike) -> pandas.DataFrame:
 
 def read_preprocessing(face_dir: str | os.PathLike) -> dict:
     """Return what the face script wrote about its crop, or the defaults if the faces come from elsewhere."""
-    content = read_settings(face_dir, dict(constants.DEFAULT_PREPROCESSING))
+    path = Path(face_dir) / constants.PREPROCESSING_FILE
+    if not path.exists():
+        return dict(constants.DEFAULT_PREPROCESSING)
     try:
+        content = read_json(path)
         return {**content, "size": int(content["size"]), "padding": float(content["padding"])}
     except (ValueError, KeyError, TypeError, OverflowError):
-        raise UserError(f"{Path(face_dir, constants.PREPROCESSING_FILE)}: is damaged; make the faces again in an empty "
-                        "folder") from None
+        raise UserError(f"{path}: is damaged; make the faces again in an empty folder") from None
 
 
 def faces_command(split_dir: Path) -> str:
@@ -112,7 +110,7 @@ def load_split(data_dir: str | os.PathLike, split: str, speaker_regex: str = SPE
         raise UserError(f"{split_dir if split_dir.parent.is_dir() else data_dir}: no such folder; the README says how "
                         "to lay out the data, and --data-dir names another folder")
     labels_path = label_file(split_dir, split)
-    labels, speakers = read_labelled(labels_path, speaker_regex)
+    labels, speakers = read_labels(labels_path, speaker_regex)
     face_dir = split_dir / "faces"
     faces = list_faces(face_dir)
     if faces.empty and (pictures := sum(1 for _ in face_dir.rglob("*.jpg"))):
@@ -203,10 +201,9 @@ def describe(split: Split) -> str:
     if split.faces.empty:
         return (f"{split.name}: {counted(len(split.labels), 'labelled clip')} of "
                 f"{counted(split.speakers.nunique(), 'speaker')}, no faces yet")
-    without = split.clips_without_face
-    with_face, speakers = len(split.labels) - len(without), split.speakers.drop(without).nunique()
-    line = (f"{split.name}: {counted(with_face, 'clip')} of {counted(speakers, 'speaker')}, "
-            f"{counted(len(split.faces), 'face')}, {len(split.faces) / max(1, with_face):.1f} a clip")
+    without, speakers = split.clips_without_face, split.with_faces().speakers
+    line = (f"{split.name}: {counted(len(speakers), 'clip')} of {counted(speakers.nunique(), 'speaker')}, "
+            f"{counted(len(split.faces), 'face')}, {len(split.faces) / max(1, len(speakers)):.1f} a clip")
     if without:
         line += f"; left out: {counted(len(without), 'clip')} without a face (the first: {printable(without[0])})"
     return line

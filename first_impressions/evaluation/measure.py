@@ -10,7 +10,7 @@ import pandas
 
 from first_impressions.common.command_line import UserError, counted
 from first_impressions.common.constants import ANNOTATION_FILES, NEUROTICISM_MEANS, SPLITS, TRAITS
-from first_impressions.data.labels import SPEAKER_REGEX, read_labelled, read_scores, speakers_of
+from first_impressions.data.labels import SPEAKER_REGEX, read_labels, read_scores, speakers_of
 from first_impressions.data.official_clips import official_clips, official_split_of
 from first_impressions.data.splits import LEAST_SPEAKERS, Split
 from first_impressions.evaluation import metrics as figures
@@ -57,7 +57,7 @@ def evaluate_experiment(args: argparse.Namespace, run_dir: Path, checkpoint: Che
     learned = _learned_from(checkpoint, split.labels.index)
     seen = set(speakers_of(learned, split.speaker_regex)) | set(checkpoint.speakers)
     if args.train_labels:
-        _, speakers = read_labelled(args.train_labels, split.speaker_regex)
+        _, speakers = read_labels(args.train_labels, split.speaker_regex)
         seen = set(speakers)
     evaluation = Evaluation(split.labels, predictions, split.speakers, pandas.Series(checkpoint.constant), folder,
                             metrics, seen or None, run_dir, split, of_faces, seed=args.seed)
@@ -88,7 +88,7 @@ def _learned_from(checkpoint, clips):
 def evaluate_file(args: argparse.Namespace, folder: Path) -> Evaluation:
     """Return the Evaluation of external predictions in a CSV file."""
     rule = args.speaker_regex or SPEAKER_REGEX
-    (labels, speakers), predictions = read_labelled(args.labels, rule), read_scores(args.predictions)
+    (labels, speakers), predictions = read_labels(args.labels, rule), read_scores(args.predictions)
     unknown = predictions.index.difference(labels.index)
     if len(unknown) == len(predictions):
         raise UserError(f"{args.predictions}: none of its clips is in {args.labels}; its first is {unknown[0]}, theirs "
@@ -96,7 +96,7 @@ def evaluate_file(args: argparse.Namespace, folder: Path) -> Evaluation:
     is_chalearn, constant, seen = Path(args.labels).name in ANNOTATION_FILES.values(), labels.mean(), None
     constant_of = f"mean of the very labels in {args.labels}; --train-labels FILE takes that of the training clips"
     if args.train_labels:
-        training_labels, training_speakers = read_labelled(args.train_labels, rule)
+        training_labels, training_speakers = read_labels(args.train_labels, rule)
         constant, seen = training_labels.mean(), set(training_speakers)
         constant_of = f"mean of the labels in {args.train_labels}"
     metrics = {"constant_of": constant_of, "is_chalearn": is_chalearn,
@@ -136,8 +136,7 @@ def add_figures(evaluation: Evaluation) -> None:
     if evaluation.of_faces is not None:
         of_faces = evaluation.of_faces.reset_index(drop=True)
         true = split.labels.loc[evaluation.of_faces.index].reset_index(drop=True)
-        metrics["per_frame"] = {"accuracy": figures.trait_accuracies(true, of_faces),
-                                "pearson": figures.trait_correlations(true, of_faces)}
+        metrics["per_frame"] = figures.basic_figures(true, of_faces).to_dict()
     if "half_width_openness" in predictions:
         metrics["intervals"] = coverage(labels, predictions, parts)
 

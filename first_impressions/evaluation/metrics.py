@@ -41,22 +41,18 @@ def _accuracies(labels, predictions):
     return _with_mean(1 - (labels[list(TRAITS)] - predictions.loc[labels.index, list(TRAITS)]).abs())
 
 
-def trait_accuracies(labels: pandas.DataFrame, predictions: pandas.DataFrame) -> dict[str, float]:
-    """Return {trait: 1 - mean |error|} and their mean under "mean", for two DataFrames of the same clips."""
-    return _accuracies(labels, predictions).mean().to_dict()
-
-
-def trait_correlations(labels: pandas.DataFrame, predictions: pandas.DataFrame) -> dict[str, float]:
-    """Return {trait: Pearson r} and their mean under "mean"; NaN if predictions or labels are constant, and so is then
-    the mean: a network that has given up a trait must not look better for it."""
-    r = _column_measures(labels, predictions)["pearson"]
-    return {"mean": float(r.mean(skipna=False)), **{trait: float(r[trait]) for trait in TRAITS}}
+def basic_figures(labels: pandas.DataFrame, predictions: pandas.DataFrame) -> pandas.DataFrame:
+    """Return accuracy (1 - mean |error|) and pearson of two DataFrames of the same clips: DataFrame, index ROWS. If
+    predictions or labels of a trait are constant, its r is NaN, and so is the mean: a network that has given up a trait
+    must not look better for it."""
+    return pandas.DataFrame({"accuracy": _accuracies(labels, predictions).mean(),
+                             "pearson": _column_measures(labels, predictions)["pearson"]}, index=list(ROWS))
 
 
 def _column_measures(labels, predictions):
-    """Return a DataFrame, index TRAITS, of each column: pearson, ccc (Lin, Biometrics 45, 1989), r2, mse; slope (of the
-    regression of labels on predictions; 1: calibrated, less: predictions too extreme) and sd_ratio (standard deviation
-    of the predictions over that of the labels).
+    """Return a DataFrame, index TRAITS and mean, of each column: pearson, ccc (Lin, Biometrics 45, 1989), r2, mse;
+    slope (of the regression of labels on predictions; 1: calibrated, less: predictions too extreme) and sd_ratio
+    (standard deviation of the predictions over that of the labels).
 
     NaN is what is not defined: pearson and slope of constant predictions, whose ccc is 0; all but mse of one clip.
     """
@@ -73,6 +69,7 @@ def _column_measures(labels, predictions):
         "sd_ratio": (sd_predicted / sd_true).where(sd_true > 0)})
     if len(true) < 2:
         table.loc[:, table.columns != "mse"] = np.nan
+    table.loc["mean"] = table.mean(skipna=False)
     return table
 
 
@@ -153,9 +150,7 @@ def figure_table(labels: pandas.DataFrame, predictions: pandas.DataFrame, consta
         columns[figure] = values.mean()
         if figure != "constant":
             columns[f"{figure}_low"], columns[f"{figure}_high"] = speaker_intervals(values, speakers, seed)
-    others = _column_measures(labels, predictions)
-    others.loc["mean"] = others.mean(skipna=False)
-    return pandas.DataFrame(columns, index=list(ROWS)).join(others)
+    return pandas.DataFrame(columns, index=list(ROWS)).join(_column_measures(labels, predictions))
 
 
 def compare(labels: pandas.DataFrame, ours: list[pandas.DataFrame], theirs: list[pandas.DataFrame],

@@ -16,7 +16,6 @@ from first_impressions.common.experiment import TRAINING_RECORD, TRAINING_TABLE
 from first_impressions.common.files import atomic_write, read_json
 from first_impressions.data.chips import read_chip
 from first_impressions.evaluation.measure import PARTS, Evaluation
-from first_impressions.evaluation.metrics import PUBLISHED
 from first_impressions.evaluation.plots import random_guesses, save_curves
 from first_impressions.evaluation.text import render
 from first_impressions.extraction.sources import encode_jpeg
@@ -40,12 +39,10 @@ def write_report(evaluation: Evaluation) -> Path:
     if len(tables) == 2:    # all clips are of one kind: one table says it
         title, table = tables.popitem()
         tables = {f"{PARTS['traits']}: {title}": table}
-    groups = {f"group {name}": table for name, table in metrics.get("groups", {}).items()}
     best, worst = _best_and_worst(labels, predictions, None if evaluation.split is None else evaluation.split.faces)
     errors = {"error": (labels - predictions).abs(), "guess": (labels - random_guesses(labels)).abs()}
     page = render("report_template.html", {
-        "metrics": metrics, "published": PUBLISHED.to_dict("index") if metrics["is_chalearn"] else {},
-        "warnings": warnings, "tables": tables, "groups": groups, "best": best, "worst": worst, "training": training,
+        "metrics": metrics, "warnings": warnings, "tables": tables, "best": best, "worst": worst, "training": training,
         "means": {name: some.mean() for name, some in {"label": labels, "prediction": predictions, **errors}.items()},
         "deviations": {"label": labels.std(ddof=0), "prediction": predictions.std(ddof=0)}},
         picture=lambda name: _data_uri("png", (folder / f"{name}.png").read_bytes()))

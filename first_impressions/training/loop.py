@@ -22,7 +22,7 @@ from first_impressions.common.constants import TRAITS
 from first_impressions.common.device import is_main_process, rank, send, world_size
 from first_impressions.data.chips import epoch_batches
 from first_impressions.data.splits import Split
-from first_impressions.evaluation.metrics import scores_of_clips, trait_accuracies, trait_correlations
+from first_impressions.evaluation.metrics import basic_figures, scores_of_clips
 from first_impressions.networks.losses import LOSSES
 from first_impressions.networks.network import PersonalityNetwork, load_network_state
 from first_impressions.networks.principal_components import MOST_ROWS
@@ -184,10 +184,10 @@ def validate(network: PersonalityNetwork, samples: Samples, loss: str, constant:
     labels = samples.split.labels.loc[clips.index]
     readable = ~np.isnan(scores).any(axis=1)
     figures = {"loss_valid": float(LOSSES[loss](torch.from_numpy(scores[readable]), samples.targets[readable]))}
-    accuracies, of_constant = trait_accuracies(labels, clips), trait_accuracies(labels, 0 * labels + constant)
-    gains = {trait: accuracy - of_constant[trait] for trait, accuracy in accuracies.items()}
-    for measure, values in (("accuracy", accuracies), ("gain", gains), ("pearson", trait_correlations(labels, clips))):
-        figures.update({f"{measure}_{trait}": value for trait, value in values.items()})
+    table = basic_figures(labels, clips)
+    table["gain"] = table["accuracy"] - basic_figures(labels, 0 * labels + constant)["accuracy"]
+    for figure in ("accuracy", "gain", "pearson"):
+        figures.update(table[figure].add_prefix(f"{figure}_").to_dict())
     return figures
 
 

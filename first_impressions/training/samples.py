@@ -99,7 +99,7 @@ def add_run_options(parser: argparse.ArgumentParser, run: str) -> None:
 
 def number_of_samples(split: Split, frozen: bool) -> int:
     """Return the number of clips with a face, which a frozen network learns from, or of faces for a trained one."""
-    return split.number_with_face if frozen else len(split.faces)
+    return len(split.labels) if frozen else len(split.faces)
 
 
 def check_batch_size(batch_size: int, split: Split, frozen: bool) -> None:

@@ -70,7 +70,7 @@ def run_trial(trial_config: dict, search: Search) -> None:
     torch.set_num_threads(max(1, int(search.cpus_per_trial)))
     seed_everything(search.seed)
     splits = _load_splits(search)
-    settings = settle_gp(resolve_settings(trial_config), splits[0].number_with_face, search.architecture.has_gp)
+    settings = settle_gp(resolve_settings(trial_config), len(splits[0].labels), search.architecture.has_gp)
     plan = Plan(settings, search.num_epochs, int(trial_config["batch_size"]), search.seed)
     machine = search.machine
     network = machine.place(build_network(search.architecture, settings, search.weights))
