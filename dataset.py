@@ -87,8 +87,8 @@ def print_split(split: Split, video_dir: Path) -> None:
     print(describe(split))
     means, stds = split.labels.mean(), split.labels.std()
     print("    " + ", ".join(f"{trait} {means[trait]:.3f} ± {stds[trait]:.3f}" for trait in TRAITS))
-    examples = split.speakers.drop_duplicates().head(3)
-    print("    speakers: " + printable(", ".join(f"{clip} -> {speaker}" for clip, speaker in examples.items()))
+    examples = [f"{clip} -> {speaker}" for clip, speaker in split.speakers.drop_duplicates().head(3).items()]
+    print("    speakers: " + printable(", ".join(examples))
           + ("; each clip is taken for a speaker of its own, as no name matches --speaker-regex"
              if (split.speakers == split.speakers.index).all() else ""))
     videos = {clip_name(path) for path, _ in find_files(video_dir, CLIP_SUFFIXES)} if video_dir.is_dir() else set()

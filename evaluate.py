@@ -50,12 +50,10 @@ from first_impressions.training.inputs import make_samples, score_rows
 
 def score_split(path: Path, checkpoint: Checkpoint, split: Split,
                 machine: Machine) -> tuple[pandas.DataFrame, pandas.DataFrame]:
-    """Return a checkpoint's predictions of a split's clips, and its scores of single faces. path: of its file.
+    """Return a checkpoint's predictions of a split's clips (index clip, columns TRAITS, faces and perhaps
+    spread_<trait>), and its scores of single faces (index clip, columns TRAITS), one per clip of a frozen network.
 
-    predictions: index clip, columns TRAITS, faces and perhaps spread_<trait>. Scores of single faces: index clip,
-    columns TRAITS; of a frozen network one face per clip, of a trained one all faces.
-
-    Raises UserError if the faces were made in another way than those that the network was trained on.
+    path: of its file. Raises UserError if the faces were made in another way than those that it was trained on.
     """
     check_same_faces(split.preprocessing, checkpoint.preprocessing, f"the faces of {split.name}",
                      "those that the network was trained on")

@@ -105,7 +105,7 @@ def test_tests_of_differences_against_independent_computations():
 def test_interval_respects_speakers():
     """Four copies of each speaker's value tell no more than one: the interval over speakers must not shrink."""
     values = np.random.default_rng(0).normal(0, 1, 60)
-    once, copies, naive = (speaker_intervals(pandas.DataFrame(some), pandas.Series(speakers)) for some, speakers in (
+    once, copies, naive = (speaker_intervals(pandas.DataFrame(some), pandas.Series(names), 0) for some, names in (
         (values, np.arange(60)), (np.repeat(values, 4), np.repeat(np.arange(60), 4)),
         (np.repeat(values, 4), np.arange(240))))
     width = [high - low for low, high in (once, copies, naive)]

@@ -5,12 +5,11 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from first_impressions.common.command_line import UserError, printable
 
@@ -39,11 +38,9 @@ def read_chip(path: str | os.PathLike, size: int) -> torch.Tensor:
 
 def epoch_batches(number_of_rows: int, batch_size: int, seed: int, epoch: int, rank: int = 0,
                   world_size: int = 1) -> list[list[int]]:
-    """Return the shuffled batches of an epoch as a list of lists of row numbers, for one of several processes.
-
-    The order depends only on (seed, epoch). Every process gets the same number of batches; the last rows are repeated
-    from the beginning if they do not divide evenly.
-    """
+    """Return the shuffled batches of an epoch as a list of lists of row numbers, for one of several processes. The
+    order depends only on (seed, epoch). Every process gets the same number of batches; the last rows are repeated from
+    the beginning if they do not divide evenly."""
     order = np.random.default_rng([seed, epoch]).permutation(number_of_rows)
     per_process = math.ceil(number_of_rows / world_size)
     order = np.resize(order, per_process * world_size)[rank::world_size]
@@ -72,8 +69,7 @@ def _leave_interrupts_to_the_parent(_):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # else every process prints a traceback at Ctrl-C
 
 
-def chip_loader(dataset: Dataset, batches: Sequence[list[int]] | BatchSampler, num_workers: int,
-                device: torch.device) -> DataLoader:
+def chip_loader(dataset: Dataset, batches: list[list[int]], num_workers: int, device: torch.device) -> DataLoader:
     """Return a DataLoader over the given batches of row numbers of a dataset.FaceDataset: it yields (chips, rows), as
     tensors uint8 B x 3 x size x size and int64 B, without the chips that cannot be read.
 

@@ -26,8 +26,7 @@ def shares(text: str) -> tuple[int, ...]:
 def find_sources(data_dir: Path) -> list[tuple[str, str]]:
     """Return (path, clip) of all videos and faces in the folder. Raises UserError if there are none, or two videos of
     one name."""
-    video_dir = data_dir / "videos"
-    found = []
+    video_dir, found = data_dir / "videos", []
     if video_dir.is_dir():
         count_files(find_files(video_dir, CLIP_SUFFIXES), clip_name, "clips", data_dir)
         found = [(path, clip_name(path)) for path, problem in find_files(video_dir, CLIP_SUFFIXES) if not problem]
@@ -54,8 +53,7 @@ def link(source: str, target: Path, final: Path) -> None:
 
 
 def divide(data_dir: Path, parts: tuple[int, ...], speaker_regex: str, seed: int) -> None:
-    """Make train, valid and test in a data folder from its labels.csv and its folders videos and faces; print what was
-    made.
+    """Make train, valid and test in a data folder from its labels.csv and its folders videos and faces, and print it.
 
     Nothing is moved or copied, the files are linked: removing the three folders undoes it. A split's labels.csv gets a
     column `speaker`. Raises UserError if one of the folders is there, for labels that are missing or wrong, and if

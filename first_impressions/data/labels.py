@@ -28,6 +28,7 @@ CHALLENGE_GROUPS = {
     "ethnicity": {"1": "Asian", "2": "Caucasian", "3": "African-American"}, "gender": {"1": "male", "2": "female"},
     "agegroup": {"1": "0 to 6 years", "2": "7 to 13 years", "3": "14 to 18 years", "4": "19 to 24 years",
                  "5": "25 to 32 years", "6": "33 to 45 years", "7": "46 to 60 years", "8": "61 years and more"}}
+OTHER_SCALE = "is outside [0, 1]; scale the scores to [0, 1]"
 SCORE_MARGIN = 0.5  # a prediction may be so far outside of [0, 1]; further means another scale
 
 
@@ -82,20 +83,14 @@ def _refuse(wrong, scores, path, complaint):
         raise UserError(f"{path}: clip {scores.index[row]}, {TRAITS[column]}: {score} {complaint}")
 
 
-def _check_range(scores, path, low, high):
-    _refuse((scores < low) | (scores > high), scores, path, "is outside [0, 1]; scale the scores to [0, 1]")
-    return scores
-
-
 def read_scores(path: str | os.PathLike) -> pandas.DataFrame:
     """Return predictions in a table as a DataFrame: index clip (without video ending), sorted, float64 columns TRAITS.
-
     A row of predict.py's table that has a text in `problem` and no scores is left out. Raises UserError for anything
     that is not read for sure (see tables.py), a clip named twice, and scores of another scale: a little outside of
-    [0, 1] a regression may be.
-    """
+    [0, 1] a regression may be."""
     _, scores = _clip_table(path, TRAITS, ("problem",))
-    return _check_range(scores, path, -SCORE_MARGIN, 1 + SCORE_MARGIN)
+    _refuse((scores < -SCORE_MARGIN) | (scores > 1 + SCORE_MARGIN), scores, path, OTHER_SCALE)
+    return scores
 
 
 def quantiles_of(labels: pandas.DataFrame) -> dict[str, list[float]]:
@@ -106,10 +101,8 @@ def quantiles_of(labels: pandas.DataFrame) -> dict[str, list[float]]:
 
 def read_groups(path: str | os.PathLike) -> dict[str, pandas.Series]:
     """Return {column: group of each clip} for all columns but `clip` of a table: Series, index clip, of text.
-
     Clips with an empty cell are left out. The numbers in the challenge's own files (`VideoName;Ethnicity;Gender`,
-    `VideoName,AgeGroup`) become words. Raises UserError as read_scores does.
-    """
+    `VideoName,AgeGroup`) become words. Raises UserError as read_scores does."""
     table, _ = _clip_table(path, (), None)
     groups = {column: table[column] for column in table if column != "clip"}
     if not groups:
@@ -122,17 +115,16 @@ def read_groups(path: str | os.PathLike) -> dict[str, pandas.Series]:
 def speakers_of(clips: Iterable[str], speaker_regex: str = SPEAKER_REGEX) -> list[str]:
     """Return one speaker's name for each clip: the first group of the expression, or the clip's own name if the
     expression does not match. Raises UserError for an expression without a group."""
+    names = pandas.Series(list(clips), dtype=object)
     try:
-        pattern = re.compile(speaker_regex)
-    except re.error as error:
-        raise UserError(f"--speaker-regex '{speaker_regex}': {error}") from None
-    if pattern.groups < 1:
-        raise UserError(f"--speaker-regex '{speaker_regex}': needs a group, as in '{SPEAKER_REGEX}'")
-    return [match.group(1) if (match := pattern.search(clip)) and match.group(1) else clip for clip in clips]
+        found = names.str.extract(speaker_regex).iloc[:, 0]
+    except (re.error, ValueError) as error:
+        remedy = f"it needs a group, as in '{SPEAKER_REGEX}'"
+        raise UserError(f"--speaker-regex '{speaker_regex}': {error}; {remedy}") from None
+    return found.mask(found == "").fillna(names).tolist()
 
 
-def read_labels(path: str | os.PathLike,
-                speaker_regex: str = SPEAKER_REGEX) -> tuple[pandas.DataFrame, pandas.Series]:
+def read_labels(path: str | os.PathLike, speaker_regex: str = SPEAKER_REGEX) -> tuple[pandas.DataFrame, pandas.Series]:
     """Return the labels in a file of the challenge (.pkl) or a table, and each clip's speaker.
 
     Labels: DataFrame, index clip name without video ending, sorted, columns TRAITS, float64 in [0, 1]. Speakers: Series
@@ -145,7 +137,7 @@ def read_labels(path: str | os.PathLike,
         labels = _annotation_scores(path)
     else:
         table, labels = _clip_table(path, TRAITS, ("speaker",))
-    _check_range(labels, path, 0, 1)
+    _refuse((labels < 0) | (labels > 1), labels, path, OTHER_SCALE)
     speakers = pandas.Series(speakers_of(labels.index, speaker_regex), index=labels.index, dtype=object)
     if "speaker" in table:
         speakers.update(table["speaker"][table["speaker"] != ""])

@@ -93,10 +93,9 @@ def read_preprocessing(face_dir: str | os.PathLike) -> dict:
 
 def faces_command(split_dir: Path) -> str:
     """Return the command that makes the faces of a split: from its frames if it has the folder, else from its clips."""
-    source = "frames" if (split_dir / "frames").is_dir() else "videos"
-    words = ["python", f"pre-processing/extract_faces_from_{source}.py", str(split_dir / source),
-             str(split_dir / "faces"), *(["10"] if source == "videos" else [])]
-    return printable(shlex.join(words))
+    source, number = ("frames", []) if (split_dir / "frames").is_dir() else ("videos", ["10"])
+    return printable(shlex.join(["python", f"pre-processing/extract_faces_from_{source}.py", str(split_dir / source),
+                                 str(split_dir / "faces"), *number]))
 
 
 def load_split(data_dir: str | os.PathLike, split: str, speaker_regex: str = SPEAKER_REGEX,
@@ -119,8 +118,7 @@ def load_split(data_dir: str | os.PathLike, split: str, speaker_regex: str = SPE
                         "make the faces with the scripts of pre-processing")
     if faces.empty and need_faces:
         raise UserError(f"{face_dir}: contains no faces; make them with {faces_command(split_dir)}")
-    unlabelled = sorted(set(faces["clip"]) - set(labels.index))
-    if unlabelled:
+    if unlabelled := sorted(set(faces["clip"]) - set(labels.index)):
         raise UserError(f"{labels_path}: has no label for {len(unlabelled)} clip(s) with faces in {face_dir}, the "
                         f"first is {unlabelled[0]}; add them or move their faces away")
     return Split(split, faces, labels, speakers, read_preprocessing(face_dir), speaker_regex,
@@ -130,8 +128,7 @@ def load_split(data_dir: str | os.PathLike, split: str, speaker_regex: str = SPE
 def join_splits(first: Split, second: Split) -> Split:
     """Return one Split of two (training and validation clips for the final run). Raises UserError if a clip is in
     both, or if their faces were made differently."""
-    both = sorted(set(first.labels.index) & set(second.labels.index))
-    if both:
+    if both := sorted(set(first.labels.index) & set(second.labels.index)):
         raise UserError(f"clip {both[0]}: is in {first.name} and in {second.name}; remove it from one of them")
     check_same_faces(first.preprocessing, second.preprocessing, f"the faces of {first.name}", f"those of {second.name}")
     return replace(first, name=f"{first.name}+{second.name}",
@@ -142,12 +139,11 @@ def join_splits(first: Split, second: Split) -> Split:
 
 
 def check_same_faces(made: dict, wanted: dict, whose: str, others: str) -> None:
-    """Raise UserError if faces were made in another way than they should be: by size, padding, which faces, landmark
-    model or detector.
+    """Raise UserError if faces were made in another way than they should be.
 
     made, wanted: contents of preprocessing.json; what one of them does not note is not compared. The detectors hog and
-    auto agree: auto only adds files in which hog finds no face. whose, others: words for these faces and for the wanted
-    ones, as in "the faces of test" and "those of train".
+    auto agree: auto only adds files in which hog finds no face. whose, others: words for the two, as in "the faces of
+    test" and "those of train".
     """
     for key, option in (("size", "--size"), ("padding", "--padding"), ("faces", "--faces"), ("predictor", "PREDICTOR"),
                         ("detector", "--detector")):
@@ -157,10 +153,8 @@ def check_same_faces(made: dict, wanted: dict, whose: str, others: str) -> None:
 
 
 def draw_speakers(speakers: pandas.Series, room: float, generator: np.random.Generator) -> list[str]:
-    """Return speakers drawn at random who have at most `room` clips in total.
-
-    speakers: the speaker of each clip. One who does not fit is skipped, and the drawing goes on; there may be none.
-    """
+    """Return speakers drawn at random who have at most `room` clips in total; there may be none. speakers: the speaker
+    of each clip. One who does not fit is skipped, and the drawing goes on."""
     sizes, chosen = speakers.value_counts().sort_index(), []
     for number in generator.permutation(len(sizes)):
         if sizes.iloc[number] <= room:
@@ -171,11 +165,8 @@ def draw_speakers(speakers: pandas.Series, room: float, generator: np.random.Gen
 
 def draw_parts(speakers: pandas.Series, rooms: dict[str, float], seed: int) -> pandas.Series:
     """Return the part of each clip, a Series with the index of `speakers` (the speaker of each clip): one of `rooms`,
-    {part: the most clips that it may have}, drawn one after the other, or train.
-
-    A part gets speakers in random order as long as they fit; if none fits, the one with the fewest clips. Raises
-    UserError for fewer speakers than parts.
-    """
+    {part: the most clips that it may have}, drawn by draw_speakers one after the other, or train. If no speaker fits,
+    a part gets the one with the fewest clips. Raises UserError for fewer speakers than parts."""
     if speakers.nunique() <= len(rooms):
         raise UserError(f"the {counted(len(speakers), 'clip')} are of {counted(speakers.nunique(), 'speaker')}, "
                         f"{len(rooms) + 1} are needed; check --speaker-regex or add a column speaker to "

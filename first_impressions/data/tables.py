@@ -29,10 +29,8 @@ NUMBER = re.compile(r"[+-]?([0-9]+[.,]?[0-9]*|[.,][0-9]+)([eE][+-]?[0-9]+)?")
 def read_table(path: str | os.PathLike, needed: tuple[str, ...],
                optional: tuple[str, ...] | None = ()) -> pandas.DataFrame:
     """Return the columns that are needed, and the optional ones that are there (None: all), of a table in a file.
-
     Cells are text without blanks around them; the index is the number of each row's line in the file. Raises UserError
-    if a column is missing or there twice, or a row has more or fewer cells than the header.
-    """
+    if a column is missing or there twice, or a row has more or fewer cells than the header."""
     text = _decode(Path(path))
     rows = _rows(path, text, needed)
     header, _ = rows[0]

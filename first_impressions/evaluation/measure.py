@@ -42,8 +42,8 @@ class Evaluation:
 
     def figures_of(self, clips: pandas.Index) -> dict[str, dict]:
         """Return the figures of some labelled clips, {"mean" or trait: {figure: value}}, by metrics.figure_table."""
-        table = figures.figure_table(self.labels.loc[clips], self.predictions, self.constant, self.speakers, self.seed)
-        return table.T.to_dict()
+        return figures.figure_table(self.labels.loc[clips], self.predictions, self.constant, self.speakers,
+                                    self.seed).T.to_dict()
 
 
 def evaluate_experiment(args: argparse.Namespace, run_dir: Path, checkpoint: Checkpoint, split: Split,
@@ -57,15 +57,13 @@ def evaluate_experiment(args: argparse.Namespace, run_dir: Path, checkpoint: Che
     learned = _learned_from(checkpoint, split.labels.index)
     seen = set(speakers_of(learned, split.speaker_regex)) | set(checkpoint.speakers)
     if args.train_labels:
-        _, speakers = read_labels(args.train_labels, split.speaker_regex)
-        seen = set(speakers)
+        seen = set(read_labels(args.train_labels, split.speaker_regex)[1])
     evaluation = Evaluation(split.labels, predictions, split.speakers, pandas.Series(checkpoint.constant), folder,
                             metrics, seen or None, run_dir, split, of_faces, seed=args.seed)
     if not seen:
         evaluation.notes.append(f"{run_dir.name} stores no names of its training clips; with --train-labels FILE the "
                                 "speakers among them are told from others")
-    known = len(learned.intersection(split.labels.index))
-    if known:
+    if known := len(learned.intersection(split.labels.index)):
         evaluation.warnings.append(f"{known} of these {counted(len(split.labels), 'clip')} are among those that the "
                                    "experiment learned from: the figures are too good and say nothing about new clips")
     if checkpoint.neuroticism_is_stability != split.is_chalearn:
@@ -105,10 +103,8 @@ def evaluate_file(args: argparse.Namespace, folder: Path) -> Evaluation:
 
 
 def add_figures(evaluation: Evaluation) -> None:
-    """Measure all clips with a prediction, single faces, known and unknown speakers, intervals.
-
-    Raises UserError if no clip has a prediction.
-    """
+    """Measure all clips with a prediction, single faces, known and unknown speakers, intervals. Raises UserError if no
+    clip has a prediction."""
     metrics, split = evaluation.metrics, evaluation.split
     missing = evaluation.labels.index.difference(evaluation.predictions.index)
     evaluation.labels = labels = evaluation.labels.drop(missing)
@@ -119,11 +115,10 @@ def add_figures(evaluation: Evaluation) -> None:
         evaluation.warnings.append(f"{len(missing)} of {len(labels) + len(missing)} clips have no prediction and are "
                                    f"left out, the first is {missing[0]}")
     predictions, speakers = evaluation.predictions.loc[labels.index], evaluation.speakers.loc[labels.index]
-    parts = {"traits": labels.index}
+    is_seen, parts = speakers.isin(evaluation.seen or ()), {"traits": labels.index}
     if evaluation.seen is not None:
-        is_seen = speakers.isin(evaluation.seen)
-        parts.update({name: labels.index[rows] for name, rows in (("seen", is_seen), ("unseen", ~is_seen))
-                      if rows.any()})
+        parts |= {"seen": labels.index[is_seen], "unseen": labels.index[~is_seen]}
+    parts = {name: clips for name, clips in parts.items() if len(clips)}
     metrics.update(clips=len(labels), clips_without_prediction=list(missing),
                    bootstrap={"kind": "percentile, over speakers", "resamples": figures.RESAMPLES,
                               "seed": evaluation.seed, "speakers": speakers.nunique()},
@@ -152,10 +147,8 @@ def coverage(labels: pandas.DataFrame, predictions: pandas.DataFrame, parts: dic
 
 def add_groups(evaluation: Evaluation, groupings: dict[str, pandas.Series], path: str, least: int = 1) -> None:
     """Measure each group of clips, and test its signed error. groupings: {column: group of each clip}, read from path;
-    groups of fewer than `least` of the evaluated clips are joined.
-
-    Raises UserError if none of the clips was evaluated, or a column has too many groups.
-    """
+    groups of fewer than `least` of the evaluated clips are joined. Raises UserError if none of the clips was evaluated,
+    or a column has too many groups."""
     tables = {}
     for column, groups in groupings.items():
         of_clips = groups[groups.index.isin(evaluation.labels.index)]
@@ -193,11 +186,9 @@ def add_comparison(evaluation: Evaluation, ours: list[pandas.DataFrame], name: s
 
 
 def summarise(evaluations: list[Evaluation], name: str, folder: Path) -> Evaluation:
-    """Return the Evaluation of several experiments together, on the same clips. Its figures are the means, and under
-    <figure>_sd the standard deviations (n - 1) over the experiments; its predictions are those of each clip averaged.
-
-    Raises UserError if the clips are not the same.
-    """
+    """Return the Evaluation of several experiments together. Its figures are the means, and under <figure>_sd the
+    standard deviations (n - 1) over the experiments; its predictions are those of each clip averaged. Raises UserError
+    if the clips are not the same."""
     contents = [one.metrics for one in evaluations]
     if len({content["data_fingerprint"] for content in contents}) > 1:
         raise UserError("the clips changed between the evaluations; run the same command again")
@@ -223,18 +214,15 @@ def add_warnings(evaluation: Evaluation) -> None:
     """Put into the metrics what a reader must know before trusting the figures."""
     metrics, lines = evaluation.metrics, list(evaluation.warnings)
     labels, predictions = evaluation.labels, evaluation.predictions.loc[evaluation.labels.index, list(TRAITS)]
-    worse = [trait for trait in TRAITS if metrics["traits"][trait]["gain"] < 0]
-    if worse:
+    if worse := [trait for trait in TRAITS if metrics["traits"][trait]["gain"] < 0]:
         lines.append(f"worse than the constant prediction: {', '.join(worse)}")
     flat = [trait for trait in TRAITS if len(labels) > 1 and predictions[trait].std() < 0.05 * labels[trait].std()]
     if flat:
         lines.append(f"predictions have collapsed to (nearly) a constant: {', '.join(flat)}")
-    number = evaluation.speakers.loc[labels.index].nunique()
-    if number < FEW_SPEAKERS:
+    if (number := evaluation.speakers.loc[labels.index].nunique()) < FEW_SPEAKERS:
         lines.append(f"only {counted(number, 'speaker')}: all figures are rough, and comparing them with published "
                      "ones means nothing")
-    narrow = _excluding_zero(metrics)
-    if narrow:
+    if narrow := _excluding_zero(metrics):
         lines.append(f"fewer than {LEAST_SPEAKERS} speakers make intervals too narrow; that they exclude 0 shows "
                      f"nothing here: {', '.join(narrow)}")
     outside = int(((evaluation.predictions[list(TRAITS)] < 0) | (evaluation.predictions[list(TRAITS)] > 1)).sum().sum())

@@ -73,8 +73,7 @@ def _column_measures(labels, predictions):
     return table
 
 
-def speaker_intervals(values: pandas.DataFrame, speakers: pandas.Series,
-                      seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def speaker_intervals(values: pandas.DataFrame, speakers: pandas.Series, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (low, high), the 95 % percentile intervals of the means of the columns, bootstrapped over speakers.
 
     values: of clips; speakers: of the same clips. Clips of one speaker are not independent, so whole speakers are drawn
@@ -135,11 +134,10 @@ def figure_table(labels: pandas.DataFrame, predictions: pandas.DataFrame, consta
                  speakers: pandas.Series, seed: int = 0) -> pandas.DataFrame:
     """Return all figures of some clips: DataFrame, index ROWS.
 
-    labels, predictions: DataFrames with the columns TRAITS, index clip. constant: Series, index TRAITS, what the
-    constant prediction says (the training labels' mean). speakers: Series, index clip. Columns: clips, speakers (their
-    numbers), accuracy (1 - mean |error|), accuracy_low and _high (95 % interval over speakers), constant (its
-    accuracy), gain (accuracy - constant) with gain_low and gain_high, bias (mean of prediction - label) with bias_low
-    and bias_high, and those of _column_measures.
+    labels, predictions: columns TRAITS, index clip; constant: index TRAITS, what the constant prediction says (the
+    training labels' mean); speakers: index clip. Columns: clips, speakers (their numbers), accuracy (1 - mean |error|),
+    constant (its accuracy), gain (accuracy - constant), bias (mean of prediction - label), 95 % intervals of these
+    three over speakers (accuracy_low, accuracy_high and so on), and the columns of _column_measures.
     """
     labels, speakers = labels[list(TRAITS)], speakers.loc[labels.index]
     of_clips = {"accuracy": _accuracies(labels, predictions), "constant": _with_mean(1 - (labels - constant).abs())}
@@ -166,8 +164,8 @@ def compare(labels: pandas.DataFrame, ours: list[pandas.DataFrame], theirs: list
     clips = functools.reduce(pandas.Index.intersection, [some.index for some in (*ours, *theirs)], labels.index)
     if clips.empty:
         raise UserError("--compare: the two have no clip in common")
-    sides = {"first": ours, "second": theirs}
-    accuracies = {name: [_accuracies(labels.loc[clips], some) for some in side] for name, side in sides.items()}
+    accuracies = {name: [_accuracies(labels.loc[clips], some) for some in side]
+                  for name, side in (("first", ours), ("second", theirs))}
     first, second = (sum(side) / len(side) for side in accuracies.values())
     difference, speakers = first - second, speakers.loc[clips]
     low, high = speaker_intervals(difference, speakers, seed)
@@ -193,14 +191,13 @@ def bias_tests(labels: pandas.DataFrame, predictions: pandas.DataFrame, groups: 
     names, speakers = group_order(groups), speakers.loc[groups.index]
     tested = names if len(names) > 2 else names[:1]
     p_values = [clustered_test(error[trait], speakers, groups == group)[1] for group in tested for trait in TRAITS]
-    table = pandas.DataFrame(holm(p_values).reshape(len(tested), len(TRAITS)), index=tested, columns=list(TRAITS))
-    return table if len(tested) == len(names) else table.loc[names[:1] * len(names)].set_axis(names)
+    return pandas.DataFrame(np.resize(holm(p_values), (len(names), len(TRAITS))), index=names, columns=list(TRAITS))
 
 
-def reliability(labels: pandas.Series, predictions: pandas.Series, bins: int = 10) -> pandas.DataFrame:
-    """Return the means of predictions and labels of one trait in bins of as many clips each, in order of the
-    predictions: DataFrame with the columns clips, prediction, label and error (standard error of the mean label)."""
-    number = max(1, min(bins, len(labels) // 2))
+def reliability(labels: pandas.Series, predictions: pandas.Series) -> pandas.DataFrame:
+    """Return the means of predictions and labels of one trait in ten bins of as many clips each (fewer for few clips),
+    in order of the predictions: columns clips, prediction, label and error (standard error of the mean label)."""
+    number = max(1, min(10, len(labels) // 2))
     place = predictions.rank(method="first").sub(1).mul(number).div(len(labels)).astype(int)
     groups = pandas.DataFrame({"prediction": predictions, "label": labels}).groupby(place)
     return groups.mean().assign(clips=groups.size(), error=groups["label"].sem())

@@ -15,7 +15,7 @@ from first_impressions.common.constants import TRAITS
 from first_impressions.common.experiment import TRAINING_RECORD, TRAINING_TABLE
 from first_impressions.common.files import atomic_write, read_json
 from first_impressions.data.chips import read_chip
-from first_impressions.evaluation.measure import PARTS, Evaluation
+from first_impressions.evaluation.measure import Evaluation
 from first_impressions.evaluation.plots import random_guesses, save_curves
 from first_impressions.evaluation.text import render
 from first_impressions.extraction.sources import encode_jpeg
@@ -35,14 +35,10 @@ def write_report(evaluation: Evaluation) -> Path:
     training = _training_of(evaluation.run_dir, warnings)
     if training:
         save_curves(folder, training["curves"])
-    tables = {title: metrics[part] for part, title in PARTS.items() if part in metrics}
-    if len(tables) == 2:    # all clips are of one kind: one table says it
-        title, table = tables.popitem()
-        tables = {f"{PARTS['traits']}: {title}": table}
     best, worst = _best_and_worst(labels, predictions, None if evaluation.split is None else evaluation.split.faces)
     errors = {"error": (labels - predictions).abs(), "guess": (labels - random_guesses(labels)).abs()}
     page = render("report_template.html", {
-        "metrics": metrics, "warnings": warnings, "tables": tables, "best": best, "worst": worst, "training": training,
+        "metrics": metrics, "warnings": warnings, "best": best, "worst": worst, "training": training,
         "means": {name: some.mean() for name, some in {"label": labels, "prediction": predictions, **errors}.items()},
         "deviations": {"label": labels.std(ddof=0), "prediction": predictions.std(ddof=0)}},
         picture=lambda name: _data_uri("png", (folder / f"{name}.png").read_bytes()))

@@ -27,8 +27,7 @@ def write_results(evaluation: Evaluation) -> None:
     own = run_dir is not None and folder.parent == run_dir
     # One evaluation at a time writes; of an experiment they share the model card. Another one waits.
     with folder_lock(run_dir if own else folder, LONGEST_WAIT, ".report.lock"):
-        lost = keep_earlier(folder, metrics)
-        if lost:
+        if lost := keep_earlier(folder, metrics):
             print(f"note: the {' and the '.join(lost)} of the earlier evaluation in {folder} are replaced",
                   file=sys.stderr)
         # JSON has no NaN: null takes its place.
@@ -58,9 +57,8 @@ def keep_earlier(folder: Path, metrics: dict) -> list[str]:
     try:
         earlier = read_json(folder / METRICS)
         same = all(metrics["traits"][trait]["accuracy"] == earlier["traits"][trait]["accuracy"] for trait in TRAITS)
-        for key in ("comparison", "groups"):
-            if same and key in earlier:
-                metrics.setdefault(key, earlier[key])
+        if same:
+            metrics.update({key: earlier[key] for key in ("comparison", "groups") if key in earlier.keys() - metrics})
         if "comparison" in earlier and metrics.get("comparison", {}).get("with") != earlier["comparison"]["with"]:
             lost.append(f"comparison with {earlier['comparison']['with']}")
         if "groups" in earlier and metrics.get("groups", {}).keys() != earlier["groups"].keys():

@@ -217,7 +217,7 @@ def _blocks(job):
     open_clips, first_open = {}, 0     # clips of which more faces may come
     middle = (job.first_face[:-1] + job.first_face[1:]) // 2
     dataset = job.dataset_of(replace(job.split, faces=job.split.faces.reset_index(drop=True)))
-    batches = BatchSampler(range(len(dataset)), job.batch_size, drop_last=False)
+    batches = list(BatchSampler(range(len(dataset)), job.batch_size, drop_last=False))
     loader = chip_loader(dataset, batches, job.machine.num_workers, job.machine.device)
     for batch, (chips, rows) in zip(batches, loader):
         seen = (send(some, job.machine.device) for some in (chips, job.sides[rows]))
