@@ -27,8 +27,8 @@ TIMED = {
     DECODING: [(frames, "decode_wanted"), (frames, "_decode_everything")],
     "conversion to RGB": [(frames, "_to_picture")],
     "resizing, grey": [(detectors, "resized"), (faces, "resized"), (tracking, "_thumbnail"), (cv2, "cvtColor")],
-    "detector": [(faces, "find_hog"), (faces, "find_finest"), (faces, "find_small"), (tracking, "find_finest")],
-    "landmarks": [(faces, "align_face"), (faces, "face_size")],
+    "detector": [*((detectors, name) for name in ("find_hog", "find_finest", "find_small")), (tracking, "find_finest")],
+    "landmarks": [(detectors, "align_face"), (detectors, "face_size")],
     "chips": [(dlib, "get_face_chip")],
     "JPEG files": [(faces, "encode_jpeg"), (faces, "write_file")],
 }

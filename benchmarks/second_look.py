@@ -28,9 +28,9 @@ from portraits import load_portraits, measure_part, train_once
 from preprocessing import ONE_PASS_SCRIPT, child_seconds, list_clips
 
 from first_impressions.common.command_line import make_parser, positive_int, run_script
-from first_impressions.common.constants import FRAME_MARK, NO_FACE, clip_of_face
+from first_impressions.common.constants import FOUND_BY_CNN, FRAME_MARK, NO_FACE, clip_of_face
 from first_impressions.extraction.detectors import align_face, find_cnn
-from first_impressions.extraction.faces import FOUND_BY_CNN, find_faces, look_again, read_picture
+from first_impressions.extraction.faces import find_faces, look_again, read_picture
 from first_impressions.jobs.failures import read_failures
 
 SEED = 21

@@ -26,9 +26,8 @@ import first_impressions.common.startup  # noqa: F401  (before torch)
 # isort: split
 from face_options import add_face_options, crop_settings, next_command, noted_settings
 from first_impressions.common.command_line import UserError, make_parser, run_script
-from first_impressions.common.constants import NO_FACE, PICTURE_SUFFIXES, face_name
-from first_impressions.extraction.faces import FOUND_BY_CNN, extract_faces, find_pictures, stem_of, unreadable_kind
-from first_impressions.extraction.second_look import find_second_look
+from first_impressions.common.constants import FOUND_BY_CNN, NO_FACE, PICTURE_SUFFIXES, face_name
+from first_impressions.extraction.faces import extract_faces, find_pictures, find_second_look, stem_of, unreadable_kind
 from first_impressions.extraction.sources import Sources
 from first_impressions.jobs.failures import KnownFailures
 from first_impressions.jobs.job import Job, add_job_options

@@ -26,9 +26,8 @@ import first_impressions.common.startup  # noqa: F401  (before torch)
 from clip_options import add_clip_options, run_on_clips
 from face_options import add_face_options, crop_settings, next_command, noted_settings
 from first_impressions.common.command_line import make_parser, run_script
-from first_impressions.common.constants import NO_FACE
+from first_impressions.common.constants import FOUND_BY_CNN, NO_FACE
 from first_impressions.extraction.clip_faces import extract_clip_faces
-from first_impressions.extraction.faces import FOUND_BY_CNN
 from first_impressions.extraction.frames import FrameSettings
 from first_impressions.jobs.failures import KnownFailures
 from first_impressions.jobs.job import Job, add_job_options

@@ -45,13 +45,13 @@ def test_lost_and_repeated_times_are_guessed_and_said(tmp_path):
     lost = write_clip(tmp_path / "lost.mkv", frames=50, shift=-1000, options={"bf": "2"},
                       container_options={"avoid_negative_ts": "disabled"})
     packets = list_packets(lost)
-    assert "of its 50 frames bear no time" in packets.remarks[0]
+    assert "of its 50 frames bear no time" in packets.guess
     assert np.allclose(packets.seconds, np.arange(50) / 25, atol=0.002)
     bare = write_clip(tmp_path / "bare.mpg", frames=25, codec="mpeg2video")
-    assert not list_packets(bare).remarks
+    assert not list_packets(bare).guess
     # Only who asks for times is told by the scripts that they were guessed.
     with open_target(tmp_path / "frames", None):
-        for every, problems in ((None, []), (0.5, packets.remarks)):
+        for every, problems in ((None, []), (0.5, [packets.guess])):
             assert extract_frames(str(lost), str(tmp_path / "frames"), FrameSettings(2, every=every))[2] == problems
 
 
@@ -60,7 +60,7 @@ def test_lost_and_repeated_times_are_guessed_and_said(tmp_path):
 def test_formats_that_know_only_the_order_of_decoding(tmp_path, name, codec):
     path = write_clip(tmp_path / name, frames=40, codec=codec, options={"bf": "3" if codec == "libx264" else "2"})
     packets = list_packets(path)
-    assert not packets.notes and not packets.remarks
+    assert not packets.notes and not packets.guess
     assert np.allclose(packets.seconds, np.arange(40) / 25, atol=0.002)
     check_pictures(path, 40)
 

@@ -18,7 +18,7 @@ from filelock import FileLock
 from PIL import Image
 
 from conftest import REPOSITORY, linux_only, listen_to_ctrl_c, run_script_in
-from first_impressions.extraction.second_look import FOUND_BY_CNN
+from first_impressions.common.constants import FOUND_BY_CNN
 from first_impressions.jobs.failures import Failures
 from fuzz_media import fuzz
 from gallery import sound

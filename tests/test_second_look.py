@@ -14,7 +14,8 @@ import extract_faces_from_videos
 import extract_frames_from_videos
 import predict
 from conftest import REPOSITORY, linux_only
-from first_impressions.extraction.faces import FOUND_BY_CNN, find_faces, look_again
+from first_impressions.common.constants import FOUND_BY_CNN
+from first_impressions.extraction.faces import find_faces, look_again
 from make_media import portrait, write_clip
 from read_back import failures_in
 from test_preprocessing_faults import CLUSTER, with_folders

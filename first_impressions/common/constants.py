@@ -24,6 +24,7 @@ FACE_MARK = "_aligned"
 FACE_SIZE = 224     # pixels, width and height of a face chip
 JPEG_QUALITY = 95   # of frames and face chips
 NO_FACE = "no face found"
+FOUND_BY_CNN = "face found by the CNN detector alone"
 # Beside the frames and beside the faces: how they were made.
 PREPROCESSING_FILE = "preprocessing.json"
 # How the faces were cropped if no such file says so.

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from first_impressions.common.command_line import UserError, counted
-from first_impressions.common.constants import CLIP_SUFFIXES, NO_FACE, clip_stem, face_name, frame_name
+from first_impressions.common.constants import CLIP_SUFFIXES, FOUND_BY_CNN, NO_FACE, clip_stem, face_name, frame_name
 from first_impressions.extraction.detectors import DETECTORS, Box, FoundFace, align_face, resized
 from first_impressions.extraction.faces import (
-    FOUND_BY_CNN,
+    MOST_FRAMES,
     CropSettings,
     find_faces,
     look_again,
@@ -34,7 +34,6 @@ from first_impressions.extraction.frames import (
 )
 from first_impressions.extraction.packets import Packets, list_packets
 from first_impressions.extraction.people import describe_face, number_people
-from first_impressions.extraction.second_look import MOST_FRAMES
 from first_impressions.extraction.sources import encode_jpeg, source_of
 from first_impressions.extraction.tracking import FaceTracker
 from first_impressions.jobs.failures import KnownFailures
@@ -103,8 +102,6 @@ def _portions(pictures):
         yield portion
 
 
-# ---------------------------------------------------------------- to disk
-
 def extract_clip_faces(path: str, face_dir: str, frames: FrameSettings, crop: CropSettings,
                        known: KnownFailures) -> tuple[int, int, list[str]]:
     """Write the chips of one clip to face_dir; return (made, present, problems) as job.Batch asks.
@@ -140,8 +137,6 @@ def extract_clip_faces(path: str, face_dir: str, frames: FrameSettings, crop: Cr
     problems = frames.problems(packets) + [f"frame {index}: {reason}" for index, reason in sorted(reasons.items())]
     return len(made), len(present), problems
 
-
-# ---------------------------------------------------------------- in memory
 
 @dataclass(frozen=True, kw_only=True)
 class FaceSettings(CropSettings):
@@ -246,7 +241,7 @@ def _frames_of_file(path: str, settings: FaceSettings, found: FileFaces) -> Iter
         for frame in find_clip_faces(path, packets, settings.frames, settings):
             yield (frame, seconds[frame.index] if frame.index < len(seconds) else math.nan,
                    abs(frame.index - middle))
-        found.notes += packets.notes + packets.remarks
+        found.notes += [*packets.notes, *filter(None, (packets.guess, packets.hdr))]
     else:
         picture = read_picture(path)
         faces, reason = find_faces(picture, settings.find_all, settings.detector), ""

@@ -95,8 +95,6 @@ def _box(rectangle):
     return Box(rectangle.left(), rectangle.top(), rectangle.right(), rectangle.bottom())
 
 
-# ---------------------------------------------------------------- detectors
-
 # Pictures are uint8, grey H x W or RGB H x W x 3, C-contiguous; the faces found come the largest first, of equally
 # large ones the one with the highest score.
 
@@ -197,8 +195,6 @@ DETECTORS = {
 }
 DETECTOR_HELP = "dlib's face detector: " + ", ".join(f"{name} {choice.help}" for name, choice in DETECTORS.items())
 
-
-# ---------------------------------------------------------------- landmarks
 
 def find_predictor(path: str | os.PathLike | None = None) -> str:
     """Return the path of a landmark model, default the 5-point one. Raises UserError if it cannot be loaded."""

@@ -13,7 +13,9 @@ from PIL import AvifImagePlugin, Image, ImageOps, TiffImagePlugin, UnidentifiedI
 
 from first_impressions.common.command_line import UserError, printable
 from first_impressions.common.constants import (
+    FACE_MARK,
     FACE_SIZE,
+    FOUND_BY_CNN,
     FRAME_MARK,
     JPEG_QUALITY,
     MAX_PIXELS,
@@ -22,23 +24,11 @@ from first_impressions.common.constants import (
     clip_stem,
     face_name,
 )
-from first_impressions.extraction.detectors import (
-    DETECTORS,
-    FINEST_SIDE,
-    PADDING,
-    SAME_FACE,
-    SMALLEST_BOX,
-    Box,
-    FoundFace,
-    align_face,
-    face_size,
-    find_cnn,
-    find_finest,
-    find_hog,
-    find_small,
-    resized,
-)
+from first_impressions.extraction import detectors
+from first_impressions.extraction.detectors import DETECTORS, SAME_FACE, SMALLEST_BOX, Box, FoundFace, resized
+from first_impressions.extraction.frames import choose_frames
 from first_impressions.extraction.sources import encode_jpeg, source_of_frame
+from first_impressions.jobs.failures import read_failures
 from first_impressions.jobs.target_folder import check_name, find_files, write_file
 
 PICTURE_FORMATS = ["JPEG", "PNG", "BMP", *(plugin.format for plugin in (
@@ -67,7 +57,7 @@ CLEAR_SCORE = 0.5
 OTHER_WIDTHS = (84, 96, 80, 88, 92, 100, 108)
 SEEN_AGAIN_SCORE = 0.3
 TURNED_SIDE = 960   # longest side in pixels of the pictures that are turned; faces of a twelfth of it are found
-FOUND_BY_CNN = "face found by the CNN detector alone"
+MOST_FRAMES = 3     # of a clip are looked at again: the first ones of the draw, which stay the same if more are drawn
 NEAR_STEP = 1.25    # two boxes that differ by no more than this factor may be of faces of one size: a step, rounded
 
 Image.MAX_IMAGE_PIXELS = None  # the limit here is checked on the header, before anything is decoded
@@ -85,7 +75,7 @@ class CropSettings:
     """
     predictor: str | None = None
     size: int = FACE_SIZE
-    padding: float = PADDING
+    padding: float = detectors.PADDING
     find_all: bool = False
     quality: int = JPEG_QUALITY
     detector: str = "auto"
@@ -109,7 +99,7 @@ def find_faces(picture: np.ndarray, find_all: bool = False, detector: str = "hog
 def with_further_faces(picture: np.ndarray, faces: list[FoundFace]) -> list[FoundFace]:
     """Return the faces found in a picture, unchanged, and further ones that the finest search has."""
     known, faces = faces, list(faces)
-    for further in (*find_finest(picture), *find_small(picture)):
+    for further in (*detectors.find_finest(picture), *detectors.find_small(picture)):
         if all(further.box.overlap(face.box) < SAME_FACE for face in faces):
             faces.append(further)
     return true_faces(picture, faces, known)
@@ -125,7 +115,7 @@ def search_faces(picture: np.ndarray, finest_width: float = 0.0) -> tuple[list[F
         if side > longest:
             break
         scale = longest / side
-        found = find_hog(resized(picture if in_colour else grey, 1 / scale), WEAK_SCORE, scale)
+        found = detectors.find_hog(resized(picture if in_colour else grey, 1 / scale), WEAK_SCORE, scale)
         if found and max(face.confidence for face in found) >= least_score:
             # A weak one beside a clear one is noise, mostly.
             clear = true_faces(picture, [face for face in found if face.confidence >= 0])
@@ -133,9 +123,9 @@ def search_faces(picture: np.ndarray, finest_width: float = 0.0) -> tuple[list[F
         if found and any(found[0].box.overlap(earlier.box) > 0.5 for earlier in weak):
             return found[:1], found[1:], SMALLEST_BOX * scale
         weak += found[:1]
-    faces = true_faces(picture, find_finest(picture, finest_width))
+    faces = true_faces(picture, detectors.find_finest(picture, finest_width))
     if not faces and finest_width < SMALLEST_BOX:
-        faces = true_faces(picture, find_small(picture))
+        faces = true_faces(picture, detectors.find_small(picture))
     return faces, [], finest_width
 
 
@@ -150,7 +140,7 @@ def true_faces(picture: np.ndarray, faces: list[FoundFace], known: Container[Fou
     if len(faces) < 2:
         return faces
     widest = max(face.box.width for face in faces)
-    sizes = {face: (face.box.width * NEAR_STEP >= widest and face_size(picture, face.box), face.box.area)
+    sizes = {face: (face.box.width * NEAR_STEP >= widest and detectors.face_size(picture, face.box), face.box.area)
              for face in faces}
     return sorted(faces, key=sizes.get, reverse=True)
 
@@ -165,14 +155,14 @@ def faces_near(picture: np.ndarray, box: Box, width: int = FACE_WIDTH, least_sco
         return []
     scale = width / box.width
     region = resized(cv2.cvtColor(region, cv2.COLOR_RGB2GRAY), scale)
-    return [face._replace(box=face.box.moved(left, top)) for face in find_hog(region, least_score, 1 / scale)]
+    return [face._replace(box=face.box.moved(left, top)) for face in detectors.find_hog(region, least_score, 1 / scale)]
 
 
 def faces_from_width(picture: np.ndarray, width: float) -> list[FoundFace]:
     """Return what may be a face of at least a width in pixels, also with a doubtful score, the largest first: one fast
     search, in grey."""
-    scale = max(width / SMALLEST_BOX, 0.5, max(picture.shape[:2]) / FINEST_SIDE)
-    return find_hog(resized(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), 1 / scale), WEAK_SCORE, scale)
+    scale = max(width / SMALLEST_BOX, 0.5, max(picture.shape[:2]) / detectors.FINEST_SIDE)
+    return detectors.find_hog(resized(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), 1 / scale), WEAK_SCORE, scale)
 
 
 def look_again(picture: np.ndarray, detector: str) -> tuple[list[FoundFace], str]:
@@ -187,12 +177,12 @@ def look_again(picture: np.ndarray, detector: str) -> tuple[list[FoundFace], str
     small = resized(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), scale)
     for quarters in (1, 2, 3) if min(small.shape) >= SMALLEST_BOX else ():
         turned, turned_small = (np.ascontiguousarray(np.rot90(side, -quarters)) for side in (picture, small))
-        found = find_hog(turned_small, 0.0, 1 / scale)
+        found = detectors.find_hog(turned_small, 0.0, 1 / scale)
         if any(face.confidence >= CLEAR_SCORE for face in found) or (found and detector == "auto" and any(
-                face.box.overlap(seen.box) > SAME_FACE for face in find_cnn(turned) for seen in found)):
+                face.box.overlap(seen.box) > SAME_FACE for face in detectors.find_cnn(turned) for seen in found)):
             return [], (f"{NO_FACE}; one is found if the picture is turned by {90 * quarters} degrees clockwise: "
                         "turn the file")
-    faces = true_faces(picture, find_cnn(picture)) if detector == "auto" else []
+    faces = true_faces(picture, detectors.find_cnn(picture)) if detector == "auto" else []
     if faces:
         return faces, FOUND_BY_CNN
     return [], f"{NO_FACE}, upright or turned" + (", by either detector" if detector == "auto" else "")
@@ -293,7 +283,7 @@ def write_chips(picture: np.ndarray, faces: list[FoundFace], face_dir: str, fram
     names = []
     # The first name comes last: if it exists, all the others do.
     for number in range(len(faces) if settings.find_all else min(1, len(faces)), 0, -1):
-        chip = align_face(picture, faces[number - 1].box, settings.predictor, settings.size, settings.padding)
+        chip = detectors.align_face(picture, faces[number - 1].box, settings.predictor, settings.size, settings.padding)
         names.append(face_name(frame_stem, number))
         write_file(face_dir, names[-1], encode_jpeg(chip, settings.quality, source))
     return names
@@ -317,3 +307,25 @@ def extract_faces(path: str, frame_dir: str, face_dir: str, settings: CropSettin
         faces, reason = find_faces(picture, settings.find_all, settings.detector), NO_FACE
     names = write_chips(picture, faces, face_dir, stem, settings, source_of_frame(path, stem))
     return len(names), 0, [reason] if again or not names else []
+
+
+def find_second_look(frame_dir: str, face_dir: str) -> tuple[dict[str, list[str]], set[str]]:
+    """Return {path: reasons} of failures.csv, and of these the paths to look at again: of clips without a face
+    a few frames, as many and the same as of a clip in one pass, and pictures that are not of a clip."""
+    failures, frames, by_cnn = read_failures(face_dir), {}, set()
+    for path, (reason, *_) in failures.items():
+        stem = stem_of(path, frame_dir)
+        clip, _, index = stem.rpartition(FRAME_MARK)
+        if NO_FACE in reason or reason == FOUND_BY_CNN:
+            of_clip = frames.setdefault(clip or path, {})
+            of_clip[int(index) if clip and index.isdecimal() else -len(of_clip)] = path, reason
+        if reason == FOUND_BY_CNN:
+            by_cnn.add(stem)
+    for path, _ in find_files(face_dir, [".jpg"]):
+        stem = os.path.relpath(path, face_dir).rpartition(FACE_MARK)[0]
+        if stem not in by_cnn:
+            frames.pop(stem.rpartition(FRAME_MARK)[0], None)
+    return failures, {path for clip, of_clip in frames.items()
+                      for path, reason in map(of_clip.get, choose_frames(os.path.basename(clip), of_clip, MOST_FRAMES,
+                                                                         0))
+                      if reason == NO_FACE}

@@ -6,7 +6,6 @@ import hashlib
 import heapq
 import itertools
 import os
-import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,15 +25,9 @@ from first_impressions.jobs.worker_pool import heartbeat
 cv2.setNumThreads(1)
 
 
-def _unlisted_side_data(kind, value):
-    member = object.__new__(kind)
-    member._name_, member._value_ = f"UNLISTED_{value}", value
-    return member
-
-
 # PyAV refuses all side data of a frame if one entry is of a kind that came to FFmpeg later than PyAV's own list (EXIF,
-# spatial video). Such an entry must not hide the display matrix beside it.
-av.sidedata.sidedata.Type._missing_ = classmethod(_unlisted_side_data)
+# spatial video). Such an entry, taken for one that nobody asks for, must not hide the display matrix beside it.
+av.sidedata.sidedata.Type._missing_ = classmethod(lambda kind, _: kind.PANSCAN)
 
 
 @dataclass(frozen=True)
@@ -122,16 +115,12 @@ def piece_of(seconds: np.ndarray, length: float, number: int) -> np.ndarray:
 def frames_every(packets: Packets, every: float, most: int) -> set[int]:
     """Return the first frames at or after 0, every, 2 every ... seconds, at most this many. Raises UserError if the
     clip tells no times."""
-    seconds = packets.seconds.tolist()
-    if not seconds:
+    if not len(packets.seconds):
         raise UserError("tells no times of its frames; omit --every")
-    chosen, due = set(), 0
-    for index in sorted(packets.drawable):
-        # 0.04 s as a sum of binary fractions may fall a little short.
-        if seconds[index] >= due * every - 1e-6 and len(chosen) < most:
-            chosen.add(index)
-            due = int((seconds[index] + 1e-6) // every) + 1
-    return chosen
+    indices = np.sort(np.array(packets.drawable, np.int64))
+    # 0.04 s as a sum of binary fractions may fall a little short.
+    _, firsts = np.unique((packets.seconds[indices] + 1e-6) // every, return_index=True)
+    return set(indices[firsts[:most]].tolist())
 
 
 def earlier_frames(clip: str, chosen: Iterable[int], seed: int) -> dict[int, int | None]:
@@ -164,7 +153,7 @@ def _to_picture(frame, reformatter, pixel_aspect):
         picture = cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC)
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is not None:
-        a, b, _, c, d = struct.unpack("=9i", bytes(matrix))[:5]
+        a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
         if abs(a) + abs(d) < abs(b) + abs(c):
             # x' = c y, y' = b x: the picture's axes change places.
             picture = picture.transpose(1, 0, 2)

@@ -66,11 +66,6 @@ class Packets:
     hdr: str | None
 
     @property
-    def remarks(self) -> list[str]:
-        """Sentences on how the clip was read, if that is not as usual."""
-        return [remark for remark in (self.guess, self.hdr) if remark]
-
-    @property
     def length(self) -> float:
         """The length of the clip in seconds, 0 if nothing tells: the last picture is shown as long as the mean one."""
         pictures = len(self.seconds)
@@ -131,8 +126,6 @@ def _pixel_aspect(stream):
                              "which cannot be; they were taken for square")
     return aspect, None
 
-
-# ---------------------------------------------------------------- listing
 
 def list_packets(path: str | Path) -> Packets:
     """Read all packets of a clip's video stream, without decoding, and return Packets.

@@ -1,4 +1,5 @@
 """People of a clip, re-identified across frames by dlib's face recognition."""
+import collections
 import functools
 
 import dlib
@@ -36,32 +37,29 @@ def number_people(descriptors: np.ndarray, frames: np.ndarray, lefts: np.ndarray
     order = np.lexsort((lefts, frames))
     groups = np.empty(len(descriptors), dtype=np.int64)
     groups[order] = _group(descriptors[order])
-    numbers, people, seen = {}, np.empty(len(descriptors), dtype=np.int64), {}
+    numbers, people, seen = {}, np.empty(len(descriptors), dtype=np.int64), collections.Counter()
     for face in order:
-        alike = (frames[face], groups[face])
-        seen[alike] = seen.get(alike, -1) + 1
+        alike = frames[face], groups[face]
         people[face] = numbers.setdefault((groups[face], seen[alike]), len(numbers) + 1)
+        seen[alike] += 1
     return people
 
 
 def _group(descriptors):
     """Return the group of each descriptor, by Chinese whispers (Biemann, TextGraphs 2006), in blocks with the mean
     descriptors of the groups known so far."""
-    sums, counts, groups = [], [], []
+    members, groups = [], []
     for start in range(0, len(descriptors), BLOCK):
         block = descriptors[start:start + BLOCK]
-        known = [total / count for total, count in zip(sums, counts)]
+        known = [np.mean(rows, axis=0) for rows in members]
         labels = dlib.chinese_whispers_clustering([dlib.vector(row) for row in [*known, *block]], SAME_PERSON)
         group_of = {}
         for group, label in enumerate(labels[:len(known)]):
             group_of.setdefault(label, group)
         for label, row in zip(labels[len(known):], block):
             if label not in group_of:
-                group_of[label] = len(sums)
-                sums.append(np.zeros(block.shape[1]))
-                counts.append(0)
-            group = group_of[label]
-            sums[group] = sums[group] + row
-            counts[group] += 1
-            groups.append(group)
+                group_of[label] = len(members)
+                members.append([])
+            groups.append(group_of[label])
+            members[groups[-1]].append(row)
     return groups
