@@ -66,6 +66,13 @@ def test_the_tree_in_the_readme_is_true():
     assert {name.name for name in (REPOSITORY / PACKAGE).iterdir() if (name / "__init__.py").exists()} == set(LEVEL)
 
 
+def test_an_installed_package_has_all_its_files():
+    config = (REPOSITORY / "pyproject.toml").read_text()
+    patterns = ast.literal_eval(re.search(r'package-data]\n"\*" = (\[.*])', config)[1])
+    others = [path for path in (REPOSITORY / PACKAGE).rglob("*.*") if path.suffix not in (".py", ".pyc")]
+    assert others and [path for path in others if not any(map(path.match, patterns))] == []
+
+
 def test_imports_go_one_way_and_never_to_the_root():
     own = {path.stem for path in (*ROOT, *PRE_PROCESSING)}
     for path in MODULES:
