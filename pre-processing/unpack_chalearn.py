@@ -122,8 +122,7 @@ def main(argv: list[str] | None = None) -> int:
         with open_target(args.data_dir, None):
             check_space(unpacker.size, args.data_dir)
             status = unpack(unpacker)
-    print(f"{counted(unpacker.made, 'file')} unpacked, {unpacker.present} "
-          f"{'was' if unpacker.present == 1 else 'were'} there already.")
+    print(f"{counted(unpacker.made, 'file')} unpacked, {unpacker.present} there already.")
     if status:
         print("Stopped; run the same command again to go on.")
         return status

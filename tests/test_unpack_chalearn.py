@@ -105,7 +105,7 @@ def test_whole_layout_then_resumed_and_repaired(run_script, run, monkeypatch, do
     assert "train: 0 of 6000 official clips; 6000 missing; 8 not an official clip" in first.stdout
     assert tree == result
     assert "Not downloaded: train-3.zip, train-4.zip, train-5.zip, train-6.zip\n" in first.stdout
-    assert f"{len(result)} files unpacked, 0 were there already" in first.stdout
+    assert f"{len(result)} files unpacked, 0 there already" in first.stdout
 
     times = {name: (tmp_path / "data" / name).stat().st_ctime_ns for name in result}
     damaged, lost = "test/videos/test video_1.001.mp4", "train/videos/-AmMDnVl4s6.006.mp4"
@@ -114,7 +114,7 @@ def test_whole_layout_then_resumed_and_repaired(run_script, run, monkeypatch, do
     (tmp_path / "passwords").write_text(f"wrong\n{INNER}\n{OUTER}\n")
     monkeypatch.delenv("CHALEARN_PASSWORD")
     status, output, _ = run(unpack_chalearn, folder, "data", "--password-file", "passwords")
-    assert status == 0 and f"2 files unpacked, {len(result) - 2} were there already" in output
+    assert status == 0 and f"2 files unpacked, {len(result) - 2} there already" in output
     assert {name: content for name, content in read_tree(tmp_path / "data").items() if name != "failures.csv"} == result
     changed = {name for name in result if (tmp_path / "data" / name).stat().st_ctime_ns != times[name]}
     assert changed == {damaged, lost}

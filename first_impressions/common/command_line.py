@@ -53,9 +53,8 @@ def leave_closed_terminal() -> None:
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
     """Ignore Ctrl-C, SIGTERM and SIGHUP in this block. Other threads than the main one never hear of them."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    if threading.current_thread() is not threading.main_thread():
-        numbers = ()
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if is_main else ()
     before = [signal.signal(number, pass_over) for number in numbers]
     try:
         yield
@@ -108,8 +107,7 @@ def make_parser(docstring: str) -> argparse.ArgumentParser:
 
 
 def number_between(least: float, most: float, wanted: str, kind: type = float) -> Callable[[str], float]:
-    """Return an argparse type: a finite number from least to most. wanted: what messages call it; kind: float or int.
-    """
+    """Return an argparse type: a finite number, float or int, from least to most. wanted: what messages call it."""
     def number(text):
         try:
             value = kind(text)

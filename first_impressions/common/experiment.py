@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import itertools
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,8 +34,7 @@ LONGEST_NAME = 200  # bytes; a name in a folder has at most 255, and files of th
 
 def experiment_folder(runs_dir: str | os.PathLike, experiment: str) -> Path:
     """Return the path of an experiment. Raises UserError for a name that is not a plain folder's name in runs_dir."""
-    if not experiment or experiment.startswith((".", "-")) or not {"/", "\\"}.isdisjoint(experiment) or (
-            not experiment.isprintable()):
+    if not re.fullmatch(r"[^-./\\][^/\\]*", experiment) or not experiment.isprintable():
         raise UserError(f"EXPERIMENT {experiment!r}: give a plain name; its folder is made in {runs_dir}")
     if len(os.fsencode(experiment)) > LONGEST_NAME:
         raise UserError(f"EXPERIMENT {experiment[:20]}...: is longer than {LONGEST_NAME} bytes; give a shorter name")
@@ -46,10 +46,7 @@ def experiment_folder(runs_dir: str | os.PathLike, experiment: str) -> Path:
 
 @contextlib.contextmanager
 def open_experiment(folder: Path) -> Iterator[None]:
-    """Make the folder and hold it for this run alone.
-
-    Raises UserError if it cannot be written or another run works there.
-    """
+    """Make the folder and hold it for this run alone. Raises UserError if that is not possible."""
     make_folder(folder, "name another --runs-dir")
     with folder_lock(folder):
         finish_replacement(folder)
@@ -61,8 +58,7 @@ def open_experiment(folder: Path) -> Iterator[None]:
 
 def has_training(folder: Path) -> bool:
     """Return whether the folder holds a training run or a shared checkpoint."""
-    return any((folder / name).exists() for name in (TRAINING_RECORD, TO_GIVE_AWAY)) or any(
-        folder.glob(CHECKPOINTS))
+    return any(any(folder.glob(name)) for name in (TRAINING_RECORD, TO_GIVE_AWAY, CHECKPOINTS))
 
 
 def check_experiment(record: Path, exists: bool, used: dict, args: argparse.Namespace) -> None:

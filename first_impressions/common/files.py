@@ -32,8 +32,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def folder_lock(folder: str | os.PathLike, seconds: float = 5.0, name: str = ".lock") -> Iterator[None]:
-    """Hold an existing folder for this run alone, until the block ends or the process dies. name: of the file that is
-    locked.
+    """Hold an existing folder, by locking a file in it, for this run alone until the block ends or the process dies.
 
     Waits a few seconds for another run, since one that was killed a moment ago may still be ending. Raises UserError
     if another run holds the folder, or if no file can be written there.

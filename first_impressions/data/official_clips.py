@@ -15,13 +15,12 @@ from first_impressions.jobs.target_folder import find_files
 
 TABLE = Path(__file__).with_suffix(".csv.gz")
 DIFFERING_CLIPS = "differing_clips.csv"     # in the data folder
-CHECKSUM_DIGITS = 12    # hexadecimal; the table keeps the first ones of each SHA-256
 
 
 @functools.cache
 def official_clips() -> pandas.DataFrame:
     """Return the table: index clip (without ending), columns split ("train", "valid" or "test"), bytes (int64) and
-    sha256 (the first CHECKSUM_DIGITS hexadecimal digits)."""
+    sha256 (the first 12 hexadecimal digits)."""
     return pandas.read_csv(TABLE, index_col="clip", dtype={"clip": str, "sha256": str}, keep_default_na=False)
 
 
@@ -45,37 +44,37 @@ def problem_of(path: str, official: pandas.Series) -> str:
     return "" if digest.startswith(official["sha256"]) else "not the official bytes: SHA-256 differs"
 
 
-def verify_split(split: str, paths: dict[str, str]) -> pandas.Series:
+def verify_split(split: str, paths: dict[str, str]) -> dict[str, str]:
     """Return the problem of each clip that is in the split officially or by its files, "" for a clip with the official
-    bytes: a Series, index clip. paths: {clip: its file}."""
+    bytes. paths: {clip: its file}."""
     official = official_clips()[official_clips()["split"] == split]
     problems = {clip: problem_of(paths[clip], expected) if clip in paths else "missing"
                 for clip, expected in progress_bar(official.iterrows(), total=len(official), unit="clip", desc=split)}
     others = official_split_of(sorted(set(paths) - set(problems)))
     problems.update((clip, f"of another split: {other}" if other else "not an official clip")
                     for clip, other in others.items())
-    return pandas.Series(problems, name="problem", dtype=object).rename_axis("clip")
+    return problems
 
 
 def verify_clips(data_dir: str | os.PathLike, table: Path) -> bool:
     """Compare the clips of a data folder with the official ones: print the counts of each split, write a table of those
     that differ (columns split, clip, problem). Return True if none differs. Raises UserError if no split has videos."""
-    problems = {}
+    rows, total = [], 0
     for split in SPLITS:
         videos = Path(data_dir, split, "videos")
         if not videos.is_dir():
             print(f"{split}: {videos} is not there")
             continue
         paths = {clip_name(path): path for path, problem in find_files(videos, CLIP_SUFFIXES) if not problem}
-        problems[split] = verify_split(split, paths)
-        counts = Counter(problem.partition(":")[0] for problem in problems[split])
+        problems = verify_split(split, paths)
+        total += len(problems)
+        rows += [(split, clip, problem) for clip, problem in problems.items() if problem]
+        counts = Counter(problem.partition(":")[0] for problem in problems.values())
         line = f"{split}: {counts.pop('', 0)} of {(official_clips()['split'] == split).sum()} official clips"
         print("; ".join([line, *(f"{number} {kind}" for kind, number in counts.most_common())]))
-    if not problems:
+    if not total:
         raise UserError(f"{data_dir}: contains no folder train/videos, valid/videos or test/videos; name another")
-    differing = pandas.concat([of_split[of_split != ""] for of_split in problems.values()],
-                              keys=problems, names=["split"])
     with atomic_write(table) as partial:
-        differing.to_csv(partial)
-    print(f"Clips that differ: {printable(table)}" if len(differing) else "All of them have the official bytes.")
-    return not len(differing)
+        pandas.DataFrame(rows, columns=["split", "clip", "problem"]).to_csv(partial, index=False)
+    print(f"Clips that differ: {printable(table)}" if rows else "All of them have the official bytes.")
+    return not rows

@@ -66,9 +66,8 @@ def find_files(folder: str | os.PathLike, suffixes: Iterable[str], exclude: str 
 def say_passed_over(passed_over: Counter) -> str:
     """Return "; passed over: 3 files (.jfif 2, .txt 1)", or nothing if there are none."""
     endings = [f"{printable(suffix) or 'without an ending'} {number}" for suffix, number in passed_over.most_common(5)]
-    if len(passed_over) > 5:
-        endings.append("...")
-    return f"; passed over: {counted(passed_over.total(), 'file')} ({', '.join(endings)})" if endings else ""
+    shown = ", ".join(endings + ["..."] * (len(passed_over) > 5))
+    return f"; passed over: {counted(passed_over.total(), 'file')} ({shown})" if shown else ""
 
 
 def count_files(files: Iterable[tuple[str, str | None]], name_of: Callable[[str], str], kind: str,
@@ -118,15 +117,12 @@ def read_settings(target: str | os.PathLike, otherwise: dict | None = None) -> d
     UserError if it cannot be read."""
     path = Path(target, PREPROCESSING_FILE)
     try:
-        settings = read_json(path)
+        return dict(read_json(path))
     except FileNotFoundError:
         return otherwise
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); remove it if the folder's files were made with the same "
-                        "settings, or name another folder") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"{path}: contains no settings; remove it or name another folder")
-    return settings
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as settings ({error}); remove it if the folder's files were made with "
+                        "the same settings, or name another folder") from None
 
 
 @contextlib.contextmanager

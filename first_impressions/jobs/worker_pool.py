@@ -121,10 +121,9 @@ def serve(descriptor: int, parent: int) -> None:
         while True:
             answer = answer_for(function, connection.recv())
             try:
-                message = pickle.dumps(answer)
-            except Exception as error:
-                message = pickle.dumps(Answer(None, _unexpected(error)))
-            connection.send_bytes(message)
+                connection.send(answer)
+            except Exception as error:  # it cannot be pickled
+                connection.send(Answer(None, _unexpected(error)))
 
 
 class ProcessPool:
