@@ -18,7 +18,7 @@ from first_impressions.extraction import clip_faces, detectors, faces, frames, t
 from first_impressions.extraction.detectors import find_predictor
 from first_impressions.extraction.faces import CropSettings
 from first_impressions.extraction.frames import FrameSettings
-from first_impressions.jobs.failures import KnownFailures
+from first_impressions.jobs.failures import known_failures
 from first_impressions.jobs.target_folder import open_target
 
 DECODING, REST = "decoding of the frames drawn, and of those they need", "the rest"
@@ -80,7 +80,7 @@ def seconds_of_parts(clips: list[str], number_of_frames: int) -> pandas.Series:
     crop = CropSettings(find_predictor())
     faces.find_faces(np.zeros((80, 80, 3), np.uint8))  # the detector is loaded once in a process
     with tempfile.TemporaryDirectory() as folder, open_target(folder, {}), contextlib.ExitStack() as stack:
-        job = folder, FrameSettings(number_of_frames), crop, KnownFailures(folder)
+        job = folder, FrameSettings(number_of_frames), crop, known_failures(folder)
         parts = Parts()
         for name, places in TIMED.items():
             for owner, attribute in places:

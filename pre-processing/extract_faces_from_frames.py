@@ -29,7 +29,7 @@ from first_impressions.common.command_line import UserError, make_parser, run_sc
 from first_impressions.common.constants import FOUND_BY_CNN, NO_FACE, PICTURE_SUFFIXES, face_name
 from first_impressions.extraction.faces import extract_faces, find_pictures, find_second_look, stem_of, unreadable_kind
 from first_impressions.extraction.sources import Sources
-from first_impressions.jobs.failures import KnownFailures
+from first_impressions.jobs.failures import known_failures
 from first_impressions.jobs.job import Job, add_job_options
 from first_impressions.jobs.target_folder import check_folders, count_files, is_finished, open_target, say_passed_over
 
@@ -45,11 +45,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def find_work(args: argparse.Namespace):
     """Yield (path, known) for each frame, as worker_pool.map_files takes them: known if there is nothing to do."""
-    known, sources = KnownFailures(args.face_dir), Sources(args.face_dir)
+    known, sources = known_failures(args.face_dir), Sources(args.face_dir)
     for path, problem in find_pictures(args.frame_dir, exclude=args.face_dir):
         stem = stem_of(path, args.frame_dir)
         problem = problem or sources.problem(path, stem)
-        reasons = known.of(path) if problem is None else []
+        reasons = known.get(os.path.abspath(path), [])
         if problem is not None:
             yield path, (None, problem)
         elif is_finished(os.path.join(args.face_dir, face_name(stem))):

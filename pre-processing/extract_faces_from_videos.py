@@ -29,7 +29,7 @@ from first_impressions.common.command_line import make_parser, run_script
 from first_impressions.common.constants import FOUND_BY_CNN, NO_FACE
 from first_impressions.extraction.clip_faces import extract_clip_faces
 from first_impressions.extraction.frames import FrameSettings
-from first_impressions.jobs.failures import KnownFailures
+from first_impressions.jobs.failures import known_failures
 from first_impressions.jobs.job import Job, add_job_options
 
 
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     crop, frames = crop_settings(args), FrameSettings.from_options(args, quality=args.quality)
     function = functools.partial(extract_clip_faces, face_dir=os.path.abspath(args.face_dir), frames=frames, crop=crop,
-                                 known=KnownFailures(args.face_dir))
+                                 known=known_failures(args.face_dir))
     job = Job(args.face_dir, "clip", "face", args.workers, args.ray_address, (NO_FACE, FOUND_BY_CNN))
     run_on_clips(job, function, args.video_dir, {**noted_settings(crop), "frames": "decoded", **frames.noted()})
     return job.report(next_command(args.face_dir))

@@ -18,7 +18,7 @@ from first_impressions.extraction.clip_faces import extract_clip_faces
 from first_impressions.extraction.faces import CropSettings
 from first_impressions.extraction.frames import FrameSettings, choose_frames, earlier_frames
 from first_impressions.extraction.tracking import FaceTracker
-from first_impressions.jobs.failures import KnownFailures
+from first_impressions.jobs.failures import known_failures
 from first_impressions.jobs.target_folder import open_target
 from make_media import portrait, write_clip
 from read_back import contents, failures_in
@@ -126,11 +126,11 @@ def test_frames_without_a_face_are_searched_once(clips, tmp_path, run, monkeypat
     monkeypatch.setattr(FaceTracker, "find_faces", lambda self, index, picture: searched.append(index) or [])
     monkeypatch.setattr(clip_faces, "look_again", lambda *_: searched.append("again") or ([], "none"))
     with open_target(tmp_path / "faces", None):
-        job = str(tmp_path / "faces"), FrameSettings(3), CropSettings(), KnownFailures(tmp_path / "faces")
-        made, present, problems = extract_clip_faces(str(clip), *job)
+        job = str(tmp_path / "faces"), FrameSettings(3), CropSettings()
+        made, present, problems = extract_clip_faces(str(clip), *job, known_failures(tmp_path / "faces"))
         assert (made, present, len(problems), searched) == (0, 0, 3, [])
         clip.write_bytes(clip.read_bytes())
-        extract_clip_faces(str(clip), *job)
+        extract_clip_faces(str(clip), *job, known_failures(tmp_path / "faces"))
         assert len(searched) == 6 and searched.count("again") == 3
 
 

@@ -59,7 +59,9 @@ def verify_split(split: str, paths: dict[str, str]) -> dict[str, str]:
 def verify_clips(data_dir: str | os.PathLike, table: Path) -> bool:
     """Compare the clips of a data folder with the official ones: print the counts of each split, write a table of those
     that differ (columns split, clip, problem). Return True if none differs. Raises UserError if no split has videos."""
-    rows, total = [], 0
+    if not any(Path(data_dir, split, "videos").is_dir() for split in SPLITS):
+        raise UserError(f"{data_dir}: contains no folder train/videos, valid/videos or test/videos; name another")
+    rows = []
     for split in SPLITS:
         videos = Path(data_dir, split, "videos")
         if not videos.is_dir():
@@ -67,13 +69,10 @@ def verify_clips(data_dir: str | os.PathLike, table: Path) -> bool:
             continue
         paths = {clip_name(path): path for path, problem in find_files(videos, CLIP_SUFFIXES) if not problem}
         problems = verify_split(split, paths)
-        total += len(problems)
         rows += [(split, clip, problem) for clip, problem in problems.items() if problem]
         counts = Counter(problem.partition(":")[0] for problem in problems.values())
         line = f"{split}: {counts.pop('', 0)} of {(official_clips()['split'] == split).sum()} official clips"
         print("; ".join([line, *(f"{number} {kind}" for kind, number in counts.most_common())]))
-    if not total:
-        raise UserError(f"{data_dir}: contains no folder train/videos, valid/videos or test/videos; name another")
     with atomic_write(table) as partial:
         pandas.DataFrame(rows, columns=["split", "clip", "problem"]).to_csv(partial, index=False)
     print(f"Clips that differ: {printable(table)}" if rows else "All of them have the official bytes.")

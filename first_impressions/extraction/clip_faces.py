@@ -36,7 +36,6 @@ from first_impressions.extraction.packets import Packets, list_packets
 from first_impressions.extraction.people import describe_face, number_people
 from first_impressions.extraction.sources import encode_jpeg, source_of
 from first_impressions.extraction.tracking import FaceTracker
-from first_impressions.jobs.failures import KnownFailures
 from first_impressions.jobs.worker_pool import heartbeat
 
 PORTION_BYTES = 20_000_000  # of pictures that are searched one after the other: 8 of 1280 x 720 pixels
@@ -103,15 +102,15 @@ def _portions(pictures):
 
 
 def extract_clip_faces(path: str, face_dir: str, frames: FrameSettings, crop: CropSettings,
-                       known: KnownFailures) -> tuple[int, int, list[str]]:
-    """Write the chips of one clip to face_dir; return (made, present, problems) as job.Batch asks.
+                       known: dict[str, list[str]]) -> tuple[int, int, list[str]]:
+    """Write the chips of one clip to face_dir; return (made, present, problems) as Job.run asks.
 
-    known: frames without a face that need no second search.
+    known: as of failures.known_failures: frames without a face need no second search.
 
     Call it inside target_folder.open_target. Raises UserError for a clip that cannot be read, OSError for a full disk.
     """
     clip, source, present = clip_stem(path), source_of(path), set()
-    lines = [re.fullmatch(r"frame ([0-9]+): (.*)", line, re.DOTALL) for line in known.of(path)]
+    lines = [re.fullmatch(r"frame ([0-9]+): (.*)", line, re.DOTALL) for line in known.get(os.path.abspath(path), [])]
     before = {int(line[1]): line[2] for line in lines if line}
     reasons = {}    # by frame, those of the frames that are drawn
 

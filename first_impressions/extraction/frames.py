@@ -317,7 +317,7 @@ def finished(chosen: set[int], target: str, name_of: Callable[[int], str], sourc
 
 
 def extract_frames(path: str, frame_dir: str, settings: FrameSettings) -> tuple[int, int, list[str]]:
-    """Write the frames drawn from one clip to frame_dir; return (made, present, problems) as job.Batch asks.
+    """Write the frames drawn from one clip to frame_dir; return (made, present, problems) as Job.run asks.
 
     Call it inside target_folder.open_target. Raises UserError for a clip that cannot be read, OSError for a full disk.
     """

@@ -18,6 +18,18 @@ def read_failures(target: str | os.PathLike) -> dict[str, list[str]]:
     return reasons
 
 
+def known_failures(target: str | os.PathLike) -> dict[str, list[str]]:
+    """Return {absolute path: reasons} of a target folder's failures.csv, of files that have not changed since: whose
+    inode change time (which copying an old time stamp does not set back) is clearly before the run that wrote it."""
+    known = {}
+    with contextlib.suppress(FileNotFoundError):
+        start = os.stat(Path(target, FAILURES)).st_mtime_ns
+        for cell, reasons in read_failures(target).items():
+            if os.path.exists(cell) and os.stat(cell).st_ctime_ns < start:
+                known[os.path.abspath(cell)] = reasons
+    return known
+
+
 class Failures:
     """failures.csv of a target folder: the last run's lines, and this run's, which replace them at the end. Make it
     inside open_target."""
@@ -49,22 +61,3 @@ class Failures:
         # The time of the start: what was changed later than this was not seen by this run.
         os.utime(self.unfinished, ns=(self.start, self.start))
         os.replace(self.unfinished, self.path)
-
-
-class KnownFailures:
-    """What failures.csv said before this run of files that have not changed since. It can be sent to other processes.
-
-    A file counts as changed when its inode change time (which copying an old time stamp does not set back) is not
-    clearly before the start of the run that wrote failures.csv.
-    """
-
-    def __init__(self, target: str | os.PathLike):
-        path = Path(target, FAILURES)
-        self.start = path.stat().st_mtime_ns if path.is_file() else 0
-        # Workers of a cluster know files by their absolute paths.
-        self.reasons = {os.path.abspath(cell): reasons for cell, reasons in read_failures(target).items()}
-
-    def of(self, path: str | os.PathLike) -> list[str]:
-        """Return the reasons that the last run gave for a file; none if the file has changed since."""
-        reasons = self.reasons.get(os.path.abspath(path), [])
-        return reasons if reasons and os.stat(path).st_ctime_ns < self.start else []
