@@ -11,8 +11,7 @@ are read from --password-file (one per line), else from the variable CHALEARN_PA
 Writes DATA_DIR/{train,valid,test}/videos/*.mp4 and each split's annotation_*.pkl. A file appears under its name when it
 is complete and its checksum is right; the same command started again goes on where it was stopped. Nothing else of the
 archives is unpacked; an archive inside an archive is, one at a time, in DATA_DIR/.unfinished until its clips are there.
-Damaged files are listed in DATA_DIR/failures.csv. In the end all clips are compared with the 10,000 official ones;
-those that are missing or differ are listed in DATA_DIR/differing_clips.csv.
+Damaged files are listed in DATA_DIR/failures.csv, official clips that are missing or differ in differing_clips.csv.
 """
 import argparse
 import os

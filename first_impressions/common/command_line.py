@@ -132,8 +132,7 @@ seed_number = whole_number_between(0, 2**63 - 1)    # which every generator take
 
 
 def usable_cores() -> int:
-    """Return the number of CPU cores that this process may use, at least 1: those of its job or container, of which a
-    cluster's node or a server may have many more.
+    """Return the number of CPU cores that this process may use, at least 1: not those of the whole machine.
 
     Linux says it by the affinity (Slurm, taskset) and by the CPU quota of the control group and of those above it
     (docker run --cpus; Linux's admin-guide/cgroup-v2, "cpu.max", and scheduler/sched-bwc for version 1).
@@ -168,8 +167,7 @@ def true_or_false(text: str) -> bool:
 
 
 def progress_bar(iterable: Iterable | None = None, **options) -> tqdm:
-    """Return a tqdm bar on stderr; silent if stderr is not a terminal, without colour and with plain characters
-    if NO_COLOR is set."""
+    """Return a tqdm bar on stderr; silent if that is not a terminal, of plain characters if NO_COLOR is set."""
     return tqdm(iterable, ascii=True if os.environ.get("NO_COLOR") else None,
                 **{"dynamic_ncols": True, "smoothing": 0.1, "disable": None, **options})
 

@@ -25,10 +25,8 @@ FACE_SIZE = 224     # pixels, width and height of a face chip
 JPEG_QUALITY = 95   # of frames and face chips
 NO_FACE = "no face found"
 FOUND_BY_CNN = "face found by the CNN detector alone"
-# Beside the frames and beside the faces: how they were made.
-PREPROCESSING_FILE = "preprocessing.json"
-# How the faces were cropped if no such file says so.
-DEFAULT_PREPROCESSING = {"size": FACE_SIZE, "padding": 0.25}
+PREPROCESSING_FILE = "preprocessing.json"   # beside the frames and beside the faces: how they were made
+DEFAULT_PREPROCESSING = {"size": FACE_SIZE, "padding": 0.25}    # how the faces were cropped if no such file says so
 # Endings of names that are taken for clips and for pictures, in folders and in tables of labels.
 CLIP_SUFFIXES = frozenset("""
     .3g2 .3gp .amv .asf .avi .dav .divx .dv .f4v .flv .gif .h264 .h265 .hevc .insv .ivf .lrv .m1v .m2t .m2ts .m2v .m4v

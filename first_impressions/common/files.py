@@ -83,8 +83,7 @@ def remove(path: Path) -> None:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """Return the content of a JSON file in UTF-8, with a byte order mark or without. Raises OSError, or ValueError for
-    anything else."""
+    """Return the content of a JSON file in UTF-8, perhaps with a byte order mark. Raises OSError or ValueError."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except RecursionError:
@@ -105,8 +104,7 @@ def make_folder(folder: Path, remedy: str) -> None:
 
 
 def check_output_file(option: str, path: Path) -> None:
-    """Make the folder of a file that an option names. Raises UserError if the file cannot be written: before the work,
-    not after."""
+    """Make the folder of a file that an option names. Raises UserError if the file cannot be written."""
     make_folder(path.parent, f"name another file with {option}")
     if path.is_dir():
         raise UserError(f"{option} {path}: is a folder; name a file in it")

@@ -31,8 +31,7 @@ def known_failures(target: str | os.PathLike) -> dict[str, list[str]]:
 
 
 class Failures:
-    """failures.csv of a target folder: the last run's lines, and this run's, which replace them at the end. Make it
-    inside open_target."""
+    """failures.csv of a target folder: this run's lines replace the last one's at the end. Make it in open_target."""
 
     def __init__(self, target: str | os.PathLike):
         self.path = Path(target, FAILURES)

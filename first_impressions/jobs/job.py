@@ -67,9 +67,9 @@ class Job:
             total: int) -> None:
         """Run a function over all items, write failures.csv, show a progress bar. Call it inside open_target.
 
-        function: picklable function of a module; function(path) returns (made, present, problems): two numbers of files
-        in the target folder, and a list of reasons, each a line in failures.csv. items: as in worker_pool.map_files;
-        total: their number. A second run is over the lines of the first one's failures.csv, and replaces them.
+        function, items: as in worker_pool.map_files; total: of the items. function(path) returns (made, present,
+        problems): two numbers of files in the target folder, and a list of reasons, each a line in failures.csv. A
+        second run is over the lines of the first one's failures.csv, and replaces them.
         """
         begin, number, complete = time.monotonic(), 0, False
         failures = Failures(self.target)
@@ -115,12 +115,10 @@ class Job:
             line = ", ".join(problems)
             print(f"{line[0].upper()}{line[1:]}; listed in {printable(listed)}")
         is_suspect = warn_of_unexpected(self.unexpected, self.looked_at, self.inputs)
-        outputs = f"{self.outputs.capitalize()}s"
         if self.status:
-            print(f"Stopped. {outputs} that were finished stay in {printable(self.target)}; next: the same command, "
-                  "which goes on")
+            print(f"Stopped. What is finished is in {printable(self.target)}; next: the same command, which goes on")
             return self.status
         if not self.made + self.present and self.failed:
             raise UserError(f"{self.target}: {inputs}, and nothing could be made of any; {listed} says why")
-        print(f"{outputs}: {printable(self.target)}   next: {following}")
+        print(f"{self.outputs.capitalize()}s: {printable(self.target)}   next: {following}")
         return int(is_suspect)

@@ -105,7 +105,7 @@ def ignores_case(folder: str | os.PathLike) -> bool:
 
 
 def check_folders(source: str | os.PathLike, target: str | os.PathLike) -> None:
-    """Raise UserError unless source is a folder and target is another one, or a name that a folder can be made of."""
+    """Raise UserError unless source is a folder, and target another one or not there yet."""
     if not os.path.isdir(source):
         raise UserError(f"{source}: " + ("is not a folder" if os.path.exists(source) else "no such folder"))
     if os.path.isdir(target) and os.path.samefile(source, target):

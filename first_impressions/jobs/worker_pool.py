@@ -26,8 +26,7 @@ from typing import Any, NamedTuple
 from first_impressions.common.command_line import UserError, counted, usable_cores
 from first_impressions.common.experiment import SUITE
 
-# Of wall time: on a machine with ten times more work than cores a frame of 8K takes half a minute. The tests set the
-# variable.
+# Of wall time: with ten times more work than cores a frame of 8K takes half a minute. The tests set the variable.
 STALL_SECONDS = int(os.environ.get("STALL_SECONDS", 120))
 UNEXPECTED = "unexpected "  # what the reason of an error begins with that nobody thought of
 LONGEST_UNEXPECTED = 200    # characters: C++ libraries list all their signatures
