@@ -25,7 +25,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from first_impressions.common.command_line import UserError, make_parser, run_script
 from first_impressions.common.constants import TRAITS
@@ -39,48 +38,26 @@ DESCRIPTORS = ("contains descriptors of the training clips' faces, by which peop
 MOST_SINGLE = 20_000    # numbers of a tensor that keeps single precision: little to gain from halves
 
 
-class ExportedNetwork(nn.Module):
-    """What is exported of a PersonalityNetwork: uint8 chips N x 3 x size x size in, float32 scores N x 5 out.
+class FaceScores(nn.Module):
+    """What is exported of a network: uint8 chips N x 3 x size x size in, float32 scores N x 5 out."""
 
-    ONNX has no resizing equal to PyTorch's with antialiasing. It is linear, rows apart from columns, so two
-    matrices per view do the same.
-    """
-
-    def __init__(self, network: PersonalityNetwork, size: int):
+    def __init__(self, network: PersonalityNetwork):
         super().__init__()
         self.network = network
-        self.corners = []
-        for number, part in enumerate(network.kind.views):
-            length = round(part * size)
-            self.corners.append(((size - length) // 2, length))
-            weights = functional.interpolate(torch.eye(length)[None, None], (network.kind.input_size, length),
-                                             mode="bilinear", antialias=True, align_corners=False)[0, 0]
-            self.register_buffer(f"resize{number}", weights)
 
     def forward(self, chips: torch.Tensor) -> torch.Tensor:
-        pictures = torch.stack([chips, chips.flip(-1)], dim=1).flatten(0, 1).to(torch.float32) / 255
-        features = []
-        for number, (corner, length) in enumerate(self.corners):
-            weights = self.get_buffer(f"resize{number}")
-            view = pictures[:, :, corner:corner + length, corner:corner + length]
-            view = torch.matmul(torch.matmul(weights, view), weights.T)
-            features.append(self.network.backbone((view - self.network.mean) / self.network.std))
-        features = torch.cat(features, dim=1)
-        if self.network.frozen:
-            return self.network(self.network.represent(features.unflatten(0, (-1, 2)).mean(1)))
-        return self.network(features).unflatten(0, (-1, 2)).mean(1)
+        return self.network.scores_of_faces(chips)
 
 
 def export_model(checkpoint: Checkpoint, path: Path, target: Path, file_format: str) -> None:
     """Write the network of a checkpoint (read from path) to the file target. file_format: "onnx" or "torch"."""
-    network = checkpoint.build(path)
     size = checkpoint.preprocessing["size"]
     metadata = {"architecture": checkpoint.architecture.name, "traits": ",".join(TRAITS), "scores": "in [0, 1]",
                 "input": f"uint8 RGB face chips N x 3 x {size} x {size}",
                 "preprocessing": json.dumps(checkpoint.preprocessing)}
     chips = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     shapes = {"chips": {0: torch.export.Dim("N", min=1, max=65536)}}
-    module = ExportedNetwork(network, size).eval().to(memory_format=torch.contiguous_format)
+    module = FaceScores(checkpoint.build(path)).eval().to(memory_format=torch.contiguous_format)
     with torch.no_grad(), atomic_write(target) as partial:
         program = torch.export.export(module, (chips,), dynamic_shapes=shapes)
         if file_format == "torch":

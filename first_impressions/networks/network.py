@@ -200,7 +200,7 @@ class PersonalityNetwork(nn.Module):
 
     def features_of_both(self, chips: torch.Tensor) -> torch.Tensor:
         """Return the features 2 x B x F of uint8 chips B x 3 x H x W and of their mirror images."""
-        return self.features(torch.cat([chips, chips.flip(-1)])).unflatten(0, (2, len(chips)))
+        return self.features(torch.cat([chips, chips.flip(-1)])).unflatten(0, (2, -1))
 
     def features_of_sides(self, chips: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
         """Return the features B x F that count in clips' means, of uint8 chips B x 3 x H x W and their weights of
@@ -216,7 +216,7 @@ class PersonalityNetwork(nn.Module):
         network the score of their mean features, of a trained one the mean of their scores."""
         if self.frozen:
             return self(self.represent(self.features_of_both(chips).mean(0)))
-        return self(torch.cat([chips, chips.flip(-1)])).unflatten(0, (2, len(chips))).mean(0)
+        return self(torch.cat([chips, chips.flip(-1)])).unflatten(0, (2, -1)).mean(0)
 
 
 def make_head(width: int, hidden: list[int], dropout: list[float]) -> nn.Sequential:
