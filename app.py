@@ -28,6 +28,7 @@ from first_impressions.common.command_line import (
     positive_int,
     run_script,
     usable_cores,
+    whole_number_between,
 )
 from first_impressions.common.device import add_device_options
 from first_impressions.common.experiment import PRETRAINED
@@ -39,7 +40,6 @@ from first_impressions.prediction.tables import ALL_COLUMNS, FRAME_COLUMNS, tabl
 
 HOST = "127.0.0.1"
 TITLE = "Apparent personality"
-FOLDER_PREFIX = "apparent-personality-"
 KEPT_SECONDS, SWEEP_SECONDS = 3600, 60
 MOST_PAGES = 100    # whose state stays in memory
 CONCURRENT_SCORINGS = 2
@@ -47,8 +47,6 @@ PIECE = 15  # seconds, as long as the challenge's clips: longer recordings are s
 # Gradio refuses a whole drop for one file over its limit, so its limit is higher than the one with a sentence per file.
 HARD_LIMIT_FACTOR = 5
 
-
-# ---------------------------------------------------------------- environment
 
 def prepare_environment(folder: Path) -> None:
     """Set what Gradio reads when it is imported: no telemetry, no settings from outside, no proxy for this machine, all
@@ -61,8 +59,6 @@ def prepare_environment(folder: Path) -> None:
     tempfile.tempdir = str(folder)
     (folder / "uploads").mkdir()
 
-
-# ---------------------------------------------------------------- scoring
 
 @dataclass
 class App:
@@ -102,8 +98,6 @@ class App:
         [(_, known)] = files_below([path])
         return known
 
-
-# ---------------------------------------------------------------- page
 
 def build_page(app: App):
     """Return the gradio.Blocks of the page."""
@@ -182,14 +176,12 @@ def launch(app: App, port: int, token: str):
     return blocks
 
 
-# ---------------------------------------------------------------- command line
-
 def parse_args(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("experiment", metavar="EXPERIMENT", nargs="?", default=PRETRAINED,
                         help="name of a folder in --runs-dir (default: pretrained, which comes with the suite)")
     parser.add_argument("--runs-dir", default="runs", help="folder of the experiments")
-    parser.add_argument("--port", type=positive_int, default=7860, help="of the page")
+    parser.add_argument("--port", type=whole_number_between(1, 65535), default=7860, help="of the page")
     parser.add_argument("--frames", type=positive_int, default=FRAMES,
                         help="frames drawn from a clip, or from each piece of a long one")
     parser.add_argument("--max-megabytes", type=positive_int, default=200, help="largest file that is scored")
@@ -200,26 +192,18 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def check_port(port: int) -> None:
-    """Raise UserError if nothing can listen on the port."""
-    try:
-        socket.create_server((HOST, port)).close()
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or "no such port"
-        raise UserError(f"--port {port}: cannot be used ({reason}); give another one from 1024 to 65535") from None
-
-
 def main(argv=None):
     args = parse_args(argv)
-    check_port(args.port)
-    with private_folder(FOLDER_PREFIX) as folder:
+    try:
+        socket.create_server((HOST, args.port)).close()
+    except OSError as error:
+        raise UserError(f"--port {args.port}: cannot be used ({error.strerror}); give another one") from None
+    with private_folder("apparent-personality-") as folder:
         prepare_environment(folder)
         try:
             import gradio  # noqa: F401  after the environment is prepared
         except ImportError as error:
-            if error.name != "gradio":
-                raise
-            raise UserError("the page needs the package gradio: run make app, or pip install -r requirements-app.txt"
+            raise UserError(f"the page needs Gradio ({error}): run make app, or pip install -r requirements-app.txt"
                             ) from None
         scorer = load_scorer(args.experiment, args.runs_dir, args.precision, args.device)
         app = App(scorer, args.frames, args.workers, args.max_megabytes * 10**6, args.max_minutes * 60, args.max_files)

@@ -30,7 +30,7 @@ from first_impressions.common.command_line import UserError, make_parser, run_sc
 from first_impressions.common.constants import TRAITS
 from first_impressions.common.experiment import EXPORTED_FILES, experiment_folder
 from first_impressions.common.files import atomic_write, check_output_file
-from first_impressions.networks.checkpoint import Checkpoint, find_checkpoint, read_experiment
+from first_impressions.networks.checkpoint import Checkpoint, read_experiment
 from first_impressions.networks.network import PersonalityNetwork, build_network
 
 DESCRIPTORS = ("contains descriptors of the training clips' faces, by which people can be recognised; for a model to "
@@ -93,8 +93,6 @@ def to_give_away(checkpoint: Checkpoint, path: Path) -> Checkpoint:
                                training=None)
 
 
-# ---------------------------------------------------------------- command line
-
 def parse_args(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("experiment", metavar="EXPERIMENT", help="name of a folder in --runs-dir")
@@ -108,12 +106,11 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     folder = experiment_folder(args.runs_dir, args.experiment)
-    find_checkpoint(folder)
+    path, checkpoint = read_experiment(folder)
     target = Path(args.out) if args.out else folder / EXPORTED_FILES[args.format]
     check_output_file("--out", target)
     if target.suffix != Path(EXPORTED_FILES[args.format]).suffix:
         raise UserError(f"--out {target}: give a name that ends in {Path(EXPORTED_FILES[args.format]).suffix}")
-    path, checkpoint = read_experiment(folder)
     if args.format == "checkpoint":
         to_give_away(checkpoint, path).save(target)
     else:

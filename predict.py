@@ -40,22 +40,16 @@ from first_impressions.common.command_line import (
     usable_cores,
 )
 from first_impressions.common.device import add_device_options
-from first_impressions.common.experiment import experiment_folder
 from first_impressions.common.files import atomic_write, check_output_file, make_folder
 from first_impressions.extraction.detectors import DETECTOR_HELP, DETECTORS
 from first_impressions.extraction.frames import FrameSettings, add_frame_options
 from first_impressions.jobs.target_folder import say_passed_over
 from first_impressions.jobs.worker_pool import UNEXPECTED, warn_of_unexpected
-from first_impressions.networks.checkpoint import find_checkpoint
 from first_impressions.networks.network import PersonalityNetwork
 from first_impressions.prediction import tables
 from first_impressions.prediction.drawings import annotate, draw_heat_maps, plot_course
 from first_impressions.prediction.scoring import FRAMES, FileScores, files_below, load_scorer, score_files
 
-LONGEST_STEM = 200  # bytes of a picture's name before its ending; a file's name has at most 255
-
-
-# ---------------------------------------------------------------- pictures
 
 def write_pictures(args: argparse.Namespace, network: PersonalityNetwork, scores: FileScores, taken: set[str]) -> None:
     """Write the pictures of a scored file that are asked for. taken: names of the pictures so far, gets theirs."""
@@ -71,7 +65,8 @@ def write_pictures(args: argparse.Namespace, network: PersonalityNetwork, scores
 def _new_name(path, taken):
     """Return a file name for a clip's pictures: its stem; if another file has that, its name with the ending; if
     another folder has one of that name, numbered."""
-    stem, whole = (os.fsencode(name)[:LONGEST_STEM].decode(errors="ignore") for name in (path.stem, path.name))
+    # A file's name has at most 255 bytes.
+    stem, whole = (os.fsencode(name)[:200].decode(errors="ignore") for name in (path.stem, path.name))
     names = itertools.chain([stem, whole], (f"{whole}_{number}" for number in itertools.count(2)))
     name = next(name for name in names if name not in taken)
     taken.add(name)
@@ -83,8 +78,6 @@ def _write_picture(path, picture):
     with atomic_write(path) as partial:
         partial.write_bytes(cv2.imencode(path.suffix, picture[:, :, ::-1])[1].tobytes())
 
-
-# ---------------------------------------------------------------- command line
 
 def parse_args(argv=None):
     parser = make_parser(__doc__)
@@ -122,7 +115,6 @@ def parse_args(argv=None):
 
 def check_arguments(args):
     """Raise UserError for what would only show after the work."""
-    find_checkpoint(experiment_folder(args.runs_dir, args.experiment))
     for option, table in (("--out", args.out), ("--per-frame", args.per_frame)):
         if table:
             if table.suffix.lower() not in (".csv", ".json"):
@@ -137,11 +129,11 @@ def check_arguments(args):
 
 def main(argv=None):
     args = parse_args(argv)
-    check_arguments(args)
     scorer = load_scorer(args.experiment, args.runs_dir, args.precision, args.device)
     settings = scorer.face_settings(FrameSettings.from_options(args, piece=args.piece), args.predictor,
                                     find_all=args.faces == "all", keep_picture=bool(args.annotate),
                                     min_confidence=args.min_confidence, detector=args.detector)
+    check_arguments(args)
     passed_over = Counter()
     total = sum(1 for _ in files_below(args.paths, passed_over))
     if not total:

@@ -273,7 +273,8 @@ def test_a_course_says_that_its_points_are_means(monkeypatch):
     monkeypatch.setattr(Axes, "set", lambda axes, **named: titles.append(named.get("title")) or set_all(axes, **named))
     face = {"person": 1, "seconds": 0.0, **dict.fromkeys(TRAITS, 0.5)}
     for number, title in ((MOST_POINTS, None), (3 * MOST_POINTS, "each point: the mean of about 3.0 faces")):
-        scores = SimpleNamespace(people=[{"person": 1, MEANS_COLUMN: "neuroticism"}], faces=[face] * number, pieces=[])
+        people = [{"person": 1, MEANS_COLUMN: "neuroticism"}]
+        scores = SimpleNamespace(people=people, rows=people, faces=[face] * number)
         assert plot_course(scores).size and titles.pop() == title
 
 

@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 from first_impressions.common.command_line import VERSION, UserError
 from first_impressions.common.constants import TRAITS
 from first_impressions.common.device import Machine
-from first_impressions.common.experiment import PRETRAINED, SUITE, TO_GIVE_AWAY
+from first_impressions.common.experiment import PRETRAINED, SUITE, TO_GIVE_AWAY, experiment_folder
 from first_impressions.common.files import atomic_write
 from first_impressions.networks.network import (
     BACKBONES,
@@ -208,7 +208,7 @@ def read_experiment(folder: str | os.PathLike) -> tuple[Path, Checkpoint]:
 def load_experiment(experiment: str, runs_dir: str | os.PathLike,
                     machine: Machine) -> tuple[PersonalityNetwork, Checkpoint]:
     """Return an experiment's network, in evaluation mode on the machine's device, and its checkpoint."""
-    path, checkpoint = read_experiment(Path(runs_dir) / experiment)
+    path, checkpoint = read_experiment(experiment_folder(runs_dir, experiment))
     return machine.place(checkpoint.build(path)), checkpoint
 
 

@@ -124,27 +124,22 @@ def plot_course(scores: FileScores) -> np.ndarray:
     calm = " (high: calm)" if high_means_calm(scores.people[0]) else ""
     figure = _figure(900, 80 + 240 * len(numbers), layout="constrained")
     panels = figure.subplots(len(numbers), sharex=True, squeeze=False)[:, 0]
-    timed = not any(np.isnan(face["seconds"]) for face in scores.faces)
+    pieces = [{**row, "seconds": (row["start"] + row["end"]) / 2} for row in scores.rows if "piece" in row]
+    moment = "frame" if not pieces and any(np.isnan(face["seconds"]) for face in scores.faces) else "seconds"
     for panel, person in zip(panels, numbers):
-        rows = pandas.DataFrame([row for row in scores.pieces or scores.faces if row["person"] == person])
-        if scores.pieces:
-            rows["moment"] = (rows["start"] + rows["end"]) / 2
-            panel.set_xlim(0, rows["end"].iat[-1])
-        else:
-            rows["moment"] = rows["seconds" if timed else "frame"]
+        rows = pandas.DataFrame([row for row in pieces or scores.faces if row["person"] == person])
         shown = min(len(rows), MOST_POINTS)
-        points = rows[["moment", *TRAITS]].groupby(np.arange(len(rows)) * shown // len(rows)).mean()
+        points = rows[[moment, *TRAITS]].groupby(np.arange(len(rows)) * shown // len(rows)).mean()
         for trait in TRAITS:
-            panel.plot(points["moment"], points[trait], marker="o", markersize=3, linewidth=1.2,
+            panel.plot(points[moment], points[trait], marker="o", markersize=3, linewidth=1.2,
                        color=PLOT_COLOURS[trait], label=f"{trait}{calm if trait == 'neuroticism' else ''}")
         words = [f"person {person}"] if len(numbers) > 1 else []
         if shown < len(rows):
-            unit = "pieces" if scores.pieces else "faces"
-            words.append(f"each point: the mean of about {len(rows) / shown:.1f} {unit}")
-        elif scores.pieces:
+            words.append(f"each point: the mean of about {len(rows) / shown:.1f} {'pieces' if pieces else 'faces'}")
+        elif pieces:
             words.append(f"each point: a piece of {rows['end'][0] - rows['start'][0]:.0f} s")
         panel.set(ylim=(0, 1), ylabel="score", title=", ".join(words) or None)
         panel.grid(alpha=0.3)
-    panels[-1].set_xlabel("seconds" if timed else "frame")
+    panels[-1].set_xlabel(moment)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(TRAITS), frameon=False)
     return _picture_of(figure)

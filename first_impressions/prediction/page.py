@@ -21,17 +21,13 @@ from first_impressions.prediction.tables import csv_text, high_means_calm
 CSS = Path(__file__).with_name("page.css")
 
 
-def _data_uri(kind, content):
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
 def _jpeg(picture: np.ndarray) -> str:
-    return _data_uri("image/jpeg", encode_jpeg(picture, 88))
+    return base64.b64encode(encode_jpeg(picture, 88)).decode()
 
 
 def _csv(table: pandas.DataFrame) -> str:
     names = table["clip"].map(os.path.basename)  # as the files were called in the browser
-    return _data_uri("text/csv;charset=utf-8", csv_text(table.assign(clip=names)).encode())
+    return base64.b64encode(csv_text(table.assign(clip=names)).encode()).decode()
 
 
 _environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,

@@ -57,11 +57,6 @@ class FileScores:
         """The rows of people."""
         return [row for row in self.rows if "piece" not in row]
 
-    @property
-    def pieces(self) -> list[dict]:
-        """The rows of pieces."""
-        return [row for row in self.rows if "piece" in row]
-
 
 @torch.inference_mode()
 def score_clip(network: PersonalityNetwork, batches: Iterable[torch.Tensor],

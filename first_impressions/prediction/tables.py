@@ -14,12 +14,8 @@ from first_impressions.common.files import atomic_write
 LINE_WIDTH = 120    # characters of the printed table, if the output is not a terminal
 SHORTEST_NAME = 20  # characters of a file's name that are printed at least
 
-
-def _columns(prefix):
-    return tuple(f"{prefix}_{trait}" for trait in TRAITS)
-
-
-SPREADS, LOWS, HIGHS, HALF_WIDTHS, PERCENTILES = map(_columns, ("spread", "low", "high", "half_width", "percentile"))
+SPREADS, LOWS, HIGHS, HALF_WIDTHS, PERCENTILES = (
+    tuple(f"{kind}_{trait}" for trait in TRAITS) for kind in ("spread", "low", "high", "half_width", "percentile"))
 PIECE_COLUMNS = ("piece", "start", "end")
 COLUMNS = ("clip", "person", *PIECE_COLUMNS, *TRAITS, MEANS_COLUMN, *LOWS, *HIGHS, "note", "problem")
 ALL_COLUMNS = (*COLUMNS[:-2], "frames", "faces", "others", "confidence", "detector", *SPREADS, *HALF_WIDTHS,
