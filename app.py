@@ -44,8 +44,7 @@ KEPT_SECONDS, SWEEP_SECONDS = 3600, 60
 MOST_PAGES = 100    # whose state stays in memory
 CONCURRENT_SCORINGS = 2
 PIECE = 15  # seconds, as long as the challenge's clips: longer recordings are scored in pieces
-# Gradio refuses a whole drop for one file over its limit, so its limit is higher than the one with a sentence per file.
-HARD_LIMIT_FACTOR = 5
+HARD_LIMIT = 5  # times --max-megabytes: Gradio refuses a whole drop for one larger file; smaller ones get a sentence
 
 
 def prepare_environment(folder: Path) -> None:
@@ -75,12 +74,11 @@ class App:
         entries, rows, faces, scored = [], [], [], 0
         yield page.parts.progress(0, len(paths), 0), ""
         settings = self.scorer.face_settings(FrameSettings(self.frames, piece=PIECE, whole_up_to=WHOLE_UP_TO),
-                                             find_all=every_face, keep_picture=True,
-                                             most_seconds=self.most_seconds)
+                                             find_all=every_face, keep_picture=True, most_seconds=self.most_seconds)
         items = ((path, self.refusal(path)) for path in paths)
         with contextlib.closing(score_files(self.scorer, items, settings, min(self.workers, len(paths)))) as answers:
             for scores in answers:
-                entries.append(page.show_scores(self.scorer.network, scores))
+                entries.append(page.parts.entry(scores, self.scorer.network))
                 scored += not scores.rows[0]["problem"]
                 rows += scores.rows
                 faces += scores.faces
@@ -170,7 +168,7 @@ def launch(app: App, port: int, token: str):
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     blocks.launch(prevent_thread_lock=True, quiet=True, share=False, server_name=HOST, server_port=port,
                   footer_links=[], run_history=False, enable_monitoring=False,
-                  max_file_size=HARD_LIMIT_FACTOR * app.most_bytes, state_session_capacity=MOST_PAGES, theme=theme,
+                  max_file_size=HARD_LIMIT * app.most_bytes, state_session_capacity=MOST_PAGES, theme=theme,
                   css_paths=page.CSS, app_kwargs={"middleware": access_middleware(token), "docs_url": None,
                                                   "redoc_url": None, "openapi_url": None})
     return blocks

@@ -57,7 +57,7 @@ def export_model(checkpoint: Checkpoint, path: Path, target: Path, file_format: 
                 "preprocessing": json.dumps(checkpoint.preprocessing)}
     chips = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     shapes = {"chips": {0: torch.export.Dim("N", min=1, max=65536)}}
-    module = FaceScores(checkpoint.build(path)).eval().to(memory_format=torch.contiguous_format)
+    module = FaceScores(checkpoint.build(path)).to(memory_format=torch.contiguous_format)
     with torch.no_grad(), atomic_write(target) as partial:
         program = torch.export.export(module, (chips,), dynamic_shapes=shapes)
         if file_format == "torch":

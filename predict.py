@@ -17,7 +17,6 @@ a row with its problem. docs/evaluation_and_prediction.md explains every column.
 import first_impressions.common.startup  # noqa: F401  (before torch)
 
 # isort: split
-import argparse
 import contextlib
 import itertools
 import math
@@ -45,13 +44,12 @@ from first_impressions.extraction.detectors import DETECTOR_HELP, DETECTORS
 from first_impressions.extraction.frames import FrameSettings, add_frame_options
 from first_impressions.jobs.target_folder import say_passed_over
 from first_impressions.jobs.worker_pool import UNEXPECTED, warn_of_unexpected
-from first_impressions.networks.network import PersonalityNetwork
 from first_impressions.prediction import tables
 from first_impressions.prediction.drawings import annotate, draw_heat_maps, plot_course
-from first_impressions.prediction.scoring import FRAMES, FileScores, files_below, load_scorer, score_files
+from first_impressions.prediction.scoring import FRAMES, files_below, load_scorer, score_files
 
 
-def write_pictures(args: argparse.Namespace, network: PersonalityNetwork, scores: FileScores, taken: set[str]) -> None:
+def _write_pictures(args, network, scores, taken):
     """Write the pictures of a scored file that are asked for. taken: names of the pictures so far, gets theirs."""
     name = _new_name(Path(scores.rows[0]["clip"]), taken)
     if args.annotate:
@@ -147,7 +145,7 @@ def main(argv=None):
                 rows += scores.rows
                 faces += scores.faces
                 if not scores.rows[0]["problem"]:
-                    write_pictures(args, scorer.network, scores, names)
+                    _write_pictures(args, scorer.network, scores, names)
                 if warning := scores.rows[0]["problem"] or scores.rows[0]["note"]:
                     bar.write(f"warning: {scores.rows[0]['clip']}: {warning}", file=sys.stderr)
     except (KeyboardInterrupt, OSError) as error:

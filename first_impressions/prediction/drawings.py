@@ -57,8 +57,17 @@ def annotate(picture: KeptPicture, people: list[dict]) -> np.ndarray:
                      layout="constrained")
     figure.get_layout_engine().set(rect=(0.02, 0.02, 0.96, 0.96))
     for axes, row in zip(figure.subplots(len(people), squeeze=False)[:, 0], people):
+        scores, low, high, percentiles = ([row.get(f"{kind}{trait}") for trait in TRAITS]
+                                          for kind in ("", "low_", "high_", "percentile_"))
+        labels = [f"{score:.2f}" + ("" if percentile is None else f"   {percentile:.0f} %")
+                  for score, percentile in zip(scores, percentiles)]
+        axes.bar_label(axes.barh(TRAITS, 1, 0.65, color="0.88"), labels, padding=6)
+        whiskers = None if low[0] is None else np.abs(np.array([low, high]) - scores)
+        axes.barh(TRAITS, scores, 0.65, xerr=whiskers, capsize=3, color=PLOT_COLOURS.values())
         axes.set_title(f"person {row['person']}" if len(people) > 1 else "apparent personality", loc="left")
-        _draw_bars(axes, row)
+        axes.set(xlim=(0, 1), ylim=(len(TRAITS) - 0.5, -0.5), xticks=[])
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
     notes = ["neuroticism: high means calm"] if high_means_calm(people[0]) else []
     notes += ["whisker: 4 of 5 judgements lie within"] if "low_openness" in people[0] else []
     notes += ["%: of the training clips that are judged lower"] if "percentile_openness" in people[0] else []
@@ -67,19 +76,6 @@ def annotate(picture: KeptPicture, people: list[dict]) -> np.ndarray:
     height = max(len(part) for part in parts)
     return np.hstack([cv2.copyMakeBorder(part, 0, height - len(part), 0, 0, cv2.BORDER_CONSTANT, value=WHITE)
                       for part in parts])
-
-
-def _draw_bars(axes, row):
-    scores, low, high, percentiles = ([row.get(f"{kind}{trait}") for trait in TRAITS]
-                                      for kind in ("", "low_", "high_", "percentile_"))
-    labels = [f"{score:.2f}" + ("" if percentile is None else f"   {percentile:.0f} %")
-              for score, percentile in zip(scores, percentiles)]
-    axes.bar_label(axes.barh(TRAITS, 1, 0.65, color="0.88"), labels, padding=6)
-    whiskers = None if low[0] is None else np.abs(np.array([low, high]) - scores)
-    axes.barh(TRAITS, scores, 0.65, xerr=whiskers, capsize=3, color=PLOT_COLOURS.values())
-    axes.set(xlim=(0, 1), ylim=(len(TRAITS) - 0.5, -0.5), xticks=[])
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
 
 
 def draw_heat_maps(network: PersonalityNetwork, scores: FileScores) -> np.ndarray:

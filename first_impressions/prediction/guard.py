@@ -22,45 +22,40 @@ HEADERS = {
     "Content-Security-Policy": "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
                                "style-src 'self' 'unsafe-inline'; object-src 'none'; frame-ancestors 'none'; "
                                "base-uri 'self'; form-action 'self'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
-}
+    "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
 
 def access_middleware(token: str) -> list[Middleware]:
     """Return the middleware that answers only requests that bring the token, made to a name of this computer."""
-    return [Middleware(TokenMiddleware, token=token), Middleware(TrustedHostMiddleware, allowed_hosts=NAMES)]
+    return [Middleware(only_with_token, token=token), Middleware(TrustedHostMiddleware, allowed_hosts=NAMES)]
 
 
-class TokenMiddleware:
-    """ASGI middleware that answers only requests with the token, in a cookie or as ?token=... of the first address."""
+def only_with_token(app: ASGIApp, token: str) -> ASGIApp:
+    """Return the application behind a check: the token is in a cookie, or as ?token=... in the first address."""
+    def is_token(text):
+        return secrets.compare_digest((text or "").encode(errors="replace"), token.encode())
 
-    def __init__(self, app: ASGIApp, token: str):
-        self.app, self.token = app, token
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def checked(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self.app(scope, receive, send)
+            await app(scope, receive, send)
             return
         request = HTTPConnection(scope)
         # Browsers send a cookie to all ports of a machine, so its name holds the port.
         cookie = "token_" + re.sub(r"\W", "_", request.headers.get("host", ""), flags=re.ASCII)
-        is_first = self._is_token(request.query_params.get("token"))
+        is_first = is_token(request.query_params.get("token"))
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(HEADERS)
                 if is_first:
-                    headers.append("Set-Cookie", f"{cookie}={self.token}; Path=/; HttpOnly; SameSite=Strict")
+                    headers.append("Set-Cookie", f"{cookie}={token}; Path=/; HttpOnly; SameSite=Strict")
             await send(message)
 
-        answer = self.app
-        if not (is_first or scope["path"] == START_PATH or self._is_token(request.cookies.get(cookie))):
+        answer = app
+        if not (is_first or scope["path"] == START_PATH or is_token(request.cookies.get(cookie))):
             answer = PlainTextResponse("Open the address that app.py has printed: it ends in ?token=...\n", 401)
         with contextlib.suppress(ClientDisconnect):  # an upload that breaks off is not worth a traceback
             await answer(scope, receive, send_with_headers)
 
-    def _is_token(self, text):
-        return secrets.compare_digest((text or "").encode(errors="replace"), self.token.encode())
+    return checked

@@ -13,9 +13,7 @@ import pandas
 from first_impressions.common.command_line import counted
 from first_impressions.common.constants import COLOURS
 from first_impressions.extraction.sources import encode_jpeg
-from first_impressions.networks.network import PersonalityNetwork
 from first_impressions.prediction.drawings import draw_boxes, draw_heat_maps, plot_course
-from first_impressions.prediction.scoring import FileScores
 from first_impressions.prediction.tables import csv_text, high_means_calm
 
 CSS = Path(__file__).with_name("page.css")
@@ -33,14 +31,6 @@ def _csv(table: pandas.DataFrame) -> str:
 _environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                   undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 _environment.filters.update(basename=os.path.basename, jpeg=_jpeg, csv=_csv)
-_environment.globals.update(colours=COLOURS, counted=counted, high_means_calm=high_means_calm)
+_environment.globals.update(colours=COLOURS, counted=counted, high_means_calm=high_means_calm, draw_boxes=draw_boxes,
+                            draw_heat_maps=draw_heat_maps, plot_course=plot_course)
 parts = _environment.get_template("page_template.html").module
-
-
-def show_scores(network: PersonalityNetwork, scores: FileScores) -> str:
-    """Return the entry of a file on the page. network: which has scored it."""
-    first = scores.rows[0]
-    if first["problem"]:
-        return parts.problem(first)
-    return parts.entry(scores, draw_boxes(scores.picture, len(scores.people) > 1), draw_heat_maps(network, scores),
-                       plot_course(scores) if first["frames"] > 1 else None)

@@ -6,9 +6,8 @@ face network sees a grid of places of each map; weights averaged over the whole 
 the demo the map for agreeableness then lies on the spot that steers it no better than the other maps do.
 
 Maps of single scores look alike, since the traits rise together. So the mean of what a place adds to the five scores is
-subtracted from what it adds to each. docs/evaluation_and_prediction.md says how much better these maps point.
-
-A map shows what the network uses, not why strangers judge as they do.
+subtracted from what it adds to each. docs/evaluation_and_prediction.md says how much better these maps point. They show
+what the network uses, not why strangers judge as they do.
 """
 import copy
 

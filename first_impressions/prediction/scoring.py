@@ -1,7 +1,4 @@
-"""Scores of clips and pictures, without face chips on disk; shared by predict.py and app.py.
-
-Faces are found in worker processes and in memory.
-"""
+"""Scores of clips and pictures, whose faces worker processes find; shared by predict.py and app.py."""
 import contextlib
 import functools
 import os
@@ -158,8 +155,7 @@ def _read_chips(found, places):
     return torch.from_numpy(np.stack(chips)).permute(0, 3, 1, 2)
 
 
-def load_scorer(experiment: str, runs_dir: str | os.PathLike, precision: str = "float32",
-                device: str = "auto") -> Scorer:
+def load_scorer(experiment: str, runs_dir: str, precision: str = "float32", device: str = "auto") -> Scorer:
     """Return the Scorer of an experiment; device: as pick_device takes it. Raises UserError if there is none."""
     return Scorer(*load_experiment(experiment, runs_dir, Machine(pick_device(device), precision)))
 
@@ -167,12 +163,11 @@ def load_scorer(experiment: str, runs_dir: str | os.PathLike, precision: str = "
 def files_below(paths: Iterable[str], passed_over: Counter | None = None) -> Iterator[tuple[str, tuple | None]]:
     """Yield (path, known) as score_files takes them, for files and for all clips and pictures in folders; what is named
     twice comes once. passed_over: as in find_files. Raises UserError for a path that is not there, before all else."""
-    for path in paths:
-        if not os.path.lexists(path):
-            raise UserError(f"{path}: no such file or folder")
+    if missing := [path for path in paths if not os.path.lexists(path)]:
+        raise UserError(f"{missing[0]}: no such file or folder")
     seen, kinds = set(), SUFFIXES | OTHER_PICTURE_SUFFIXES
     for place in paths:
-        found = sorted(find_files(place, kinds, None, passed_over)) if os.path.isdir(place) else [(place, None)]
+        found = sorted(find_files(place, kinds, passed_over=passed_over)) if os.path.isdir(place) else [(place, None)]
         for path, problem in found:
             problem = problem or unreadable_kind(path)
             if not problem and os.path.splitext(path)[1].lower() not in SUFFIXES:

@@ -11,7 +11,6 @@ from first_impressions.common.command_line import UserError
 from first_impressions.common.constants import MEANS_COLUMN, NEUROTICISM_MEANS, TRAITS
 from first_impressions.common.files import atomic_write
 
-LINE_WIDTH = 120    # characters of the printed table, if the output is not a terminal
 SHORTEST_NAME = 20  # characters of a file's name that are printed at least
 
 SPREADS, LOWS, HIGHS, HALF_WIDTHS, PERCENTILES = (
@@ -77,7 +76,7 @@ def print_table(scored: pandas.DataFrame, everything: bool) -> None:
         shown[["frames", "faces"]] = scored[["frames", "faces"]].astype(object).fillna("-")
         shown["spread"] = scored[list(SPREADS)].mean(axis=1).map("{:.3f}".format)
     lines = shown.to_string(index=False).splitlines()
-    width = max(SHORTEST_NAME, shutil.get_terminal_size((LINE_WIDTH, 0)).columns - len(lines[0]) - 1)
+    width = max(SHORTEST_NAME, shutil.get_terminal_size((120, 0)).columns - len(lines[0]) - 1)
     names = ["clip", *(name if len(name) <= width else f"...{name[3 - width:]}" for name in names)]
     for name, line in zip(names, lines):
         print(name.ljust(max(map(len, names))), line)
