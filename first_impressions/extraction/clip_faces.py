@@ -64,7 +64,7 @@ def find_clip_faces(path: str, packets: Packets, frames: FrameSettings, crop: Cr
 
     def pick_with_lineage(chosen):
         picked = pick(chosen)
-        return picked.union(*map(tracker.lineage, picked)).difference(without_face)
+        return picked.union(*(tracker.earlier.get(index, ()) for index in picked)).difference(without_face)
 
     def search(index, picture):
         if not is_tracked:
@@ -105,9 +105,8 @@ def extract_clip_faces(path: str, face_dir: str, frames: FrameSettings, crop: Cr
                        known: dict[str, list[str]]) -> tuple[int, int, list[str]]:
     """Write the chips of one clip to face_dir; return (made, present, problems) as Job.run asks.
 
-    known: as of failures.known_failures: frames without a face need no second search.
-
-    Call it inside target_folder.open_target. Raises UserError for a clip that cannot be read, OSError for a full disk.
+    known: as of failures.known_failures: frames without a face need no second search. Call it inside
+    target_folder.open_target. Raises UserError for a clip that cannot be read, OSError for a full disk.
     """
     clip, source, present = clip_stem(path), source_of(path), set()
     lines = [re.fullmatch(r"frame ([0-9]+): (.*)", line, re.DOTALL) for line in known.get(os.path.abspath(path), [])]
@@ -215,9 +214,8 @@ def faces_of_file(path: str, settings: FaceSettings, chip_dir: str) -> FileFaces
                 kept, least_distance = frame, distance
     found.frames = len(indices)
     if descriptors:
-        people = number_people(np.array(descriptors), np.array([face.frame for face in found.faces]),
-                               np.array([face.box.left for face in found.faces]))
-        found.faces = [face._replace(person=int(person)) for face, person in zip(found.faces, people)]
+        people = number_people(np.array(descriptors), [(face.frame, face.box.left) for face in found.faces])
+        found.faces = [face._replace(person=person) for face, person in zip(found.faces, people)]
     found.faces.sort(key=lambda face: (face.frame, face.person))
     if kept:
         scale = min(1, KEPT_HEIGHT / kept.picture.shape[0])

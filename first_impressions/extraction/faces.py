@@ -293,10 +293,8 @@ def extract_faces(path: str, frame_dir: str, face_dir: str, settings: CropSettin
                   again: bool = False) -> tuple[int, int, list[str]]:
     """Write the chips of one frame to face_dir; return (made, present, problems) as Job.run asks.
 
-    again: take a second look, at a frame of a clip in none of which there was a face.
-
-    Call it inside target_folder.open_target. Raises UserError for a picture that cannot be read, OSError for a full
-    disk.
+    again: take a second look, at a frame of a clip in none of which there was a face. Call it inside
+    target_folder.open_target. Raises UserError for a picture that cannot be read, OSError for a full disk.
     """
     stem = stem_of(path, frame_dir)
     check_name(face_dir, face_name(stem))
@@ -312,20 +310,18 @@ def extract_faces(path: str, frame_dir: str, face_dir: str, settings: CropSettin
 def find_second_look(frame_dir: str, face_dir: str) -> tuple[dict[str, list[str]], set[str]]:
     """Return {path: reasons} of failures.csv, and of these the paths to look at again: of clips without a face
     a few frames, as many and the same as of a clip in one pass, and pictures that are not of a clip."""
-    failures, frames, by_cnn = read_failures(face_dir), {}, set()
+    failures, frames, again = read_failures(face_dir), {}, set()
+    by_cnn = {stem_of(path, frame_dir) for path, reasons in failures.items() if reasons[0] == FOUND_BY_CNN}
     for path, (reason, *_) in failures.items():
-        stem = stem_of(path, frame_dir)
-        clip, _, index = stem.rpartition(FRAME_MARK)
+        clip, _, index = stem_of(path, frame_dir).rpartition(FRAME_MARK)
         if NO_FACE in reason or reason == FOUND_BY_CNN:
             of_clip = frames.setdefault(clip or path, {})
-            of_clip[int(index) if clip and index.isdecimal() else -len(of_clip)] = path, reason
-        if reason == FOUND_BY_CNN:
-            by_cnn.add(stem)
+            of_clip[int(index) if clip and index.isdecimal() else -len(of_clip)] = path
     for path, _ in find_files(face_dir, [".jpg"]):
         stem = os.path.relpath(path, face_dir).rpartition(FACE_MARK)[0]
         if stem not in by_cnn:
             frames.pop(stem.rpartition(FRAME_MARK)[0], None)
-    return failures, {path for clip, of_clip in frames.items()
-                      for path, reason in map(of_clip.get, choose_frames(os.path.basename(clip), of_clip, MOST_FRAMES,
-                                                                         0))
-                      if reason == NO_FACE}
+    for clip, of_clip in frames.items():
+        chosen = choose_frames(os.path.basename(clip), of_clip, MOST_FRAMES, 0)
+        again.update(of_clip[index] for index in chosen if failures[of_clip[index]][0] == NO_FACE)
+    return failures, again

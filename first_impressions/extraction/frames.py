@@ -16,15 +16,13 @@ import numpy as np
 
 from first_impressions.common.command_line import MOST, UserError, counted, positive_int, seconds_apart, seed_number
 from first_impressions.common.constants import JPEG_QUALITY, clip_stem, face_name, frame_name
-from first_impressions.extraction.hdr import to_sdr, transfer_of
+from first_impressions.extraction.hdr import HDR_REMARKS, to_sdr
 from first_impressions.extraction.packets import Packets, displayed_size, list_packets, open_clip
 from first_impressions.extraction.sources import check_source, encode_jpeg, source_of
 from first_impressions.jobs.target_folder import check_name, is_finished, write_file
 from first_impressions.jobs.worker_pool import heartbeat
 
 cv2.setNumThreads(1)
-
-
 # PyAV refuses all side data of a frame if one entry is of a kind that came to FFmpeg later than PyAV's own list (EXIF,
 # spatial video). Such an entry, taken for one that nobody asks for, must not hide the display matrix beside it.
 av.sidedata.sidedata.Type._missing_ = classmethod(lambda kind, _: kind.PANSCAN)
@@ -123,15 +121,15 @@ def frames_every(packets: Packets, every: float, most: int) -> set[int]:
     return set(indices[firsts[:most]].tolist())
 
 
-def earlier_frames(clip: str, chosen: Iterable[int], seed: int) -> dict[int, int | None]:
-    """Return for each of the frames drawn the nearest one before it, as displayed, that was drawn before it; None where
-    there is none. This one stays the same when more frames are drawn."""
+def earlier_frames(clip: str, chosen: Iterable[int], seed: int) -> dict[int, list[int]]:
+    """Return for each of the frames drawn the nearest one before it, as displayed, that was drawn before it, that one's
+    too, and so on. They stay the same when more frames are drawn."""
     place = functools.partial(_place_in_draw, seed, clip)
     earlier, candidates = {}, []
     for index in sorted(chosen):
         while candidates and place(candidates[-1]) > place(index):
             candidates.pop()
-        earlier[index] = candidates[-1] if candidates else None
+        earlier[index] = candidates[::-1]
         candidates.append(index)
     return earlier
 
@@ -141,13 +139,13 @@ def earlier_frames(clip: str, chosen: Iterable[int], seed: int) -> dict[int, int
 def _to_picture(frame, reformatter, pixel_aspect):
     """Return a decoded frame as it is displayed: uint8 RGB array H x W x 3, C-contiguous, its pixels square, turned and
     mirrored as the clip's display matrix asks. Raises UserError for colours that FFmpeg cannot convert."""
-    transfer = transfer_of(frame)
+    is_hdr = frame.color_trc in HDR_REMARKS
     try:
-        picture = reformatter.reformat(frame, format="rgb48le" if transfer else "rgb24").to_ndarray()
+        picture = reformatter.reformat(frame, format="rgb48le" if is_hdr else "rgb24").to_ndarray()
     except av.error.FFmpegError as error:
         raise UserError(f"its colours cannot be converted here ({error.strerror}); convert it to MP4 (H.264)") from None
-    if transfer:
-        picture = to_sdr(picture, transfer)
+    if is_hdr:
+        picture = to_sdr(picture, frame.color_trc)
     size = displayed_size(frame.width, frame.height, pixel_aspect)
     if size != (frame.width, frame.height):
         picture = cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC)

@@ -7,7 +7,6 @@ zscale, and its tonemap filter takes linear light only.
 """
 import functools
 
-import av
 import cv2
 import numpy as np
 
@@ -20,12 +19,6 @@ BT2020_TO_BT709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.008
                            np.float32)
 KNEE = 0.9      # in parts of SDR white: lighter pixels are compressed into what is left up to white
 CODES = 4096    # entries of the tables
-
-
-def transfer_of(frame: av.VideoFrame) -> int | None:
-    """Return PQ or HLG for a frame in high dynamic range, else None."""
-    transfer = int(frame.color_trc)
-    return transfer if transfer in HDR_REMARKS else None
 
 
 @functools.lru_cache

@@ -28,21 +28,19 @@ def describe_face(picture: np.ndarray, box: Box, predictor: str | None) -> np.nd
     return np.array(load_recognition().compute_face_descriptor(chip))
 
 
-def number_people(descriptors: np.ndarray, frames: np.ndarray, lefts: np.ndarray) -> np.ndarray:
-    """Return the person, int64 N from 1 in the order of appearance, in the same frame from left to right, of each face.
+def number_people(descriptors: np.ndarray, places: list[tuple[int, int]]) -> list[int]:
+    """Return the person of each face, from 1 in the order of appearance, in the same frame from left to right.
 
-    descriptors: float N x 128; frames: int N, in which the faces are; lefts: int N, their left edges in pixels. Faces
-    in one frame are never one person: of two faces as alike as that, the left one is the first.
+    descriptors: float N x 128; places: of each face the frame and its left edge in pixels. Faces in one frame are never
+    one person: of two faces as alike as that, the left one is the first.
     """
-    order = np.lexsort((lefts, frames))
-    groups = np.empty(len(descriptors), dtype=np.int64)
-    groups[order] = _group(descriptors[order])
-    numbers, people, seen = {}, np.empty(len(descriptors), dtype=np.int64), collections.Counter()
-    for face in order:
-        alike = frames[face], groups[face]
-        people[face] = numbers.setdefault((groups[face], seen[alike]), len(numbers) + 1)
+    order = sorted(range(len(places)), key=places.__getitem__)
+    numbers, people, seen = {}, {}, collections.Counter()
+    for face, group in zip(order, _group(descriptors[order])):
+        alike = places[face][0], group
+        people[face] = numbers.setdefault((group, seen[alike]), len(numbers) + 1)
         seen[alike] += 1
-    return people
+    return [people[face] for face in range(len(places))]
 
 
 def _group(descriptors):

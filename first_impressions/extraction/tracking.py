@@ -30,27 +30,21 @@ class Sighting(NamedTuple):
 class FaceTracker:
     """Finds the faces in frames of one clip.
 
-    earlier: for each frame the one to learn from, as frames.earlier_frames gives them. What is found in a frame
-    depends on nothing but the pictures of that frame, of the frame it learns from, of the one that that one learned
-    from, and so on: the frames of lineage(). All these must have been searched before it, but for those without a face.
+    earlier: for each frame those to learn from, the nearest first, as frames.earlier_frames gives them. What is found
+    in a frame depends on nothing but its picture and theirs. All these must have been searched before it, but for those
+    without a face.
     """
 
-    def __init__(self, earlier: dict[int, int | None]):
+    def __init__(self, earlier: dict[int, list[int]]):
         self.earlier = earlier
         self.sightings: dict[int, Sighting] = {}  # none for a frame without a face
-
-    def lineage(self, index: int) -> list[int]:
-        """Return the frames that the search of a frame depends on, the nearest first."""
-        frames = []
-        while (index := self.earlier.get(index)) is not None:
-            frames.append(index)
-        return frames
 
     def find_faces(self, index: int, picture: np.ndarray) -> list[FoundFace]:
         """Return the faces in a frame, the largest first, as faces.find_faces does; of several faces the smaller
         may be left out."""
         thumbnail = _thumbnail(picture)
-        before = next((self.sightings[frame] for frame in self.lineage(index) if frame in self.sightings), None)
+        earlier = self.earlier.get(index, ())
+        before = next((self.sightings[frame] for frame in earlier if frame in self.sightings), None)
         if before is not None and np.abs(thumbnail - before.thumbnail).mean() > SAME_SCENE:
             before = None
         if before is not None and before.is_alone:
