@@ -41,6 +41,7 @@ from first_impressions.common.command_line import (
 )
 from first_impressions.common.device import Machine, is_main_process, seed_everything, start_processes, world_size
 from first_impressions.common.experiment import (
+    CHECKPOINTS,
     TRAINING_RECORD,
     check_experiment,
     experiment_folder,
@@ -52,7 +53,7 @@ from first_impressions.data.chips import epoch_batches
 from first_impressions.data.splits import Split, describe
 from first_impressions.evaluation.logs import log_hyperparameters
 from first_impressions.evaluation.model_card import write_model_card
-from first_impressions.networks.checkpoint import LAST, PREVIOUS, Checkpoint, read_first_whole, versions
+from first_impressions.networks.checkpoint import LAST, Checkpoint, read_last, versions
 from first_impressions.networks.network import PersonalityNetwork, build_network
 from first_impressions.networks.settings import (
     SETTING_NAMES,
@@ -124,13 +125,12 @@ def make_plan(args: argparse.Namespace) -> Plan:
 
 def load_last(folder: Path) -> Checkpoint | None:
     """Return the checkpoint to go on from: the last one, or if it is damaged the one before; None without any."""
-    paths = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
-    if not paths:
+    if not any(folder.glob(CHECKPOINTS)):
         if is_main_process():
             print(f"note: {folder} contains no checkpoint yet; training starts from the beginning", file=sys.stderr)
         return None
     try:
-        path, checkpoint = read_first_whole(paths)
+        path, checkpoint = read_last(folder / LAST)
         if checkpoint.training is None:
             raise UserError(f"{path}: contains no state of a training run")
         return checkpoint
@@ -165,7 +165,7 @@ def train(run: TrainingRun, network: PersonalityNetwork, valid: Split | None, ma
                     print("note: too few training clips to estimate the intervals of scores", flush=True)
             state = start_training(network, samples, plan, saved)
             for _ in fit(state, plan, samples, validation, run.after_step):
-                run.after_epoch(state)
+                run.after_step(state)
     except KeyboardInterrupt:
         if run.stopped_by and is_main_process():  # asked twice
             print("\nstopped before the state was saved: what was done since the last checkpoint is lost; "

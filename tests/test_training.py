@@ -174,14 +174,14 @@ def test_interrupted_and_resumed_training_is_the_same(run, uninterrupted, tmp_pa
 
 
 def test_second_ctrl_c_while_the_state_is_saved(run, chip_data, monkeypatch, capfd):
-    asked = train.TrainingRun.stop_asked
+    after_step = train.TrainingRun.after_step
 
     def press(self, state):
         self.has_begun = True
         signal.raise_signal(signal.SIGINT)
-        return asked(self, state)
+        after_step(self, state)
 
-    monkeypatch.setattr(train.TrainingRun, "stop_asked", press)
+    monkeypatch.setattr(train.TrainingRun, "after_step", press)
     monkeypatch.setattr(train.TrainingRun, "save", lambda self, state: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         run(train, 2, "pressed", "FaceResNet29_v1.0", "true", 16, "--data-dir", chip_data, *SMALL_HEAD)

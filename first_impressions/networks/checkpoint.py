@@ -131,8 +131,6 @@ class Checkpoint:
         return network.eval()
 
 
-# ---------------------------------------------------------------- reading
-
 def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """Return the checkpoint in a file. No code in the file is run.
 
@@ -185,24 +183,22 @@ def find_checkpoint(experiment_dir: str | os.PathLike) -> Path:
                     + f", or take {PRETRAINED}, which comes with the suite; --runs-dir names another folder")
 
 
-def read_first_whole(paths: list[Path]) -> tuple[Path, Checkpoint]:
-    """Return the first of some checkpoints that is whole: its path and what it holds. Warns of each damaged one before
-    it. Raises the UserError of the last if none is whole."""
-    for path in paths:
-        try:
-            return path, load_checkpoint(path)
-        except UserError as error:
-            if path == paths[-1]:
-                raise
-            print(f"warning: {error}; falling back to the checkpoint before it", file=sys.stderr)
+def read_last(path: Path) -> tuple[Path, Checkpoint]:
+    """Return the path and content of a checkpoint, or of checkpoint_previous.pt, with a warning, if it is a last one
+    that is damaged. Raises UserError if neither is whole."""
+    previous = path.with_name(PREVIOUS)
+    try:
+        return path, load_checkpoint(path)
+    except UserError as error:
+        if path.name != LAST or not previous.exists():
+            raise
+        print(f"warning: {error}; falling back to the checkpoint before it", file=sys.stderr)
+    return previous, load_checkpoint(previous)
 
 
 def read_experiment(folder: str | os.PathLike) -> tuple[Path, Checkpoint]:
-    """Return the path of an experiment's checkpoint and what it holds; if the last one is damaged, the one before it.
-    Raises UserError if none is whole."""
-    path = find_checkpoint(folder)
-    before = path.with_name(PREVIOUS)
-    return read_first_whole([path, before] if path.name == LAST and before.exists() else [path])
+    """Return the path of an experiment's checkpoint and what it holds, as find_checkpoint and read_last have it."""
+    return read_last(find_checkpoint(folder))
 
 
 def load_experiment(experiment: str, runs_dir: str | os.PathLike,
@@ -212,19 +208,12 @@ def load_experiment(experiment: str, runs_dir: str | os.PathLike,
     return machine.place(checkpoint.build(path)), checkpoint
 
 
-# ---------------------------------------------------------------- versions
-
-def git_commit() -> str | None:
-    """Return the commit of the suite's checkout, or None outside one."""
-    try:
-        result = subprocess.run(["git", "-C", str(SUITE), "rev-parse", "HEAD"],
-                                capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() or None
-
-
 def versions() -> dict:
-    """Return the versions that a result depends on."""
-    return {"suite": VERSION, "commit": git_commit(), "python": platform.python_version(),
+    """Return the versions that a result depends on, and the commit of the suite's checkout, or None outside one."""
+    try:
+        commit = subprocess.check_output(["git", "-C", str(SUITE), "rev-parse", "HEAD"], stderr=subprocess.DEVNULL,
+                                         text=True, timeout=10).strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    return {"suite": VERSION, "commit": commit, "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "torchvision", "numpy", "pandas", "scipy")}}

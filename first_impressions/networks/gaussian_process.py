@@ -10,8 +10,11 @@ mean label: similar training clips pull a score towards their labels. It is solv
               of regressors of Quinonero-Candela and Rasmussen (JMLR 6, 2005), section 6.1; also called inducing points
               (Titsias, AISTATS 2009). Time grows with the clips, memory does not.
 """
+import warnings
+
 import numpy as np
 import torch
+from scipy.cluster.vq import kmeans2
 from torch import nn
 
 from first_impressions.common.constants import TRAITS
@@ -112,17 +115,9 @@ def squared_distances(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor
     return ((first ** 2).sum(1)[:, None] + (second ** 2).sum(1)[None] - 2 * products).clamp_min(0)
 
 
-# ---------------------------------------------------------------- centres
-
 def _nearest(points, centres):
     return torch.cat([squared_distances(points[start:start + CHUNK], centres).argmin(1)
-                      for start in range(0, len(points), CHUNK)]) if len(points) else torch.empty(0, dtype=torch.int64)
-
-
-def _means(points, nearest, number):
-    counts = torch.bincount(nearest, minlength=number)
-    sums = torch.zeros(number, points.shape[1]).index_add_(0, nearest, points)
-    return sums / counts.clamp_min(1)[:, None], counts
+                      for start in range(0, len(points), CHUNK)])
 
 
 def find_centres(points: torch.Tensor, speakers: np.ndarray, number: int,
@@ -137,17 +132,14 @@ def find_centres(points: torch.Tensor, speakers: np.ndarray, number: int,
     if number < 1:
         return none
     codes = np.unique(speakers, return_inverse=True)[1]
-    drawn = points[torch.from_numpy(np.random.default_rng(seed).permutation(len(points))[:MOST_POINTS])]
-    centres, nearest = drawn[:number], None
-    for _ in range(ROUNDS):
-        before, nearest = nearest, _nearest(drawn, centres)
-        if before is not None and torch.equal(before, nearest):
-            break
-        means, counts = _means(drawn, nearest, len(centres))
-        centres = torch.where(counts[:, None] > 0, means, centres)
+    drawn = points[torch.from_numpy(np.random.default_rng(seed).permutation(len(points))[:MOST_POINTS])].numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")     # of centres without points, which are given up below
+        centres = torch.from_numpy(kmeans2(drawn, drawn[:number], ROUNDS, minit="matrix")[0])
     while len(centres):
         nearest = _nearest(points, centres)
-        means, clips = _means(points, nearest, len(centres))
+        clips = torch.bincount(nearest, minlength=len(centres))
+        means = torch.zeros_like(centres).index_add_(0, nearest, points) / clips.clamp_min(1)[:, None]
         pairs = np.unique(np.stack([nearest.numpy(), codes]), axis=1)[0]
         speakers_of_centre = torch.from_numpy(np.bincount(pairs, minlength=len(centres)))
         poor = (clips < LEAST_CLIPS) | (speakers_of_centre < LEAST_SPEAKERS)

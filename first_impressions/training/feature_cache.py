@@ -203,17 +203,16 @@ class StoredFeatures:
 def _records(job) -> Iterator[tuple[int, np.ndarray | None, np.ndarray | None]]:
     """Yield (number of faces, their mean, one face alone) of each clip of a job, the features float32 F, or None if no
     face can be read."""
-    blocks = _blocks_by_ray(job) if job.machine.ray_address else _blocks(job)
+    records = _records_by_ray(job) if job.machine.ray_address else _records_here(job)
     with progress_bar(total=len(job.codes), desc=f"features of {job.split.name}", unit="face") as bar, \
-            contextlib.closing(blocks):
-        for records, faces in blocks:
-            yield from records
+            contextlib.closing(records):
+        for record, faces in zip(records, np.diff(job.first_face).tolist()):
+            yield record
             bar.update(faces)
 
 
 @torch.inference_mode()
-def _blocks(job):
-    """Yield (records of the next clips, faces read) for all clips of a job, in batches of faces."""
+def _records_here(job):
     open_clips, first_open = {}, 0     # clips of which more faces may come
     middle = (job.first_face[:-1] + job.first_face[1:]) // 2
     dataset = job.dataset_of(replace(job.split, faces=job.split.faces.reset_index(drop=True)))
@@ -228,60 +227,47 @@ def _blocks(job):
             # The face in the middle of the clip stands for one face alone; if it cannot be read, one before it.
             open_clips[code] = total + feature.astype(np.float64), faces + 1, feature if row <= middle[code] else alone
         complete = job.codes[batch[-1] + 1] if batch[-1] + 1 < len(job.codes) else len(job.clips)
-        records = []
         for code in range(first_open, complete):
             total, faces, alone = open_clips.pop(code, (None, 0, None))
-            records.append((faces, (total / faces).astype(np.float32) if faces else None, alone))
+            yield faces, (total / faces).astype(np.float32) if faces else None, alone
         first_open = complete
-        yield records, len(batch)
 
-
-# ---------------------------------------------------------------- on a Ray cluster
 
 def _records_in_task(job, backbone):
     """Return the records of a job, computed by the machine that this Ray task runs on."""
-    torch.set_num_threads(1)
     machine = replace(job.machine, device=pick_device(job.machine.wanted), num_workers=0)
-    return [record for records, _ in _blocks(replace(job, backbone=backbone, machine=machine)) for record in records]
+    return list(_records_here(replace(job, backbone=backbone, machine=machine)))
 
 
-def _blocks_by_ray(job):
-    """Yield (records of the next clips, faces) for the clips of a job, computed on the cluster."""
+def _records_by_ray(job):
+    """Yield the records of a job, computed on the cluster. Names clips whose faces could not all be read."""
     from first_impressions.common.ray_cluster import start_ray  # before ray; without a cluster neither is needed
 
     start_ray(job.machine.ray_address)
     import ray
 
     try:
-        resources = ray.cluster_resources()
-        gpus = int(resources.get("GPU", 0) > 0 and job.machine.wanted != "cpu")
+        gpus = int(ray.cluster_resources().get("GPU", 0) > 0 and job.machine.wanted != "cpu")
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_records_in_task)
-        backbone, waiting = ray.put(job.backbone), deque()
+        backbone, tasks = ray.put(job.backbone), deque()
         for _, faces in job.split.faces.groupby(job.first_face[job.codes] // FACES_A_TASK):     # whole clips
             # Without the labels and speakers, which the features do not need.
             split = replace(job.split, faces=faces.assign(path=faces["path"].map(os.path.abspath)),
                             labels=job.split.labels.iloc[:0], speakers=job.split.speakers.iloc[:0])
             part = replace(job, split=split, backbone=None)
-            waiting.append((part, task.remote(part, backbone)))
-            if len(waiting) > 2 * resources.get("CPU", 1):
-                yield _finished(*waiting.popleft(), ray)
-        while waiting:
-            yield _finished(*waiting.popleft(), ray)
-    finally:
-        ray.shutdown()
-
-
-def _finished(job, reference, ray):
-    """Wait for a task; return (its records, number of its faces). Names clips whose faces could not all be read."""
-    try:
-        records = ray.get(reference)
+            tasks.append((part, task.remote(part, backbone)))
+        while tasks:
+            part, reference = tasks.popleft()
+            records = ray.get(reference)
+            for clip, record, faces in zip(part.clips, records, np.diff(part.first_face).tolist()):
+                if record[0] < faces:
+                    print(f"warning: left out {counted(faces - record[0], 'face')} of {printable(clip)}, unreadable; "
+                          "delete them and make the faces again", file=sys.stderr)
+                yield record
     except ray.exceptions.RayError as error:
         reason = (str(getattr(error, "cause", None) or error).strip().splitlines() or [type(error).__name__])[-1]
         folder = os.path.dirname(job.split.faces["path"].iloc[0])
         raise UserError(f"features on the Ray cluster: {printable(reason)}; do all its machines see {folder}? Run "
                         "again: what is done is kept") from None
-    for clip, (read, *_), faces in zip(job.clips, records, np.diff(job.first_face).tolist()):
-        if read < faces:
-            print(f"warning: left out {counted(faces - read, 'face')} of {printable(clip)}, unreadable; delete them "
-                  "and make the faces again", file=sys.stderr)
-    return records, len(job.codes)
+    finally:
+        ray.shutdown()

@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pandas
@@ -113,16 +113,6 @@ class TrainingRun:
             self.writer.add_text("command", f"`{self.record.command}`\n\n```\n{used}\n```")
             log_pictures(self.writer, dataset, input_size, self.plan.seed)
 
-    def checkpoint_of(self, network_state: dict, metrics: dict, epoch: int, training: dict | None = None) -> Checkpoint:
-        """Return the checkpoint of a network's state dict."""
-        return Checkpoint(
-            self.architecture, self.plan.settings, self.split.preprocessing, network_state,
-            {trait: float(self.split.labels[trait].mean()) for trait in TRAITS}, list(self.split.labels.index),
-            sorted(set(self.split.speakers)), self.split.name, epoch, metrics, self.intervals, training,
-            label_quantiles=quantiles_of(self.split.labels),
-            neuroticism_is_stability=self.split.is_chalearn, speaker_regex=self.split.speaker_regex,
-            weights=self.record.used.weights)
-
     def save(self, state: TrainingState) -> None:
         """Write the checkpoints; the first ones of a training run that replaces another one put it in its place."""
         check_finite(state.loss_sum, state.epoch)
@@ -131,40 +121,34 @@ class TrainingRun:
             return
         if (self.target / LAST).exists():
             os.replace(self.target / LAST, self.target / PREVIOUS)
-        metrics = state.history[-1] if state.history else {}
-        last = self.checkpoint_of(state.network.state_dict(), metrics, state.epoch, state.state_dict())
+        labels = self.split.labels
+        last = Checkpoint(
+            self.architecture, self.plan.settings, self.split.preprocessing, state.network.state_dict(),
+            {trait: float(labels[trait].mean()) for trait in TRAITS}, list(labels.index),
+            sorted(set(self.split.speakers)), self.split.name, state.epoch, state.history[-1] if state.history else {},
+            self.intervals, state.state_dict(), label_quantiles=quantiles_of(labels),
+            neuroticism_is_stability=self.split.is_chalearn, speaker_regex=self.split.speaker_regex,
+            weights=self.record.used.weights)
         last.save(self.target / LAST)
         if state.best:
             epoch = state.best["epoch"]
-            best = self.checkpoint_of(state.best["network"], state.history[epoch - 1], epoch)
-            best.save(self.target / BEST)
+            replace(last, network=state.best["network"], epoch=epoch, metrics=state.history[epoch - 1],
+                    training=None).save(self.target / BEST)
         if self.target != self.folder:
             self.writer.close()
             finish_replacement(self.folder)
             self.target = self.folder
             self.writer = SummaryWriter(self.target)
 
-    def stop_asked(self, state: TrainingState) -> bool:
-        """Return True in every process as soon as one of them was asked to stop."""
+    def after_step(self, state: TrainingState) -> None:
+        """Save if it is time or the training ends, then log an epoch that has ended. Raises Stopped, with all saved, in
+        every process as soon as one of them was asked to stop."""
         self.has_begun = True
-        return any_process(self.stopped_by is not None)
-
-    def save_if_due(self, state: TrainingState, is_last: bool = False) -> bool:
-        """Save if it is time or the training ends; return whether a stop was asked for."""
-        stop = self.stop_asked(state) and not is_last
+        is_last = state.epoch == self.plan.num_epochs
+        stop = any_process(self.stopped_by is not None) and not is_last
         if stop or is_last or time.monotonic() - self.saved_at > SECONDS_BETWEEN_CHECKPOINTS:
             self.save(state)
-        return stop
-
-    def after_step(self, state: TrainingState) -> None:
-        """Save if it is time; raises Stopped, with all saved, if a stop was asked for."""
-        if self.save_if_due(state):
-            raise Stopped
-
-    def after_epoch(self, state: TrainingState) -> None:
-        """Save if it is time, then log the epoch; raises Stopped, with all saved, if a stop was asked for."""
-        stop = self.save_if_due(state, state.epoch == self.plan.num_epochs)
-        if is_main_process():
+        if state.step == 0 and is_main_process():
             self.log(state.history)
         if stop:
             raise Stopped
