@@ -58,7 +58,9 @@ from pathlib import Path
 
 import pandas
 import ray
+import torch
 from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.variant_generator import generate_variants
 from torch.utils.tensorboard import SummaryWriter
 
 from dataset import FaceDataset
@@ -72,7 +74,7 @@ from first_impressions.common.command_line import (
     positive_int,
     run_script,
 )
-from first_impressions.common.device import pick_device, seed_everything
+from first_impressions.common.device import Machine, pick_device, seed_everything
 from first_impressions.common.experiment import (
     SEARCH_RECORD,
     TRAINING_TABLE,
@@ -89,14 +91,7 @@ from first_impressions.networks.network import PersonalityNetwork, build_network
 from first_impressions.networks.settings import names_with_effect, resolve_settings, settle_gp
 from first_impressions.training.inputs import make_samples
 from first_impressions.training.samples import add_run_options, load_training_and_validation, number_of_samples
-from first_impressions.training.search_space import (
-    describe_entry,
-    example_of,
-    number_of_trials,
-    read_space,
-    space_for,
-    varies,
-)
+from first_impressions.training.search_space import describe_entry, number_of_trials, read_space, space_for
 from first_impressions.training.search_trial import METRIC, Search, TrialProgress, run_trial
 from model_architectures import ARCHITECTURES, architecture_named
 
@@ -139,11 +134,11 @@ def write_results(folder: Path, results: tune.ResultGrid, table: pandas.DataFram
         table.to_csv(partial, index=False)
     with atomic_write(folder / "best_config.json") as partial:
         partial.write_text(json.dumps(found, indent=2) + "\n")
+    varying = [key for key, value in space.items() if hasattr(value, "sample") or isinstance(value, dict)]
     for result in results:
         if "best" in (result.metrics or {}):
             with SummaryWriter(folder / TRIALS_DIR / Path(result.path).name) as writer:
-                log_hyperparameters(writer, {key: result.config[key] for key, value in space.items() if varies(value)},
-                                    result.metrics["best"])
+                log_hyperparameters(writer, {key: result.config[key] for key in varying}, result.metrics["best"])
 
 
 def best_config(search: Search, table: pandas.DataFrame, space: dict, weights: str, number_of_clips: int) -> dict:
@@ -221,11 +216,11 @@ def prepare_folder(folder: Path, record: dict, args: argparse.Namespace) -> bool
 
 def make_tuner(args: argparse.Namespace, search: Search, space: dict, resume: bool) -> tune.Tuner:
     """Return the Tuner of a new or of an interrupted search."""
-    gpus = args.gpus_per_trial
+    there, gpus = ray.cluster_resources(), args.gpus_per_trial
     if gpus is None:
-        gpus = float(search.device in ("auto", "cuda") and ray.cluster_resources().get("GPU", 0) > 0)
+        gpus = float(search.machine.wanted in ("auto", "cuda") and there.get("GPU", 0) > 0)
     trainable = tune.with_resources(tune.with_parameters(run_trial, search=search),
-                                    {"cpu": search.cpus_per_trial, "gpu": gpus})
+                                    {"cpu": min(args.cpus_per_trial, there.get("CPU", 1)), "gpu": gpus})
     if resume:
         return tune.Tuner.restore(search.trials_dir, trainable, resume_unfinished=True, param_space=space)
     grace_period = min(args.num_epochs, args.grace_period or max(1, args.num_epochs // 4))
@@ -270,9 +265,10 @@ def run_search(args: argparse.Namespace, search: Search, network: PersonalityNet
     folder = Path(search.trials_dir).parent
     # What every trial would compute for itself is computed here, once: the features of a backbone that none trains.
     if network.frozen and args.cache != "off" and search.weights != "none":
-        machine = dataclasses.replace(search.machine, ray_address=args.ray_address)
+        machine = dataclasses.replace(search.machine, device=pick_device(search.machine.wanted),
+                                      ray_address=args.ray_address)
         for split in splits:
-            make_samples(search.machine.place(network), FaceDataset(split), machine)
+            make_samples(machine.place(network), FaceDataset(split), machine)
     start_ray(args.ray_address)
     stopped = []
     for number in (signal.SIGTERM, signal.SIGHUP):  # in place of Ray's handlers
@@ -280,8 +276,6 @@ def run_search(args: argparse.Namespace, search: Search, network: PersonalityNet
             signal.signal(number, functools.partial(_stop_as_by_ctrl_c, stopped))
     resume = prepare_folder(folder, record, args)
     try:
-        cpus = min(args.cpus_per_trial, ray.cluster_resources().get("CPU", 1))
-        search = dataclasses.replace(search, cpus_per_trial=cpus)
         results = make_tuner(args, search, space, resume).fit()
     except Exception as error:
         # Ray reports a full disk as whatever then went wrong.
@@ -328,7 +322,7 @@ def main(argv=None):
     folder = experiment_folder(args.runs_dir, args.experiment).resolve()
     space = space_for(architecture, *((read_space(args.space), f"--space {args.space}") if args.space else
                                       (config, "the variable config")))
-    example = resolve_settings(example_of(space))
+    example = resolve_settings(next(generate_variants(space))[1])
     weights = args.weights or architecture.kind.default_weights
     if Path(weights).exists():
         weights = str(Path(weights).resolve())
@@ -355,9 +349,11 @@ def main(argv=None):
                   f"Nothing was written; next: the same command without --dry-run, which writes "
                   f"{Path(args.runs_dir, args.experiment)}")
             return 0
+        machine = Machine(torch.device("cpu"), args.precision, args.cache, args.num_workers,
+                          wanted=device_of_trials(args))
         search = Search(architecture, FaceDataset, args.num_epochs, args.seed, weights,
-                        str(Path(args.data_dir).resolve()), args.val_split, args.speaker_regex, args.precision,
-                        args.cache, args.num_workers, str(folder / TRIALS_DIR), device_of_trials(args))
+                        str(Path(args.data_dir).resolve()), args.val_split, args.speaker_regex, machine,
+                        str(folder / TRIALS_DIR))
         return run_search(args, search, network, space, {"used": used, "versions": versions()}, splits)
 
 

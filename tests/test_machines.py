@@ -214,7 +214,7 @@ with pretended_device.pretended_device():
     tune.get_checkpoint = lambda: None
     tune.get_context = lambda: type("Context", (), {{"get_trial_name": staticmethod(lambda: "trial_0")}})
     search = search_trial.Search(architecture_named("FaceResNet29_v1.0"), FaceDataset, 1, 0, "dlib", {data!r},
-                                 "official", {speakers!r}, "auto", "float16", 0, "trials")
+                                 "official", {speakers!r}, device.Machine(torch.device("cpu")), "trials")
     search_trial.run_trial({{"l1": 16, "l2": 8, "batch_size": 8}}, search)
     assert len(reports) == 1
 """

@@ -26,7 +26,7 @@ from first_impressions.networks.network import (
     build_network,
     load_network_state,
 )
-from first_impressions.networks.settings import Settings, resolve_settings
+from first_impressions.networks.settings import Settings, Share
 from first_impressions.networks.weights import load_file
 
 FORMAT = 4
@@ -40,7 +40,6 @@ def _check_ascending(numbers):
     return numbers
 
 
-Share = Annotated[float, Field(ge=0, le=1)]
 OfEachTrait = TypedDict("OfEachTrait", dict.fromkeys(TRAITS, Share))
 Quantiles = TypedDict("Quantiles", dict.fromkeys(TRAITS, Annotated[
     list[Share], Field(min_length=101, max_length=101), AfterValidator(_check_ascending)]))     # 0 % to 100 %
@@ -147,7 +146,6 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
         raise UserError(f"{path}: its scores are {traits!r}, not {', '.join(TRAITS)}; train again")
     try:
         checkpoint = TypeAdapter(Checkpoint).validate_python(content)
-        checkpoint.config = resolve_settings(vars(checkpoint.config))
         if checkpoint.architecture.backbone not in BACKBONES:
             raise UserError(f"unknown backbone {checkpoint.architecture.backbone!r}")
     except ValidationError as error:

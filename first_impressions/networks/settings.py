@@ -4,10 +4,12 @@ The options of train.py, the search space of the search, the networks and the ch
 """
 import argparse
 import dataclasses
-import math
 import operator
 import os
 from dataclasses import dataclass, field, fields
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from first_impressions.common.command_line import UserError, true_or_false
 from first_impressions.common.files import read_json
@@ -17,17 +19,23 @@ from first_impressions.networks.losses import LOSSES
 GP_WEIGHTS = {"exact": 0.7, "centres": 0.3, "none": 0.0}    # default of memory_weight in each form
 LARGEST_LAYER = 16_384
 
+Layer = Annotated[int, Field(strict=True, ge=1, le=LARGEST_LAYER)]
+Heads = Annotated[int, Field(strict=True, ge=1, le=64)]
+Count = Annotated[int, Field(strict=True, ge=0)]
+Number = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+Dropout = Annotated[float, Field(strict=True, ge=0, le=0.95)]
 
-def _setting(default, text, of=lambda architecture: True, given=lambda architecture, settings: True, **bounds):
+
+def _setting(default, text, of=lambda architecture: True, given=lambda architecture, settings: True, advanced=False):
     """Return a field. of, given: the architectures, and for these the other settings, for which it changes anything.
-    bounds: least and most (least 0), choices; advanced: docs/accuracy.md measured no effect."""
-    known = {"least": 0, "most": math.inf, "choices": None, "advanced": False}
-    return field(default=default, metadata={"help": text, "of": of, "given": given, **known, **bounds})
+    advanced: docs/accuracy.md measured no effect."""
+    return field(default=default, metadata={"help": text, "of": of, "given": given, "advanced": advanced})
 
 
 def _layer(size, default, which):
     return _setting(default, f"{which} hidden layer of the head", lambda architecture: size in architecture.hidden,
-                    least=1, most=LARGEST_LAYER, advanced=True)
+                    advanced=True)
 
 
 _is_trained, _is_frozen, _has_gp = map(operator.attrgetter, ("trained", "frozen", "has_gp"))
@@ -40,36 +48,35 @@ def _remembers(_, settings):
 @dataclass(frozen=True)
 class Settings:
     """How a network is made and trained."""
-    l1: int = _layer("l1", 1024, "first")
-    l2: int = _layer("l2", 256, "second")
-    l3: int = _layer("l3", 64, "third (ResNet101_v1.0 only)")
-    dropout: float = _setting(0.5, "dropout after each hidden layer", lambda architecture: bool(
-        architecture.hidden and not architecture.dropout), most=0.95, advanced=True)
-    heads: int = _setting(1, "heads trained side by side, whose scores are averaged", least=1, most=64, advanced=True)
-    components: int = _setting(512, "principal components that a frozen backbone's features are projected on",
-                               _is_frozen, least=1, most=LARGEST_LAYER, advanced=True)
-    memory: str = _setting("auto", "Gaussian process (GP) beside the heads (FaceResNet29_v1.0 only): exact "
-                           "keeps the features of each clip, centres those of no individual, none: heads alone; "
-                           f"auto: exact up to {MOST_CLIPS:,} clips, else centres", _has_gp,
-                           choices=("auto", *GP_WEIGHTS))
-    memory_weight: float | None = _setting(None, "part of the GP in the scores (default: " + ", ".join(
-        f"{weight} {form}" for form, weight in GP_WEIGHTS.items() if weight) + ")", _has_gp, _remembers, most=1)
-    noise: float = _setting(0.3, "variance of the noise in a label, for the GP", _has_gp, _remembers, advanced=True)
-    one_face: float = _setting(0.5, "part of the clips of which a frozen network sees one face alone in a step",
-                               _is_frozen, most=1, advanced=True)
-    centres: int = _setting(300, "most centres of the GP", _has_gp, lambda _, settings: settings.memory == "centres")
-    lr: float = _setting(1e-3, "highest learning rate of the heads")
-    weight_decay: float = _setting(1e-2, "weight decay of AdamW", advanced=True)
-    backbone_lr_factor: float = _setting(0.1, "learning rate of the last trained stage of the backbone, "
-                                         "as a part of --lr", _is_trained)
-    layer_decay: float = _setting(0.7, "learning rate of each stage before it, as a part of the next one's",
-                                  _is_trained)
-    warmup: float = _setting(0.1, "part of the steps in which the learning rate rises; it then falls as a cosine",
-                             most=1)
-    loss: str = _setting("l1", f"loss: {', '.join(LOSSES)}", choices=tuple(LOSSES), advanced=True)
-    mixup: float = _setting(0.0, "alpha of the Beta distribution that mixes pairs of samples, 0: none", advanced=True)
-    augment: float = _setting(0.0, "strength of crops, colour and erasing, 0 to 1", _is_trained, most=1)
-    hflip: bool = _setting(True, "mirror half of the pictures in training", _is_trained)
+    l1: Layer = _layer("l1", 1024, "first")
+    l2: Layer = _layer("l2", 256, "second")
+    l3: Layer = _layer("l3", 64, "third (ResNet101_v1.0 only)")
+    dropout: Dropout = _setting(0.5, "dropout after each hidden layer", lambda architecture: bool(
+        architecture.hidden and not architecture.dropout), advanced=True)
+    heads: Heads = _setting(1, "heads trained side by side, whose scores are averaged", advanced=True)
+    components: Layer = _setting(512, "principal components that a frozen backbone's features are projected on",
+                                 _is_frozen, advanced=True)
+    memory: Literal[("auto", *GP_WEIGHTS)] = _setting(
+        "auto", "Gaussian process (GP) beside the heads (FaceResNet29_v1.0 only): exact keeps the features of each "
+        "clip, centres those of no individual, none: heads alone; "
+        f"auto: exact up to {MOST_CLIPS:,} clips, else centres", _has_gp)
+    memory_weight: Share | None = _setting(None, "part of the GP in the scores (default: " + ", ".join(
+        f"{weight} {form}" for form, weight in GP_WEIGHTS.items() if weight) + ")", _has_gp, _remembers)
+    noise: Number = _setting(0.3, "variance of the noise in a label, for the GP", _has_gp, _remembers, advanced=True)
+    one_face: Share = _setting(0.5, "part of the clips of which a frozen network sees one face alone in a step",
+                               _is_frozen, advanced=True)
+    centres: Count = _setting(300, "most centres of the GP", _has_gp, lambda _, settings: settings.memory == "centres")
+    lr: Number = _setting(1e-3, "highest learning rate of the heads")
+    weight_decay: Number = _setting(1e-2, "weight decay of AdamW", advanced=True)
+    backbone_lr_factor: Number = _setting(0.1, "learning rate of the last trained stage of the backbone, as a part of "
+                                          "--lr", _is_trained)
+    layer_decay: Number = _setting(0.7, "learning rate of each stage before it, as a part of the next one's",
+                                   _is_trained)
+    warmup: Share = _setting(0.1, "part of the steps in which the learning rate rises; it then falls as a cosine")
+    loss: Literal[tuple(LOSSES)] = _setting("l1", f"loss: {', '.join(LOSSES)}", advanced=True)
+    mixup: Number = _setting(0.0, "alpha of the Beta distribution that mixes pairs of samples, 0: none", advanced=True)
+    augment: Share = _setting(0.0, "strength of crops, colour and erasing, 0 to 1", _is_trained)
+    hflip: Annotated[bool, Field(strict=True)] = _setting(True, "mirror half of the pictures in training", _is_trained)
 
 
 SETTING_NAMES = tuple(setting.name for setting in fields(Settings))
@@ -113,26 +120,12 @@ def resolve_settings(config: dict, given: dict | None = None) -> Settings:
     given = {key: value for key, value in (given or {}).items() if value is not None}
     values = {key: value.item() if hasattr(value, "item") else value  # a number of NumPy, as some searches draw
               for key, value in {**config, **given}.items() if key in SETTING_NAMES}
-    for setting in fields(Settings):
-        _check(setting, values.get(setting.name, setting.default))
-    return Settings(**values)
-
-
-def _check(setting, value):
-    bounds, kind = setting.metadata, float if setting.default is None else type(setting.default)
-    if value is None and setting.default is None:
-        return
-    fits = type(value) is kind or (kind is float and type(value) is int)
-    if bounds["choices"]:
-        fits, wanted = fits and value in bounds["choices"], f"one of {', '.join(bounds['choices'])}"
-    elif kind is bool:
-        wanted = "true or false"
-    else:
-        fits = fits and bounds["least"] <= value <= bounds["most"] and value < math.inf
-        wanted = f"a {'whole ' if kind is int else ''}number of at least {bounds['least']}"
-        wanted += f", at most {bounds['most']}" if bounds["most"] < math.inf else ""
-    if not fits:
-        raise UserError(f"{setting.name}: {value!r} is not {wanted}")
+    try:
+        return TypeAdapter(Settings).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{first['loc'][0]}: {first['input']!r:.40} is not "
+                        f"{first['msg'].removeprefix('Input should be ')}") from None
 
 
 def read_config(path: str | os.PathLike, option: str = "--config") -> dict:

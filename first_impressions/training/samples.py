@@ -42,9 +42,8 @@ class Samples:
 
 
 def load_training_and_validation(data_dir: str | Path, final_run: bool, val_split: str = "official",
-                                 speaker_regex: str = SPEAKER_REGEX, seed: int = 0,
-                                 quiet: bool = False) -> tuple[Split, Split | None]:
-    """Return (training Split, validation Split or None in the final run). Prints what they hold, unless quiet.
+                                 speaker_regex: str = SPEAKER_REGEX, seed: int = 0) -> tuple[Split, Split | None]:
+    """Return (training Split, validation Split or None in the final run). Prints what they hold.
 
     val_split "official" validates on the validation clips; "speaker" joins both and sets aside about a fifth of the
     clips, of speakers that training does not hold.
@@ -63,18 +62,16 @@ def load_training_and_validation(data_dir: str | Path, final_run: bool, val_spli
     if validation is not None:
         check_same_faces(validation.preprocessing, training.preprocessing, f"the faces of {validation.name}",
                          f"those of {training.name}")
-    if is_main_process() and not quiet:
-        for split in (training, validation):
-            if split is not None:
-                print(describe(split), flush=True)
+    if is_main_process():
+        for split in filter(None, (training, validation)):
+            print(describe(split), flush=True)
     # Clips without a face must not count: not in the mean label, nor among the known speakers.
     training, validation = (split and split.with_faces() for split in (training, validation))
-    if is_main_process() and not quiet:
-        if validation is not None:
-            known = validation.speakers.isin(set(training.speakers))
-            if known.any():
-                print(f"warning: {known.sum()} of {len(known)} validation clips show speakers that are in training; "
-                      "--val-split speaker validates on unknown ones", file=sys.stderr, flush=True)
+    if validation is not None and is_main_process():
+        known = validation.speakers.isin(set(training.speakers))
+        if known.any():
+            print(f"warning: {known.sum()} of {len(known)} validation clips show speakers that are in training; "
+                  "--val-split speaker validates on unknown ones", file=sys.stderr, flush=True)
     return training, validation
 
 

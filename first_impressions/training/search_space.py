@@ -1,5 +1,4 @@
 """The search space: a setting or batch_size, and a range of Ray Tune or a constant for each."""
-import contextlib
 import math
 import re
 
@@ -14,25 +13,10 @@ RANGES = ("choice", "uniform", "quniform", "loguniform", "qloguniform", "randint
           "grid_search")
 
 
-def example_of(space: dict) -> dict:
-    """Return one of the values that each entry of a search space stands for: a range of tune, a grid or a constant."""
-    values = {}
-    for key, value in space.items():
-        with contextlib.suppress(Exception):  # a function of other entries, which is not drawn alone
-            is_grid = isinstance(value, dict) and "grid_search" in value
-            values[key] = value["grid_search"][0] if is_grid else value.sample() if hasattr(value, "sample") else value
-    return values
-
-
 def describe_entry(value: object) -> str:
     """Return an entry of the search space as text, the same in every process."""
     text = f"{type(value).__name__} {value.domain_str}" if hasattr(value, "domain_str") else repr(value)
     return re.sub(" at 0x[0-9a-f]+", "", text)  # of a function
-
-
-def varies(value: object) -> bool:
-    """Return whether an entry of the search space is not a constant."""
-    return hasattr(value, "sample") or isinstance(value, dict)
 
 
 def number_of_trials(num_trials: int, space: dict) -> int:

@@ -3,7 +3,7 @@ import functools
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas
@@ -38,44 +38,33 @@ class Search:
     data_dir: str
     val_split: str
     speaker_regex: str
-    precision: str
-    cache: str
-    num_workers: int
+    machine: Machine    # a trial finds the device itself
     trials_dir: str
-    device: str = "auto"    # auto, cpu, cuda or mps
-    cpus_per_trial: float = 1
-
-    @property
-    def machine(self) -> Machine:
-        """The machine that a trial runs on."""
-        return Machine(pick_device(self.device), self.precision, self.cache, self.num_workers, wanted=self.device)
 
 
 @functools.lru_cache(maxsize=1)
 def _load_splits(search):
-    return load_training_and_validation(search.data_dir, False, search.val_split, search.speaker_regex, search.seed,
-                                        quiet=True)
+    return load_training_and_validation(search.data_dir, False, search.val_split, search.speaker_regex, search.seed)
 
 
 @functools.lru_cache(maxsize=1)
-def _load_features(search):
+def _load_features(search, machine):
     """Return training and validation samples of a frozen network, for all trials that this process runs."""
     seed_everything(search.seed)    # --weights none: each network of this seed has the same random backbone
-    network = search.machine.place(build_network(search.architecture, Settings(memory="none"), search.weights))
-    return [make_samples(network, search.dataset_of(split), search.machine) for split in _load_splits(search)]
+    network = machine.place(build_network(search.architecture, Settings(memory="none"), search.weights))
+    return [make_samples(network, search.dataset_of(split), machine) for split in _load_splits(search)]
 
 
 def run_trial(trial_config: dict, search: Search) -> None:
     """Train one trial and report every epoch to Ray Tune."""
-    torch.set_num_threads(max(1, int(search.cpus_per_trial)))
     seed_everything(search.seed)
     splits = _load_splits(search)
     settings = settle_gp(resolve_settings(trial_config), len(splits[0].labels), search.architecture.has_gp)
     plan = Plan(settings, search.num_epochs, int(trial_config["batch_size"]), search.seed)
-    machine = search.machine
+    machine = replace(search.machine, device=pick_device(search.machine.wanted))
     network = machine.place(build_network(search.architecture, settings, search.weights))
     if network.frozen:
-        samples, validation = _load_features(search)
+        samples, validation = _load_features(search, machine)
     else:
         samples, validation = (make_samples(network, search.dataset_of(split, augment, search.seed), machine)
                                for split, augment in zip(splits, (settings.augment, 0.0)))
@@ -95,14 +84,12 @@ def run_trial(trial_config: dict, search: Search) -> None:
             with atomic_write(folder / TRAINING_TABLE) as partial:
                 pandas.DataFrame(state.history).to_csv(partial, index=False)
             best = max(state.history, key=lambda record: record[METRIC])
-            figures = {**record, "best": best}
-            if state.epoch < plan.num_epochs and time.monotonic() - saved_at < SECONDS_BETWEEN_CHECKPOINTS:
-                tune.report(figures)
-                continue
             with tempfile.TemporaryDirectory() as directory:
-                torch.save(state.state_dict(), Path(directory) / "trial.pt")
-                tune.report(figures, checkpoint=tune.Checkpoint.from_directory(directory))
-            saved_at = time.monotonic()
+                checkpoint = None
+                if state.epoch == plan.num_epochs or time.monotonic() - saved_at >= SECONDS_BETWEEN_CHECKPOINTS:
+                    torch.save(state.state_dict(), Path(directory) / "trial.pt")
+                    checkpoint, saved_at = tune.Checkpoint.from_directory(directory), time.monotonic()
+                tune.report({**record, "best": best}, checkpoint=checkpoint)
 
 
 class TrialProgress(tune.Callback):
