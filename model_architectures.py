@@ -73,8 +73,6 @@ def load_trained(experiment: str, runs_dir: str | os.PathLike = "runs",
     return load_experiment(experiment, runs_dir, Machine(pick_device(device), "float32"))
 
 
-# ---------------------------------------------------------------- command line
-
 def print_networks() -> None:
     """Print the table of the named networks."""
     print(f"{'MODEL':<20}{'backbone':<16}{'trained with the head':<26}layers of the head")

@@ -36,7 +36,6 @@ from first_impressions.common.command_line import (
     positive_int,
     printable,
     run_script,
-    stop_name,
     true_or_false,
 )
 from first_impressions.common.device import Machine, is_main_process, seed_everything, start_processes, world_size
@@ -69,7 +68,7 @@ from first_impressions.networks.settings import (
 from first_impressions.training.conformal import calibrate
 from first_impressions.training.inputs import make_samples
 from first_impressions.training.loop import fit, start_training
-from first_impressions.training.run import Record, Stopped, TrainingRun, Used, accuracy_of
+from first_impressions.training.run import Record, TrainingRun, Used, accuracy_of
 from first_impressions.training.samples import (
     add_run_options,
     check_batch_size,
@@ -78,7 +77,6 @@ from first_impressions.training.samples import (
 )
 from model_architectures import ARCHITECTURES, architecture_named
 
-# ---------------------------------------------------------------- command line
 
 def parse_args(argv=None):
     parser = make_parser(__doc__)
@@ -152,36 +150,19 @@ def print_dry_run(args: argparse.Namespace, plan: Plan, network: PersonalityNetw
 
 
 def train(run: TrainingRun, network: PersonalityNetwork, valid: Split | None, machine: Machine,
-          saved: dict | None) -> int:
-    """Train, write everything, print the last lines; return the exit status. valid: None in the final run."""
+          saved: dict | None) -> None:
+    """Train, write everything, print the last lines. valid: None in the final run."""
     plan = run.plan
-    try:
-        with run.listen():
-            samples = make_samples(network, FaceDataset(run.split, plan.settings.augment, plan.seed), machine)
-            validation = make_samples(network, FaceDataset(valid), machine) if valid and is_main_process() else None
-            if saved is None and network.frozen and world_size() == 1:
-                run.intervals = calibrate(run.architecture, samples, plan, run.record.used.weights, machine)
-                if run.intervals is None:
-                    print("note: too few training clips to estimate the intervals of scores", flush=True)
-            state = start_training(network, samples, plan, saved)
-            for _ in fit(state, plan, samples, validation, run.after_step):
-                run.after_step(state)
-    except KeyboardInterrupt:
-        if run.stopped_by and is_main_process():  # asked twice
-            print("\nstopped before the state was saved: what was done since the last checkpoint is lost; "
-                  "--resume goes on from that one", file=sys.stderr)
-        elif is_main_process():
-            print("\nstopped before training began; go on with the same command"
-                  + (" and --resume" if run.target == run.folder else ""), file=sys.stderr)
-        raise
-    except Stopped:
-        if is_main_process():
-            print(f"stopped by {stop_name(128 + run.stopped_by)}, all is saved; go on with the same command and "
-                  "--resume", file=sys.stderr)
-        return 128 + run.stopped_by
-    finally:
-        if run.writer:
-            run.writer.flush()
+    with run.listen():
+        samples = make_samples(network, FaceDataset(run.split, plan.settings.augment, plan.seed), machine)
+        validation = make_samples(network, FaceDataset(valid), machine) if valid and is_main_process() else None
+        if saved is None and network.frozen and world_size() == 1:
+            run.intervals = calibrate(run.architecture, samples, plan, run.record.used.weights, machine)
+            if run.intervals is None:
+                print("note: too few training clips to estimate the intervals of scores", flush=True)
+        state = start_training(network, samples, plan, saved)
+        for _ in fit(state, plan, samples, validation, run.after_step):
+            run.after_step(state)
     if is_main_process():
         record = state.history[-1]
         if validation is not None:
@@ -192,11 +173,12 @@ def train(run: TrainingRun, network: PersonalityNetwork, valid: Split | None, ma
         log_hyperparameters(run.writer, {"model": run.architecture.name, "batch_size": plan.batch_size, **changed},
                             record)
         run.writer.close()
-    return 0
+        print(f"checkpoints, training.csv, {write_model_card(run.folder).name} and TensorBoard logs: {run.folder}",
+              flush=True)
 
 
-def train_experiment(args: argparse.Namespace) -> int:
-    """Train one experiment, or say what would be done; return the exit status."""
+def train_experiment(args: argparse.Namespace) -> None:
+    """Train one experiment, or say what would be done."""
     folder = experiment_folder(args.runs_dir, args.experiment)
     architecture = architecture_named(args.model)
     plan = make_plan(args)
@@ -221,12 +203,12 @@ def train_experiment(args: argparse.Namespace) -> int:
             check_experiment(folder / TRAINING_RECORD, has_training(folder), dataclasses.asdict(used), args)
         if args.dry_run:
             print_dry_run(args, plan, network, weights, number_of_samples(training, architecture.frozen), folder)
-            return 0
+            return
         last = load_last(folder) if args.resume else None
         saved = last.training if last else None
         if saved and saved["epoch"] >= args.num_epochs:
             print(f"{folder}: all {args.num_epochs} epochs are done")
-            return 0
+            return
         machine = Machine.from_options(args)
         network = machine.place(network)
         record = Record(used, args.command, str(Path(args.data_dir).resolve()), describe(training),
@@ -235,10 +217,7 @@ def train_experiment(args: argparse.Namespace) -> int:
         if is_main_process():
             run.target = start_replacement(folder) if has_training(folder) and not args.resume else folder
             run.start(FaceDataset(training, settings.augment, args.seed), network.kind.input_size, saved)
-        status = train(run, network, validation, machine, saved)
-    if is_main_process() and not status:
-        print(f"checkpoints, training.csv, {write_model_card(folder).name} and TensorBoard logs: {folder}", flush=True)
-    return status
+        train(run, network, validation, machine, saved)
 
 
 def main(argv=None):
@@ -252,15 +231,12 @@ def main(argv=None):
         folder = experiment_folder(args.runs_dir, one.experiment)
         check_experiment(folder / TRAINING_RECORD, has_training(folder), {}, one)
     for one in experiments:
-        status = train_experiment(one)
-        if status:
-            return status
+        train_experiment(one)
     if is_main_process() and not args.dry_run:
         words = ["python", "evaluate.py", *(one.experiment for one in experiments)]
         print(f"next: {printable(shlex.join(words))}{folder_options(args)}")
     if distributed.is_initialized():
         distributed.destroy_process_group()
-    return 0
 
 
 if __name__ == "__main__":

@@ -152,32 +152,30 @@ def best_config(search: Search, table: pandas.DataFrame, space: dict, weights: s
             **{name: getattr(settings, name) for name in names_with_effect(search.architecture, settings)}}
 
 
-def print_results(args: argparse.Namespace, table: pandas.DataFrame, splits: tuple[Split, Split], trials: int) -> int:
-    """Print the best of this many trials and what to run next; return the exit status. Raises UserError without any
-    result."""
+def print_results(args: argparse.Namespace, table: pandas.DataFrame, splits: tuple[Split, Split], trials: int) -> bool:
+    """Print the best of this many trials and what to run next; return whether all have ended. Raises UserError if all
+    have failed."""
     unfinished = int((table["status"] == "unfinished").sum()) + max(0, trials - len(table))
     failed, early = (int((table["status"] == status).sum()) for status in ("failed", "stopped early"))
-    place = Path(args.runs_dir) / args.experiment
-    if not table["best_accuracy"].notna().any():
-        if unfinished:
-            print("stopped before any trial had a result; next: the same command with --resume goes on")
-            return 130
+    place, ended = Path(args.runs_dir) / args.experiment, table[table["best_accuracy"].notna()]
+    if ended.empty and not unfinished:
         raise UserError(f"no trial gave a result; the reasons are in {place / TRIALS_DIR}/*/error.txt")
-    print(f"\n{table[table['best_accuracy'].notna()].head(10).to_string(index=False, float_format='{:.4g}'.format)}\n")
-    best, (training, validation) = table.iloc[0], splits
-    print(f"best: {best['trial']} with accuracy {best['best_accuracy']:.4f}, gain {best['best_gain']:+.4f} (over "
-          f"always predicting the mean label of {training.name}), on {validation.name} in epoch "
-          f"{int(best['best_epoch'])}; {early} trials stopped early, {failed} failed, {unfinished} are unfinished")
-    print(f"table, best configuration and logs: {place}")
+    if not ended.empty:
+        best, (training, validation) = table.iloc[0], splits
+        print(f"\n{ended.head(10).to_string(index=False, float_format='{:.4g}'.format)}\n\n"
+              f"best: {best['trial']} with accuracy {best['best_accuracy']:.4f}, gain {best['best_gain']:+.4f} (over "
+              f"always predicting the mean label of {training.name}), on {validation.name} in epoch "
+              f"{int(best['best_epoch'])}; {early} trials stopped early, {failed} failed, {unfinished} are unfinished\n"
+              f"table, best configuration and logs: {place}")
     if unfinished:
         print("next: the same command with --resume finishes the rest")
-        return 130
+        return False
     frozen = architecture_named(args.model).frozen
     batch_size = min(int(best["batch_size"]), sum(number_of_samples(split, frozen) for split in splits))
     words = ["python", "train.py", args.num_epochs, "final", args.model, "true", batch_size, "--config",
              place / "best_config.json"]
     print(f"next: {shlex.join(map(str, words))}{folder_options(args)}")
-    return 0
+    return True
 
 
 # ---------------------------------------------------------------- the search
@@ -260,8 +258,8 @@ def _stop_as_by_ctrl_c(stopped, number, _):
 
 
 def run_search(args: argparse.Namespace, search: Search, network: PersonalityNetwork, space: dict, record: dict,
-               splits: tuple[Split, Split]) -> int:
-    """Run all trials, write and print the results; return the exit status. Holds the experiment's folder."""
+               splits: tuple[Split, Split]) -> None:
+    """Run all trials, write and print the results. Holds the experiment's folder."""
     folder = Path(search.trials_dir).parent
     # What every trial would compute for itself is computed here, once: the features of a backbone that none trains.
     if network.frozen and args.cache != "off" and search.weights != "none":
@@ -291,8 +289,8 @@ def run_search(args: argparse.Namespace, search: Search, network: PersonalityNet
         found = best_config(search, table, space, record["used"]["weights"], len(splits[0].labels))
         write_results(folder, results, table, space, found)
     ray.shutdown()
-    status = print_results(args, table, splits, number_of_trials(args.num_trials, space))
-    return 128 + stopped[0] if stopped and status == 130 else status
+    if not print_results(args, table, splits, number_of_trials(args.num_trials, space)):
+        raise KeyboardInterrupt(*stopped[:1])
 
 
 # ---------------------------------------------------------------- command line
@@ -348,13 +346,13 @@ def main(argv=None):
                   f"each; drawn from\n{drawn_from}\n"
                   f"Nothing was written; next: the same command without --dry-run, which writes "
                   f"{Path(args.runs_dir, args.experiment)}")
-            return 0
+            return
         machine = Machine(torch.device("cpu"), args.precision, args.cache, args.num_workers,
                           wanted=device_of_trials(args))
         search = Search(architecture, FaceDataset, args.num_epochs, args.seed, weights,
                         str(Path(args.data_dir).resolve()), args.val_split, args.speaker_regex, machine,
                         str(folder / TRIALS_DIR))
-        return run_search(args, search, network, space, {"used": used, "versions": versions()}, splits)
+        run_search(args, search, network, space, {"used": used, "versions": versions()}, splits)
 
 
 if __name__ == "__main__":

@@ -115,8 +115,6 @@ def make_samples(network: PersonalityNetwork, dataset: Dataset, machine: Machine
     return ClipFeatures(dataset.split, clips, machine, parts, faces)
 
 
-# ---------------------------------------------------------------- scores
-
 @torch.inference_mode()
 def score_rows(network: PersonalityNetwork, samples: FaceChips | ClipFeatures, alone: bool = False,
                batch_size: int = 256, title: str | None = None) -> np.ndarray:

@@ -3,6 +3,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -29,10 +30,6 @@ from first_impressions.networks.checkpoint import BEST, LAST, PREVIOUS, Checkpoi
 from first_impressions.networks.network import Architecture
 from first_impressions.networks.settings import Plan, Settings
 from first_impressions.training.loop import TrainingState, check_finite
-
-
-class Stopped(Exception):
-    """Ctrl-C, SIGTERM or SIGHUP came; the state has been saved."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +85,13 @@ class TrainingRun:
                   if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN}  # ignored under nohup
         try:
             yield
+        except KeyboardInterrupt as error:
+            if is_main_process():
+                state = ("all is saved" if error.args else "what was done since the last checkpoint is lost"
+                         if self.stopped_by else "training has not begun")
+                print(f"\n{state}; go on with the same command"
+                      + (" and --resume" if self.target == self.folder else ""), file=sys.stderr)
+            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -141,8 +145,8 @@ class TrainingRun:
             self.writer = SummaryWriter(self.target)
 
     def after_step(self, state: TrainingState) -> None:
-        """Save if it is time or the training ends, then log an epoch that has ended. Raises Stopped, with all saved, in
-        every process as soon as one of them was asked to stop."""
+        """Save if it is time or the training ends, then log an epoch that has ended. Raises KeyboardInterrupt, with all
+        saved, in every process as soon as one of them was asked to stop."""
         self.has_begun = True
         is_last = state.epoch == self.plan.num_epochs
         stop = any_process(self.stopped_by is not None) and not is_last
@@ -151,7 +155,7 @@ class TrainingRun:
         if state.step == 0 and is_main_process():
             self.log(state.history)
         if stop:
-            raise Stopped
+            raise KeyboardInterrupt(self.stopped_by or signal.SIGTERM)
 
     def log(self, history: list[dict]) -> None:
         """Write training.csv and the last epoch's record."""
@@ -159,6 +163,7 @@ class TrainingRun:
         with atomic_write(self.target / TRAINING_TABLE) as partial:
             pandas.DataFrame(history).to_csv(partial, index=False)
         log_epoch(self.writer, record)
+        self.writer.flush()
         text = f"epoch {record['epoch']}/{self.plan.num_epochs}: loss {record['loss_train']:.5f}"
         if "accuracy_mean" in record:
             text += f", {accuracy_of(record)}, Pearson r {record['pearson_mean']:.3f}"
