@@ -69,12 +69,7 @@ from first_impressions.training.conformal import calibrate
 from first_impressions.training.inputs import make_samples
 from first_impressions.training.loop import fit, start_training
 from first_impressions.training.run import Record, TrainingRun, Used, accuracy_of
-from first_impressions.training.samples import (
-    add_run_options,
-    check_batch_size,
-    load_training_and_validation,
-    number_of_samples,
-)
+from first_impressions.training.samples import add_run_options, check_batch_size, load_training_and_validation
 from model_architectures import ARCHITECTURES, architecture_named
 
 
@@ -104,8 +99,8 @@ def parse_args(argv=None):
     return args
 
 
-def make_plan(args: argparse.Namespace) -> Plan:
-    """Return what the command line and --config ask for. Raises UserError if they contradict the model."""
+def settings_of(args: argparse.Namespace) -> Settings:
+    """Return what the command line and --config ask for. Raises UserError if this was found for another model."""
     config = args.found
     if config.get("model", args.model) != args.model:
         raise UserError(f"--config {args.config}: was found for {config['model']}, not for {args.model}")
@@ -114,11 +109,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
             print(f"note: --config {args.config}: its memory_weight {config['memory_weight']} was found for memory "
                   f"{config.get('memory', 'auto')} and is left out for {args.memory}", file=sys.stderr)
         config = {name: value for name, value in config.items() if name != "memory_weight"}
-    settings = resolve_settings(config, {name: getattr(args, name) for name in SETTING_NAMES})
-    architecture = architecture_named(args.model)
-    if args.memory not in (None, "auto", "none") and not architecture.has_gp:
-        raise UserError(f"--memory {args.memory}: {args.model} has none; FaceResNet29_v1.0 has")
-    return Plan(settings, args.num_epochs, args.batch_size, args.seed)
+    return resolve_settings(config, {name: getattr(args, name) for name in SETTING_NAMES})
 
 
 def load_last(folder: Path) -> Checkpoint | None:
@@ -181,28 +172,28 @@ def train_experiment(args: argparse.Namespace) -> None:
     """Train one experiment, or say what would be done."""
     folder = experiment_folder(args.runs_dir, args.experiment)
     architecture = architecture_named(args.model)
-    plan = make_plan(args)
+    settings = settings_of(args)
     seed_everything(args.seed)
     training, validation = load_training_and_validation(args.data_dir, args.final_run, args.val_split,
                                                         args.speaker_regex, args.seed)
-    settings = settle_gp(plan.settings, len(training.labels), architecture.has_gp)
-    plan = dataclasses.replace(plan, settings=settings)
+    settings = settle_gp(settings, len(training.labels), architecture.has_gp)
+    plan = Plan(settings, args.num_epochs, args.batch_size, args.seed)
     useless = [name for name in SETTING_NAMES if getattr(args, name) is not None
                and name not in names_with_effect(architecture, settings)]
     if useless and is_main_process():
         print("note: without effect here: " + ", ".join("--" + name.replace("_", "-") for name in useless),
               file=sys.stderr)
-    check_batch_size(plan.batch_size, training, architecture.frozen)
+    samples = check_batch_size(plan.batch_size, training, architecture.frozen)
     weights = args.weights or architecture.kind.default_weights
-    network = build_network(architecture, plan.settings, weights)
+    network = build_network(architecture, settings, weights)
     used = Used(args.model, args.num_epochs, args.final_run, args.batch_size, args.seed, weights, args.val_split,
-                args.cache, args.precision, plan.settings, training.name, training.fingerprint(), world_size())
+                args.cache, args.precision, settings, training.name, training.fingerprint(), world_size())
     writes = is_main_process() and not args.dry_run
     with open_experiment(folder) if writes else contextlib.nullcontext():
         if is_main_process():
             check_experiment(folder / TRAINING_RECORD, has_training(folder), dataclasses.asdict(used), args)
         if args.dry_run:
-            print_dry_run(args, plan, network, weights, number_of_samples(training, architecture.frozen), folder)
+            print_dry_run(args, plan, network, weights, samples, folder)
             return
         last = load_last(folder) if args.resume else None
         saved = last.training if last else None

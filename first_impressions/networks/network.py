@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import nn
@@ -11,15 +12,7 @@ from torch.nn import functional
 
 from first_impressions.common.command_line import UserError
 from first_impressions.common.constants import TRAITS
-from first_impressions.networks.face_resnet29 import (
-    DESCRIPTOR_SIZE,
-    FACE_INPUT_SIZE,
-    FACE_MEAN,
-    FACE_STD,
-    FACE_VIEWS,
-    FEATURES_PER_VIEW,
-    FaceResNet29,
-)
+from first_impressions.networks import face_resnet29
 from first_impressions.networks.gaussian_process import MOST_CLIPS, GaussianProcess
 from first_impressions.networks.principal_components import PrincipalComponents
 from first_impressions.networks.settings import GP_WEIGHTS, Settings
@@ -56,15 +49,16 @@ _RESNET_WIDTHS = {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101
 BACKBONES = {name: Backbone(name, partial(_torchvision_resnet, name), width, "imagenet", 224, IMAGENET_MEAN,
                             IMAGENET_STD, "layer4", classifier="fc") for name, width in _RESNET_WIDTHS.items()}
 # All that the score depends on passes the first stages of dlib's network; the first of these localises best (35 x 35).
-BACKBONES["face_resnet29"] = Backbone("face_resnet29", FaceResNet29, FEATURES_PER_VIEW, "dlib", FACE_INPUT_SIZE,
-                                      FACE_MEAN, FACE_STD, "stage1", FACE_VIEWS, DESCRIPTOR_SIZE)
+BACKBONES["face_resnet29"] = Backbone(
+    "face_resnet29", face_resnet29.FaceResNet29, face_resnet29.FEATURES_PER_VIEW, "dlib", face_resnet29.FACE_INPUT_SIZE,
+    face_resnet29.FACE_MEAN, face_resnet29.FACE_STD, "stage1", face_resnet29.FACE_VIEWS, face_resnet29.DESCRIPTOR_SIZE)
 
 
 @dataclass(frozen=True)
 class Architecture:
     """What a network's name stands for. It travels with checkpoints and to the trials of a search."""
     name: str
-    backbone: str               # a key of BACKBONES
+    backbone: Literal[tuple(BACKBONES)]
     trained: tuple[str, ...]    # stages of the backbone that are trained, from the input on; all others are frozen
     hidden: tuple               # sizes of the head's hidden layers: names of settings, or fixed numbers
     dropout: tuple = ()         # fixed dropout after each hidden layer; empty: that of the settings
@@ -241,8 +235,7 @@ def build_network(architecture: Architecture, settings: Settings, weights: str |
                         f"GP; there are {', '.join(GP_WEIGHTS)}")
     network = PersonalityNetwork(architecture, settings)
     if weights is not None:
-        kind = network.kind
-        load_backbone_weights(network.backbone, kind.name, kind.default_weights, weights, kind.classifier)
+        load_backbone_weights(network.backbone, network.kind, weights)
     return network.to(memory_format=torch.channels_last)
 
 

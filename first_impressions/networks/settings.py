@@ -158,12 +158,8 @@ def add_settings_options(parser: argparse.ArgumentParser) -> None:
         "settings (the command line wins over --config)",
         "advanced settings (docs/accuracy.md measured no effect of them beyond the spread)"))
     for setting in fields(Settings):
-        kind, shown = type(setting.default), setting.default
-        if setting.default is None:
-            kind = float
-        elif isinstance(setting.default, bool):
-            kind, shown = true_or_false, str(setting.default).lower()
-        text = setting.metadata["help"] + ("" if shown is None else f" (default: {shown})")
+        kind = {bool: true_or_false, type(None): float}.get(type(setting.default), type(setting.default))
+        shown = "" if setting.default is None else f" (default: {str(setting.default).lower()})"
         group = advanced if setting.metadata["advanced"] else main
         group.add_argument("--" + setting.name.replace("_", "-"), dest=setting.name, type=kind,
-                           metavar=kind.__name__.upper(), help=text)
+                           metavar=kind.__name__.upper(), help=setting.metadata["help"] + shown)

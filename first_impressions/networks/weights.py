@@ -50,23 +50,21 @@ def _imagenet_weights(backbone_name):
                         "path of a downloaded file, or --weights none to start from random numbers") from None
 
 
-def load_backbone_weights(backbone: nn.Module, name: str, default_weights: str, weights: str, classifier: str) -> None:
-    """Fill a backbone with the weights that --weights names: imagenet, dlib, none or the path of a state dict.
-
-    name: of the backbone, as torchvision has it; default_weights: the ready-made ones that there are for it;
-    classifier: the module that is left out of the weights, "" for none. Raises UserError for missing or unfit ones.
-    """
+def load_backbone_weights(backbone: nn.Module, kind: "Backbone", weights: str) -> None:  # noqa: F821
+    """Fill a backbone of a kind with the weights that --weights names: imagenet, dlib, none or the path of a state
+    dict. Raises UserError for missing or unfit ones."""
     if weights == "none":
         return
-    if weights in ("imagenet", "dlib") and weights != default_weights:
-        raise UserError(f"--weights {weights}: there are none for {name}; it takes {default_weights}, none or a path")
+    if weights in ("imagenet", "dlib") and weights != kind.default_weights:
+        raise UserError(f"--weights {weights}: there are none for {kind.name}; it takes {kind.default_weights}, "
+                        "none or a path")
     if weights == "dlib":
         state = read_face_weights().state_dict()
     elif weights == "imagenet":
-        state = _imagenet_weights(name)
+        state = _imagenet_weights(kind.name)
     else:
         state = load_file(weights, "a state dict saved by torch.save")
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
         raise UserError(f"{weights}: is not a state dict (a dictionary of names and tensors)")
-    state = {key: value for key, value in state.items() if not key.startswith(f"{classifier}.")}
+    state = {key: value for key, value in state.items() if not key.startswith(f"{kind.classifier}.")}
     load_state(backbone, state, weights)

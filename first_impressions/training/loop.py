@@ -277,10 +277,10 @@ def fit(state: TrainingState, plan: Plan, samples: Samples, validation: Samples 
         seconds = max(time.monotonic() - started, 1e-9)
         record = {"epoch": state.epoch + 1, "loss_train": mean_loss, "seconds": seconds,
                   "samples_per_second": taken * world_size() / seconds}
-        last = state.scheduler.last_epoch - 1  # the optimiser's own rates are by now those of the next step
-        for group, rate, factor in zip(state.optimizer.param_groups, state.scheduler.base_lrs,
-                                       state.scheduler.lr_lambdas):
-            record[f"learning_rate_{group['name']}"] = rate * factor(last)
+        # The optimiser's own rates are by now those of the next step.
+        factor = state.scheduler.lr_lambdas[0](state.scheduler.last_epoch - 1)
+        record.update({f"learning_rate_{group['name']}": group["initial_lr"] * factor
+                       for group in state.optimizer.param_groups})
         if validation is not None and is_main_process():
             record.update(validate(state.network, validation, plan.settings.loss, samples.split.labels.mean()))
             if state.best is None or record["accuracy_mean"] > state.best["accuracy"]:

@@ -10,16 +10,9 @@ import torch
 
 from first_impressions.common.command_line import UserError, counted, seed_number
 from first_impressions.common.device import Machine, add_machine_options, is_main_process, world_size
+from first_impressions.data import splits
 from first_impressions.data.labels import SPEAKER_REGEX
-from first_impressions.data.splits import (
-    Split,
-    add_speaker_option,
-    check_same_faces,
-    describe,
-    join_splits,
-    load_split,
-    split_by_speaker,
-)
+from first_impressions.data.splits import Split
 
 HELD_OUT = 0.2  # of the clips, for --val-split speaker
 
@@ -48,23 +41,23 @@ def load_training_and_validation(data_dir: str | Path, final_run: bool, val_spli
     val_split "official" validates on the validation clips; "speaker" joins both and sets aside about a fifth of the
     clips, of speakers that training does not hold.
     """
-    training = load_split(data_dir, "train", speaker_regex)
+    training = splits.load_split(data_dir, "train", speaker_regex)
     has_validation = (Path(data_dir) / "valid").is_dir()
     if not has_validation and not final_run and val_split == "official":
         raise UserError(f"{Path(data_dir) / 'valid'}: no such folder; --val-split speaker validates on a fifth of the "
                         "training clips, FINAL_RUN true on none")
-    validation = load_split(data_dir, "valid", speaker_regex) if has_validation else None
+    validation = splits.load_split(data_dir, "valid", speaker_regex) if has_validation else None
     if final_run or val_split == "speaker":
-        training = join_splits(training, validation) if validation else training
+        training = splits.join_splits(training, validation) if validation else training
         validation = None
     if not final_run and val_split == "speaker":
-        training, validation = split_by_speaker(training, HELD_OUT, seed)
+        training, validation = splits.split_by_speaker(training, HELD_OUT, seed)
     if validation is not None:
-        check_same_faces(validation.preprocessing, training.preprocessing, f"the faces of {validation.name}",
+        splits.check_same_faces(validation.preprocessing, training.preprocessing, f"the faces of {validation.name}",
                          f"those of {training.name}")
     if is_main_process():
         for split in filter(None, (training, validation)):
-            print(describe(split), flush=True)
+            print(splits.describe(split), flush=True)
     # Clips without a face must not count: not in the mean label, nor among the known speakers.
     training, validation = (split and split.with_faces() for split in (training, validation))
     if validation is not None and is_main_process():
@@ -90,7 +83,7 @@ def add_run_options(parser: argparse.ArgumentParser, run: str) -> None:
                        help="validate on the validation clips, or on a fifth of all clips, of speakers not in training")
     group.add_argument("--weights", help="of the backbone: imagenet, dlib, none or the path of a state dict (default: "
                        "dlib for FaceResNet29, else imagenet)")
-    add_speaker_option(group)
+    splits.add_speaker_option(group)
     add_machine_options(parser)
 
 
@@ -99,8 +92,9 @@ def number_of_samples(split: Split, frozen: bool) -> int:
     return len(split.labels) if frozen else len(split.faces)
 
 
-def check_batch_size(batch_size: int, split: Split, frozen: bool) -> None:
-    """Raise UserError if a step of this size cannot be taken: batch normalisation needs two samples a process."""
+def check_batch_size(batch_size: int, split: Split, frozen: bool) -> int:
+    """Return number_of_samples. Raises UserError if a step of this size cannot be taken: batch normalisation needs two
+    samples a process."""
     number, unit = number_of_samples(split, frozen), "clip" if frozen else "face"
     if batch_size < 2 or number < 2 * world_size():
         raise UserError(f"BATCH_SIZE {batch_size} with {counted(number, unit)}: "
@@ -108,4 +102,5 @@ def check_batch_size(batch_size: int, split: Split, frozen: bool) -> None:
     if batch_size > number:
         raise UserError(f"BATCH_SIZE {batch_size}: is larger than the {counted(number, unit)} with a face of "
                         f"{split.name}; give {number} or less")
+    return number
 
