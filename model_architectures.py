@@ -64,11 +64,10 @@ def load_model(name: str, config: dict | None = None, weights: str | None = None
 
 def load_trained(experiment: str, runs_dir: str | os.PathLike = "runs",
                  device: str = "auto") -> tuple[PersonalityNetwork, Checkpoint]:
-    """Return a trained network in evaluation mode and its checkpoint, which knows the crop
-    (preprocessing), the traits' order (TRAITS) and all else that scores depend on.
+    """Return a trained network in evaluation mode and its checkpoint, which knows all else that scores depend on.
 
-    experiment: a folder in runs_dir, or "pretrained". device: auto, cpu, cuda, cuda:N or mps. Raises UserError if there
-    is no such experiment or device.
+    experiment: a folder in runs_dir, or "pretrained". device: auto, cpu, cuda, cuda:N or mps. Raises UserError if one
+    of them is not there.
     """
     return load_experiment(experiment, runs_dir, Machine(pick_device(device), "float32"))
 

@@ -29,6 +29,7 @@ from pathlib import Path
 from torch import distributed
 
 from dataset import FaceDataset
+from first_impressions.common import experiment
 from first_impressions.common.command_line import (
     UserError,
     folder_options,
@@ -39,15 +40,6 @@ from first_impressions.common.command_line import (
     true_or_false,
 )
 from first_impressions.common.device import Machine, is_main_process, seed_everything, start_processes, world_size
-from first_impressions.common.experiment import (
-    CHECKPOINTS,
-    TRAINING_RECORD,
-    check_experiment,
-    experiment_folder,
-    has_training,
-    open_experiment,
-    start_replacement,
-)
 from first_impressions.data.chips import epoch_batches
 from first_impressions.data.splits import Split, describe
 from first_impressions.evaluation.logs import log_hyperparameters
@@ -55,12 +47,12 @@ from first_impressions.evaluation.model_card import write_model_card
 from first_impressions.networks.checkpoint import LAST, Checkpoint, read_last, versions
 from first_impressions.networks.network import PersonalityNetwork, build_network
 from first_impressions.networks.settings import (
+    RUN_OPTIONS,
     SETTING_NAMES,
     Plan,
     Settings,
     add_settings_options,
     names_with_effect,
-    options_of,
     read_config,
     resolve_settings,
     settle_gp,
@@ -92,7 +84,8 @@ def parse_args(argv=None):
     words = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(words)
     config = read_config(args.config) if args.config else {}
-    args = parser.parse_args([*options_of(config), *words])  # the command line wins
+    found = [f"--{name.replace('_', '-')}={config[name]}" for name in RUN_OPTIONS if config.get(name) is not None]
+    args = parser.parse_args([*found, *words])  # the command line wins
     args.found = config
     words = [word for word in words if word != "--resume"]
     args.command = shlex.join(["python", Path(sys.argv[0]).name, *words])
@@ -114,7 +107,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 def load_last(folder: Path) -> Checkpoint | None:
     """Return the checkpoint to go on from: the last one, or if it is damaged the one before; None without any."""
-    if not any(folder.glob(CHECKPOINTS)):
+    if not any(folder.glob(experiment.CHECKPOINTS)):
         if is_main_process():
             print(f"note: {folder} contains no checkpoint yet; training starts from the beginning", file=sys.stderr)
         return None
@@ -164,13 +157,13 @@ def train(run: TrainingRun, network: PersonalityNetwork, valid: Split | None, ma
         log_hyperparameters(run.writer, {"model": run.architecture.name, "batch_size": plan.batch_size, **changed},
                             record)
         run.writer.close()
-        print(f"checkpoints, training.csv, {write_model_card(run.folder).name} and TensorBoard logs: {run.folder}",
-              flush=True)
+        card = write_model_card(run.folder)
+        print(f"checkpoints, training.csv, {card.name} and TensorBoard logs: {run.folder}", flush=True)
 
 
 def train_experiment(args: argparse.Namespace) -> None:
     """Train one experiment, or say what would be done."""
-    folder = experiment_folder(args.runs_dir, args.experiment)
+    folder = experiment.experiment_folder(args.runs_dir, args.experiment)
     architecture = architecture_named(args.model)
     settings = settings_of(args)
     seed_everything(args.seed)
@@ -189,9 +182,10 @@ def train_experiment(args: argparse.Namespace) -> None:
     used = Used(args.model, args.num_epochs, args.final_run, args.batch_size, args.seed, weights, args.val_split,
                 args.cache, args.precision, settings, training.name, training.fingerprint(), world_size())
     writes = is_main_process() and not args.dry_run
-    with open_experiment(folder) if writes else contextlib.nullcontext():
+    with experiment.open_experiment(folder) if writes else contextlib.nullcontext():
+        exists = experiment.has_training(folder)
         if is_main_process():
-            check_experiment(folder / TRAINING_RECORD, has_training(folder), dataclasses.asdict(used), args)
+            experiment.check_experiment(folder / experiment.TRAINING_RECORD, exists, dataclasses.asdict(used), args)
         if args.dry_run:
             print_dry_run(args, plan, network, weights, samples, folder)
             return
@@ -206,7 +200,7 @@ def train_experiment(args: argparse.Namespace) -> None:
                         training.preprocessing, versions(), args.resume)
         run = TrainingRun(folder, folder, architecture, plan, training, record, last.intervals if last else None)
         if is_main_process():
-            run.target = start_replacement(folder) if has_training(folder) and not args.resume else folder
+            run.target = experiment.start_replacement(folder) if exists and not args.resume else folder
             run.start(FaceDataset(training, settings.augment, args.seed), network.kind.input_size, saved)
         train(run, network, validation, machine, saved)
 
@@ -219,8 +213,8 @@ def main(argv=None):
                        for seed in range(args.seed, args.seed + args.seeds)]
     start_processes()
     for one in experiments if is_main_process() and not args.resume else ():  # before the first is trained
-        folder = experiment_folder(args.runs_dir, one.experiment)
-        check_experiment(folder / TRAINING_RECORD, has_training(folder), {}, one)
+        folder = experiment.experiment_folder(args.runs_dir, one.experiment)
+        experiment.check_experiment(folder / experiment.TRAINING_RECORD, experiment.has_training(folder), {}, one)
     for one in experiments:
         train_experiment(one)
     if is_main_process() and not args.dry_run:

@@ -64,6 +64,7 @@ from ray.tune.search.variant_generator import generate_variants
 from torch.utils.tensorboard import SummaryWriter
 
 from dataset import FaceDataset
+from first_impressions.common import experiment
 from first_impressions.common.command_line import (
     UserError,
     disk_error,
@@ -75,13 +76,6 @@ from first_impressions.common.command_line import (
     run_script,
 )
 from first_impressions.common.device import Machine, pick_device, seed_everything
-from first_impressions.common.experiment import (
-    SEARCH_RECORD,
-    TRAINING_TABLE,
-    check_experiment,
-    experiment_folder,
-    open_experiment,
-)
 from first_impressions.common.files import atomic_write
 from first_impressions.common.ray_cluster import start_ray
 from first_impressions.data.splits import Split
@@ -126,10 +120,7 @@ def trial_table(results: tune.ResultGrid, num_epochs: int) -> pandas.DataFrame:
 
 
 def write_results(folder: Path, results: tune.ResultGrid, table: pandas.DataFrame, space: dict, found: dict) -> None:
-    """Write trials.csv and best_config.json, and what varied of each trial into TensorBoard's table of hyperparameters.
-
-    found: content of best_config.json.
-    """
+    """Write trials.csv, best_config.json with what was found, and TensorBoard's table of what varied."""
     with atomic_write(folder / "trials.csv") as partial:
         table.to_csv(partial, index=False)
     with atomic_write(folder / "best_config.json") as partial:
@@ -153,8 +144,7 @@ def best_config(search: Search, table: pandas.DataFrame, space: dict, weights: s
 
 
 def print_results(args: argparse.Namespace, table: pandas.DataFrame, splits: tuple[Split, Split], trials: int) -> bool:
-    """Print the best of this many trials and what to run next; return whether all have ended. Raises UserError if all
-    have failed."""
+    """Print the best trials and what to run next; return whether all have ended. Raises UserError if all failed."""
     unfinished = int((table["status"] == "unfinished").sum()) + max(0, trials - len(table))
     failed, early = (int((table["status"] == status).sum()) for status in ("failed", "stopped early"))
     place, ended = Path(args.runs_dir) / args.experiment, table[table["best_accuracy"].notna()]
@@ -185,29 +175,29 @@ def settle_trials(folder: Path) -> None:
     old = folder / OLD_SEARCH
     if not old.is_dir():
         return
-    if list((folder / TRIALS_DIR).glob(f"*/{TRAINING_TABLE}")):
+    if list((folder / TRIALS_DIR).glob(f"*/{experiment.TRAINING_TABLE}")):
         for name in RESULTS:
             (folder / name).unlink(missing_ok=True)
     else:
         shutil.rmtree(folder / TRIALS_DIR, ignore_errors=True)
-        for name in (SEARCH_RECORD, TRIALS_DIR):    # the trials last: a kill in between must not take them for new ones
+        # The trials last: a kill in between must not take them for new ones.
+        for name in (experiment.SEARCH_RECORD, TRIALS_DIR):
             if (old / name).exists():
                 os.replace(old / name, folder / name)
     shutil.rmtree(old)
 
 
 def prepare_folder(folder: Path, record: dict, args: argparse.Namespace) -> bool:
-    """Return True if a search is to be resumed; else note the settings of a new one. An old search stays until there is
-    a result of the new one."""
-    if args.resume and (folder / SEARCH_RECORD).exists():
+    """Return True if a search is to be resumed; else note the settings of a new one. An old one stays for the time."""
+    if args.resume and (folder / experiment.SEARCH_RECORD).exists():
         return tune.Tuner.can_restore(str(folder / TRIALS_DIR))
     if args.resume:
         print(f"note: {folder} contains no search yet; a new one is started", file=sys.stderr)
-    for name in (TRIALS_DIR, SEARCH_RECORD) if (folder / SEARCH_RECORD).exists() else ():
+    for name in (TRIALS_DIR, experiment.SEARCH_RECORD) if (folder / experiment.SEARCH_RECORD).exists() else ():
         if (folder / name).exists():
             (folder / OLD_SEARCH).mkdir(exist_ok=True)
             os.replace(folder / name, folder / OLD_SEARCH / name)
-    with atomic_write(folder / SEARCH_RECORD) as partial:
+    with atomic_write(folder / experiment.SEARCH_RECORD) as partial:
         partial.write_text(json.dumps(record, indent=2) + "\n")
     return False
 
@@ -302,8 +292,7 @@ def parse_args(argv=None):
                         help="epochs of a trial that is not stopped")
     parser.add_argument("experiment", metavar="EXPERIMENT", help="name of the folder in --runs-dir")
     parser.add_argument("model", metavar="MODEL", help="one of " + ", ".join(ARCHITECTURES))
-    parser.add_argument("--space", metavar="FILE.json", help="the search space (default: the variable config of this "
-                        "script)")
+    parser.add_argument("--space", metavar="FILE.json", help="the search space (default: config of this script)")
     parser.add_argument("--grace-period", type=positive_int,
                         help="epochs before a trial may be stopped (default: a quarter of NUM_EPOCHS)")
     cluster = parser.add_argument_group("resources")
@@ -317,7 +306,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     architecture = architecture_named(args.model)
-    folder = experiment_folder(args.runs_dir, args.experiment).resolve()
+    folder = experiment.experiment_folder(args.runs_dir, args.experiment).resolve()
     space = space_for(architecture, *((read_space(args.space), f"--space {args.space}") if args.space else
                                       (config, "the variable config")))
     example = resolve_settings(next(generate_variants(space))[1])
@@ -336,10 +325,11 @@ def main(argv=None):
     if trials > args.num_trials:
         print(f"note: grid_search tries all of its values: {trials} trials, {args.num_trials} with each of them",
               file=sys.stderr)
-    with contextlib.nullcontext() if args.dry_run else open_experiment(folder):
+    with contextlib.nullcontext() if args.dry_run else experiment.open_experiment(folder):
         if not args.dry_run:
             settle_trials(folder)   # of a search that was killed
-        check_experiment(folder / SEARCH_RECORD, (folder / SEARCH_RECORD).exists(), used, args)
+        record = folder / experiment.SEARCH_RECORD
+        experiment.check_experiment(record, record.exists(), used, args)
         if args.dry_run:
             drawn_from = "\n".join(f"  {key}: {value}" for key, value in used["config"].items())
             print(f"{trials} trials of {args.model} with {weights} weights, at most {args.num_epochs} epochs "

@@ -77,8 +77,7 @@ class Training(TypedDict):
 
 @dataclass
 class Checkpoint:
-    """All that evaluation, prediction, export and resuming need of a trained network. load_checkpoint checks a file's
-    content against these types."""
+    """All that the scripts need of a trained network. load_checkpoint checks a file's content against these types."""
     architecture: Architecture
     config: Settings            # of the training
     preprocessing: Preprocessing
@@ -119,10 +118,8 @@ class Checkpoint:
 
 
 def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
-    """Return the checkpoint in a file. No code in the file is run.
-
-    Raises UserError if it is damaged, of another format, or lacks anything that any script reads.
-    """
+    """Return the checkpoint in a file, of which no code is run. Raises UserError if it is damaged, of another format,
+    or lacks anything that any script reads."""
     content = load_file(path, "a checkpoint of train.py")
     if not isinstance(content, dict) or "format" not in content:
         raise UserError(f"{path}: is not a checkpoint of this suite; train a new one with train.py")
@@ -147,10 +144,7 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
 
 def find_checkpoint(experiment_dir: str | os.PathLike) -> Path:
     """Return the path of the checkpoint to use: the best one, else the last, the one before, one given away; of the
-    experiment `pretrained` the one that comes with the suite.
-
-    Raises UserError if there is none.
-    """
+    experiment `pretrained` the one that comes with the suite. Raises UserError if there is none."""
     experiment_dir = Path(experiment_dir)
     for name in (BEST, LAST, PREVIOUS, TO_GIVE_AWAY):
         if (experiment_dir / name).exists():

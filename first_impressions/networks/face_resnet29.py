@@ -32,10 +32,8 @@ FEATURES_PER_VIEW = sum(filters * grid ** 2 for (filters, _, _), grid in zip(FAC
 
 
 class FaceBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut; a halving block averages 2x2 pixels on its shortcut.
-
-    dlib's affine layers (a scale and an offset per filter, no batch statistics) are folded into the convolutions.
-    """
+    """Two 3x3 convolutions around a shortcut; a halving block averages 2x2 pixels on its shortcut. dlib's affine layers
+    (a scale and an offset per filter) are folded into the convolutions."""
 
     def __init__(self, inputs, filters, halves):
         super().__init__()
@@ -91,8 +89,7 @@ class FaceResNet29(nn.Module):
         return self.descriptor(last_map.mean((2, 3)))
 
     def forward(self, pictures):
-        """Return what the heads see of a view, B x 4224: the maps of all stages, averaged as FACE_GRIDS says, and the
-        descriptor."""
+        """Return what the heads see of a view, B x 4224: the maps of all stages, averaged, and the descriptor."""
         maps = self.stage_maps(pictures)
         pooled = [functional.adaptive_avg_pool2d(some, grid).flatten(1) for some, grid in zip(maps, FACE_GRIDS)]
         return torch.cat([*pooled, self.describe(maps[-1])], dim=1)
@@ -109,8 +106,7 @@ def _packed(number):
 
 
 def _read_tensors(content, shapes):
-    """Yield the tensors of dlib's file, float32, each of the shape that the network needs; settings lie between them.
-    """
+    """Yield the tensors of dlib's file, float32, of the shapes that the network needs; settings lie between them."""
     position = 0
     for rows, columns in shapes:
         header = b"".join(_packed(n) for n in (2, rows, columns, 1, 1))  # version, shape
@@ -121,11 +117,8 @@ def _read_tensors(content, shapes):
 
 
 def read_face_weights(path: str | os.PathLike | None = None) -> FaceResNet29:
-    """Return a FaceResNet29 (float32, evaluation mode) with the weights of dlib's file.
-
-    path: the file; the one of the package face-recognition-models if it is None. Raises UserError if it is missing or
-    holds other bytes than dlib's.
-    """
+    """Return a FaceResNet29 (float32, evaluation mode) with the weights of dlib's file; default: the one of the package
+    face-recognition-models. Raises UserError if it is missing or holds other bytes than dlib's."""
     path = path or packaged_model(FACE_WEIGHTS)
     content = Path(path).read_bytes()
     if hashlib.sha256(content).hexdigest() != FACE_WEIGHTS_SHA256:

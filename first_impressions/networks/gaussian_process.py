@@ -32,10 +32,8 @@ CHUNK = 4096            # rows at a time
 
 
 class GaussianProcess(nn.Module):
-    """Regression of rows B x (components + descriptor) to scores B x 5, in the form "exact" or "centres".
-
-    width: number of features that the components stand for. descriptor_size: 0 in the form with centres.
-    """
+    """Regression of rows B x (components + descriptor) to scores B x 5, in the form "exact" or "centres". width: number
+    of features that the components stand for. descriptor_size: 0 in the form with centres."""
 
     def __init__(self, width: int, components: int, descriptor_size: int):
         super().__init__()
@@ -53,10 +51,8 @@ class GaussianProcess(nn.Module):
             self.register_buffer(name, torch.zeros(shape, dtype=dtype, device=device))
 
     def fit_exact(self, rows: torch.Tensor, targets: torch.Tensor, noise: float) -> None:
-        """Keep the features, float32 N x (components + descriptor), with targets float32 N x 5.
-
-        noise: variance of the noise in a label, if that of the first kernel is 1.
-        """
+        """Keep the features, float32 N x (components + descriptor), with targets float32 N x 5. noise: variance of the
+        noise in a label, if that of the first kernel is 1."""
         self.allocate(len(rows))
         self.points.copy_(rows[:, :self.components])
         self.descriptors.copy_(rows[:, self.components:self.components + self.descriptor_size])

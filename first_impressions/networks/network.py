@@ -89,8 +89,7 @@ def sides_of_clip(faces: int) -> torch.Tensor:
     in the order of the faces' files: a frozen network sees only what has a weight.
 
     A face keeps its side of light through a clip, so the clip's mean needs mirror images, but not of every face: plain
-    and mirrored ones take turns, but for the middle one, which also stands for the clip's single pictures.
-    """
+    and mirrored ones take turns, but for the middle one, which also stands for the clip's single pictures."""
     if faces < ALTERNATING:
         return torch.full((faces, 2), 0.5)
     others = torch.eye(2).repeat(faces // 2, 1)[:faces - 1]
@@ -169,8 +168,8 @@ class PersonalityNetwork(nn.Module):
         principal components and the descriptor, of a trained one the features as they are."""
         if self.projection is None:
             return features
-        return torch.cat([self.projection(features), features[:, features.shape[1] - self.kind.descriptor_size:]],
-                         dim=1)
+        descriptors = features[:, features.shape[1] - self.kind.descriptor_size:]
+        return torch.cat([self.projection(features), descriptors], dim=1)
 
     def scores_of_heads(self, projected: torch.Tensor) -> torch.Tensor:
         """Return the scores of all K heads, K x B x 5 float32, of what represent returns."""
@@ -250,10 +249,8 @@ def backbone_key(network: PersonalityNetwork) -> str:
 
 
 def load_network_state(network: PersonalityNetwork, state: dict, source: str | os.PathLike) -> None:
-    """Fill a PersonalityNetwork with a state dict; its Gaussian process takes the size of the state's.
-
-    Raises UserError if the state does not fit.
-    """
+    """Fill a PersonalityNetwork with a state dict; its Gaussian process takes the size of the state's. Raises UserError
+    if the state does not fit."""
     points = state.get("memory.points")
     if network.memory is not None and torch.is_tensor(points) and points.ndim == 2 and len(points) <= MOST_CLIPS:
         network.memory.allocate(len(points))

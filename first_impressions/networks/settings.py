@@ -99,10 +99,8 @@ def names_with_effect(architecture: "Architecture", settings: Settings | None = 
 
 
 def settle_gp(settings: Settings, number_of_clips: int, has_gp: bool) -> Settings:
-    """Return the settings with memory and memory_weight resolved for a training set of this size.
-
-    Raises UserError if it has too many clips for the exact form.
-    """
+    """Return the settings with memory and memory_weight resolved for a training set of this size. Raises UserError if
+    it has too many clips for the exact form."""
     form = settings.memory if has_gp else "none"
     if form == "auto":
         form = "exact" if number_of_clips <= MOST_CLIPS else "centres"
@@ -114,9 +112,7 @@ def settle_gp(settings: Settings, number_of_clips: int, has_gp: bool) -> Setting
 
 def resolve_settings(config: dict, given: dict | None = None) -> Settings:
     """Return the settings: the defaults, over them config (but unknown keys), over it what is given and not None.
-
-    Raises UserError that names the setting whose value has a wrong type or is out of bounds.
-    """
+    Raises UserError that names the setting whose value has a wrong type or is out of bounds."""
     given = {key: value for key, value in (given or {}).items() if value is not None}
     values = {key: value.item() if hasattr(value, "item") else value  # a number of NumPy, as some searches draw
               for key, value in {**config, **given}.items() if key in SETTING_NAMES}
@@ -129,10 +125,8 @@ def resolve_settings(config: dict, given: dict | None = None) -> Settings:
 
 
 def read_config(path: str | os.PathLike, option: str = "--config") -> dict:
-    """Return the settings in a JSON file, as the search writes it. Raises UserError for unknown keys or damage.
-
-    option: that named the file.
-    """
+    """Return the settings in a JSON file, as the search writes it. Raises UserError, with the option that named the
+    file, for unknown keys or damage."""
     try:
         config = read_json(path)
     except OSError as error:
@@ -145,11 +139,6 @@ def read_config(path: str | os.PathLike, option: str = "--config") -> dict:
     if unknown:
         raise UserError(f"{option} {path}: does not know {', '.join(unknown)}; known are {', '.join(SETTING_NAMES)}")
     return config
-
-
-def options_of(config: dict) -> list[str]:
-    """Return the RUN_OPTIONS in a configuration as words of a command line."""
-    return [f"--{name.replace('_', '-')}={config[name]}" for name in RUN_OPTIONS if config.get(name) is not None]
 
 
 def add_settings_options(parser: argparse.ArgumentParser) -> None:

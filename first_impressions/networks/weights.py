@@ -14,10 +14,8 @@ from first_impressions.networks.face_resnet29 import read_face_weights
 
 
 def load_file(path: str | os.PathLike, expected: str) -> object:
-    """Return what torch.save wrote to a file: tensors and plain data only.
-
-    Raises UserError for anything else; no code in the file is run.
-    """
+    """Return what torch.save wrote to a file: tensors and plain data only. Raises UserError for anything else; no code
+    in the file is run."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; it should be {expected}")

@@ -35,10 +35,8 @@ def hold_out(samples: ClipFeatures, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def calibrate(architecture: Architecture, samples: ClipFeatures, plan: Plan, weights: str,
               machine: Machine) -> Intervals | None:
-    """Return the intervals of a frozen network's scores, or None if there are too few clips.
-
-    samples: the training clips. Costs as much as the training itself.
-    """
+    """Return the intervals of a frozen network's scores, or None if there are too few training clips. Costs as much as
+    the training itself."""
     training, held_out = hold_out(samples, plan.seed)
     if len(held_out) < LEAST_CLIPS or len(training) < 2:
         return None

@@ -86,8 +86,7 @@ class _Job:
 
 
 def names_and_stamps(faces: pandas.DataFrame) -> list[tuple[bytes, str]]:
-    """Return (name, stamp) of each clip of face files that are sorted by clip. A stamp changes with the name, size or
-    time of any of the clip's files."""
+    """Return (name, stamp) of each clip of face files that are sorted by clip; any change of them changes the stamp."""
     return [(os.fsencode(clip), stamp_of_files(files)) for clip, files in faces.groupby("clip", sort=False)["path"]]
 
 
@@ -102,8 +101,6 @@ def _in_memory(job):
     values = np.array([(mean, alone) if faces else (missing, missing) for faces, mean, alone in records])
     return values, np.array([faces for faces, *_ in records], dtype=np.int64)
 
-
-# ---------------------------------------------------------------- the file
 
 def _stored(folder, job, key):
     """Return (StoredFeatures of the job's clips, numbers of faces). Computes what is missing."""
@@ -161,9 +158,7 @@ class StoredFeatures:
 
     def find(self, wanted: list[tuple[bytes, str]], mend: bool = False) -> np.ndarray:
         """Look for the records of clips, (name, stamp) each, and keep where they are; return bool C, True for found.
-
-        mend: delete a damaged file. No other process may then be writing.
-        """
+        mend: delete a damaged file. No other process may then be writing."""
         found = [(-1, 0, 0)] * len(wanted)
         try:
             with self._database() as database:
@@ -198,11 +193,8 @@ class StoredFeatures:
             database.executemany("INSERT OR REPLACE INTO clips VALUES (?, ?, ?, ?, ?)", rows)
 
 
-# ---------------------------------------------------------------- computing
-
 def _records(job) -> Iterator[tuple[int, np.ndarray | None, np.ndarray | None]]:
-    """Yield (number of faces, their mean, one face alone) of each clip of a job, the features float32 F, or None if no
-    face can be read."""
+    """Yield (number of faces, their mean, one face alone) of each clip, float32 F, or None if no face can be read."""
     records = _records_by_ray(job) if job.machine.ray_address else _records_here(job)
     with progress_bar(total=len(job.codes), desc=f"features of {job.split.name}", unit="face") as bar, \
             contextlib.closing(records):

@@ -1,8 +1,6 @@
-"""The network's inputs for a split: single face chips, or the features of each clip.
+"""The network's inputs for a split: face chips for a backbone that is trained, or what a frozen one sees of each clip.
 
-FaceChips reads chips for a backbone that is trained. ClipFeatures holds what a frozen backbone sees of each clip,
-computed once (feature_cache.py): the mean of the features of its faces, and those of one face alone. Both have len(),
-usable, clips and batches().
+Both have len(), usable, clips and batches().
 """
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -43,11 +41,10 @@ class FaceChips(Samples):
 
 @dataclass
 class ClipFeatures(Samples):
-    """The features of each clip of a split, as a frozen backbone gives them.
+    """The features of each clip of a split, as a frozen backbone gives them, computed once (feature_cache.py).
 
-    parts: arrays C x 2 x F, or StoredFeatures: the mean over the clip's faces, and one of its faces alone, each the
-    mean of the picture and its mirror image. faces: int64 C, the number of faces in the mean; rows of clips without a
-    readable face hold NaN.
+    parts: arrays C x 2 x F, or StoredFeatures: the mean over the clip's faces, and one of its faces alone, seen from
+    both sides. faces: int64 C, the number of faces in the mean; rows of clips without a readable face hold NaN.
     """
     of_clips: ClassVar[bool] = True     # a row is a clip
     parts: list[np.ndarray]
@@ -78,10 +75,8 @@ class ClipFeatures(Samples):
         return torch.from_numpy(result)
 
     def projected(self, network: PersonalityNetwork) -> torch.Tensor:
-        """Return what a network takes of every row, float32 C x 2 x W on the CPU: of the mean, of one face alone.
-
-        It is kept for this projection, which does not change once it was fitted.
-        """
+        """Return what a network takes of every row, float32 C x 2 x W on the CPU: of the mean, of one face alone. It is
+        kept for this projection, which does not change once it was fitted."""
         if self._projected[0] is not network.projection:
             self._projected = (network.projection, self._project(network))
         return self._projected[1]

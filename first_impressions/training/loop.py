@@ -103,10 +103,8 @@ def start_at_the_mean(network: PersonalityNetwork, split: Split) -> None:
 
 
 def fit_frozen_parts(network: PersonalityNetwork, samples: Samples, settings: Settings, seed: int) -> None:
-    """Fit the closed-form parts to the clip features: the projection, and the Gaussian process if there is one.
-
-    samples: ClipFeatures. They keep what was fitted, and the next network with the same settings takes it over: the
-    trials of a search have few different ones.
+    """Fit the closed-form parts to ClipFeatures: the projection, and the Gaussian process if there is one. The samples
+    keep what was fitted for the next network with the same settings: the trials of a search have few different ones.
     """
     usable, memory = samples.usable, network.memory
     key = settings.components, seed
@@ -129,10 +127,8 @@ def fit_frozen_parts(network: PersonalityNetwork, samples: Samples, settings: Se
 
 def start_training(network: PersonalityNetwork, samples: Samples, plan: Plan,
                    saved: dict | None = None) -> TrainingState:
-    """Return the state of a new training, or of one to go on with. network: on the machine's device.
-
-    saved: what TrainingState.state_dict returned. Raises UserError if there are too few samples for a step.
-    """
+    """Return the state of a new training, or of one to go on with. network: on the machine's device; saved: what
+    TrainingState.state_dict returned. Raises UserError if there are too few samples for a step."""
     settings, usable = plan.settings, len(samples.usable)
     if usable < 2 * world_size():
         unit = "clip" if samples.of_clips else "face"
@@ -173,9 +169,8 @@ def batches_of_epoch(samples: Samples, plan: Plan, epoch: int) -> list[list[int]
 
 
 def validate(network: PersonalityNetwork, samples: Samples, loss: str, constant: pandas.Series) -> dict[str, float]:
-    """Return loss_valid, of all rows together, and accuracy_<trait>, gain_<trait> and pearson_<trait>, per clip as the
-    challenge measures. loss: a key of LOSSES. constant: the mean label of the training clips, whose accuracy on these
-    clips is subtracted in the gain."""
+    """Return loss_valid, of all rows together, and accuracy_<trait>, gain_<trait> (over the constant, the mean label of
+    the training clips) and pearson_<trait>, per clip as the challenge measures. loss: a key of LOSSES."""
     scores = score_rows(network, samples)
     clips = scores_of_clips(samples.clips, scores)
     if clips.empty:
@@ -262,9 +257,9 @@ def fit(state: TrainingState, plan: Plan, samples: Samples, validation: Samples 
         after_step: Callable[[TrainingState], None] | None = None, show_progress: bool = True) -> Iterator[dict]:
     """Train up to plan.num_epochs and yield the record of each epoch.
 
-    A record has epoch, loss_train, seconds, samples_per_second, the learning rates, and with validation (needed in the
-    main process only) what validate returns. after_step(state) is called between any two
-    steps of an epoch; what it raises ends the training. Raises UserError if the loss is not finite.
+    A record has epoch, loss_train, seconds, samples_per_second, the learning rates, and with validation (in the main
+    process only) what validate returns. after_step(state) is called between any two steps of an epoch. Raises UserError
+    if the loss is not finite.
     """
     parallel: nn.Module = state.network
     if world_size() > 1:

@@ -13,15 +13,10 @@ import pandas
 from torch.utils.data import Dataset
 from torch.utils.tensorboard import SummaryWriter
 
+from first_impressions.common import experiment
 from first_impressions.common.command_line import leave_closed_terminal
 from first_impressions.common.constants import TRAITS
 from first_impressions.common.device import any_process, is_main_process
-from first_impressions.common.experiment import (
-    SECONDS_BETWEEN_CHECKPOINTS,
-    TRAINING_RECORD,
-    TRAINING_TABLE,
-    finish_replacement,
-)
 from first_impressions.common.files import atomic_write
 from first_impressions.data.labels import quantiles_of
 from first_impressions.data.splits import Split
@@ -79,8 +74,7 @@ class TrainingRun:
 
     @contextlib.contextmanager
     def listen(self) -> Iterator[None]:
-        """Note Ctrl-C, SIGTERM and SIGHUP in this block, so that training ends between two steps, with its state saved.
-        """
+        """Note Ctrl-C, SIGTERM and SIGHUP in this block: training then ends between two steps, with its state saved."""
         before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
                   if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN}  # ignored under nohup
         try:
@@ -106,7 +100,7 @@ class TrainingRun:
         """Write args.json and what TensorBoard shows of the start. dataset: the training faces, as the network sees
         them when they are scaled to its input_size."""
         record = asdict(self.record)
-        with atomic_write(self.target / TRAINING_RECORD) as partial:
+        with atomic_write(self.target / experiment.TRAINING_RECORD) as partial:
             partial.write_text(json.dumps(record, indent=2) + "\n")
         # A kill may have come between a checkpoint and its log: the last epoch is logged anew.
         self.writer = SummaryWriter(self.target, purge_step=saved["epoch"] if saved else None)
@@ -140,7 +134,7 @@ class TrainingRun:
                     training=None).save(self.target / BEST)
         if self.target != self.folder:
             self.writer.close()
-            finish_replacement(self.folder)
+            experiment.finish_replacement(self.folder)
             self.target = self.folder
             self.writer = SummaryWriter(self.target)
 
@@ -150,7 +144,7 @@ class TrainingRun:
         self.has_begun = True
         is_last = state.epoch == self.plan.num_epochs
         stop = any_process(self.stopped_by is not None) and not is_last
-        if stop or is_last or time.monotonic() - self.saved_at > SECONDS_BETWEEN_CHECKPOINTS:
+        if stop or is_last or time.monotonic() - self.saved_at > experiment.SECONDS_BETWEEN_CHECKPOINTS:
             self.save(state)
         if state.step == 0 and is_main_process():
             self.log(state.history)
@@ -160,7 +154,7 @@ class TrainingRun:
     def log(self, history: list[dict]) -> None:
         """Write training.csv and the last epoch's record."""
         record = history[-1]
-        with atomic_write(self.target / TRAINING_TABLE) as partial:
+        with atomic_write(self.target / experiment.TRAINING_TABLE) as partial:
             pandas.DataFrame(history).to_csv(partial, index=False)
         log_epoch(self.writer, record)
         self.writer.flush()

@@ -19,8 +19,7 @@ HELD_OUT = 0.2  # of the clips, for --val-split speaker
 
 @dataclass
 class Samples:
-    """The data to train or validate on, or to score: a split in rows, each a face or a clip (see inputs.py). clips: the
-    name of each row's clip."""
+    """A split in rows, each a face or a clip (see inputs.py). clips: the name of each row's clip."""
     split: Split
     clips: np.ndarray
     machine: Machine
@@ -73,8 +72,7 @@ def add_run_options(parser: argparse.ArgumentParser, run: str) -> None:
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help=f"go on with an interrupted {run} of the same command")
     existing.add_argument("--overwrite", action="store_true", help=f"replace a {run} of the same name")
-    parser.add_argument("--dry-run", action="store_true", help="check everything and say what would be done; write "
-                        "nothing")
+    parser.add_argument("--dry-run", action="store_true", help="check all, say what would be done, write nothing")
     parser.add_argument("--seed", type=seed_number, default=0, help="of everything random")
     group = parser.add_argument_group("data")
     group.add_argument("--data-dir", default="data", help="data folder")
@@ -93,8 +91,7 @@ def number_of_samples(split: Split, frozen: bool) -> int:
 
 
 def check_batch_size(batch_size: int, split: Split, frozen: bool) -> int:
-    """Return number_of_samples. Raises UserError if a step of this size cannot be taken: batch normalisation needs two
-    samples a process."""
+    """Return number_of_samples. Raises UserError if it is too small, or less than two for batch normalisation."""
     number, unit = number_of_samples(split, frozen), "clip" if frozen else "face"
     if batch_size < 2 or number < 2 * world_size():
         raise UserError(f"BATCH_SIZE {batch_size} with {counted(number, unit)}: "

@@ -40,8 +40,7 @@ def read_space(path: str) -> dict:
 
 
 def space_for(architecture: Architecture, space: dict, place: str) -> dict:
-    """Return the part of a search space that this network has a use for. Raises UserError, naming the place, for what
-    is not a setting."""
+    """Return the part of a search space that this network uses. Raises UserError, with the place, for other keys."""
     unknown = [key for key in space if key not in SETTING_NAMES and key != "batch_size"]
     if unknown or "batch_size" not in space:
         raise UserError(f"{place} holds {', '.join(unknown) or 'no batch_size'}; known are batch_size, "
