@@ -53,7 +53,7 @@ def load_training_and_validation(data_dir: str | Path, final_run: bool, val_spli
         training, validation = splits.split_by_speaker(training, HELD_OUT, seed)
     if validation is not None:
         splits.check_same_faces(validation.preprocessing, training.preprocessing, f"the faces of {validation.name}",
-                         f"those of {training.name}")
+                                f"those of {training.name}")
     if is_main_process():
         for split in filter(None, (training, validation)):
             print(splits.describe(split), flush=True)
