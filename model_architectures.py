@@ -72,8 +72,10 @@ def load_trained(experiment: str, runs_dir: str | os.PathLike = "runs",
     return load_experiment(experiment, runs_dir, Machine(pick_device(device), "float32"))
 
 
-def print_networks() -> None:
-    """Print the table of the named networks."""
+def main(argv=None):
+    parser = make_parser(__doc__)
+    parser.add_argument("command", choices=("list",), help="print the networks")
+    parser.parse_args(argv)
     print(f"{'MODEL':<20}{'backbone':<16}{'trained with the head':<26}layers of the head")
     for name, architecture in ARCHITECTURES.items():
         head = "-".join(str(size) for size in (*architecture.hidden, len(TRAITS)))
@@ -82,13 +84,6 @@ def print_networks() -> None:
             trained = f"{architecture.trained[0]} to {architecture.trained[-1]}"
         print(f"{name:<20}{architecture.backbone:<16}{trained:<26}{head}")
     print(f"l1, l2 and l3 are sizes that the configuration gives; {len(TRAITS)} are the traits")
-
-
-def main(argv=None):
-    parser = make_parser(__doc__)
-    parser.add_argument("command", choices=("list",), help="print the networks")
-    parser.parse_args(argv)
-    print_networks()
 
 
 if __name__ == "__main__":

@@ -132,13 +132,13 @@ def write_results(folder: Path, results: tune.ResultGrid, table: pandas.DataFram
                 log_hyperparameters(writer, {key: result.config[key] for key in varying}, result.metrics["best"])
 
 
-def best_config(search: Search, table: pandas.DataFrame, space: dict, weights: str, number_of_clips: int) -> dict:
+def best_config(search: Search, table: pandas.DataFrame, space: dict, number_of_clips: int) -> dict:
     """Return all that train.py --config needs to repeat the best trial: its settings, resolved for a training set of
     this size, and what they were found with."""
     best = table.iloc[0]
-    settings = settle_gp(resolve_settings({key: best[key] for key in space}), number_of_clips,
-                             search.architecture.has_gp)
-    return {"model": search.architecture.name, "weights": weights, "val_split": search.val_split,
+    settings = resolve_settings({key: best[key] for key in space})
+    settings = settle_gp(settings, number_of_clips, search.architecture.has_gp)
+    return {"model": search.architecture.name, "weights": search.weights, "val_split": search.val_split,
             "speaker_regex": search.speaker_regex, "seed": search.seed, "batch_size": int(best["batch_size"]),
             **{name: getattr(settings, name) for name in names_with_effect(search.architecture, settings)}}
 
@@ -276,7 +276,7 @@ def run_search(args: argparse.Namespace, search: Search, network: PersonalityNet
         settle_trials(folder)
     table = trial_table(results, args.num_epochs)
     if table["best_accuracy"].notna().any():
-        found = best_config(search, table, space, record["used"]["weights"], len(splits[0].labels))
+        found = best_config(search, table, space, len(splits[0].labels))
         write_results(folder, results, table, space, found)
     ray.shutdown()
     if not print_results(args, table, splits, number_of_trials(args.num_trials, space)):

@@ -21,8 +21,6 @@ from first_impressions.networks.weights import load_backbone_weights, load_state
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-# ---------------------------------------------------------------- backbones and architectures
-
 @dataclass(frozen=True)
 class Backbone:
     """A kind of backbone and what it sees of a face chip."""
@@ -77,9 +75,6 @@ class Architecture:
     def kind(self) -> Backbone:
         """The Backbone."""
         return BACKBONES[self.backbone]
-
-
-# ---------------------------------------------------------------- the network
 
 ALTERNATING = 5     # faces of a clip from which on most are seen from one side alone (docs/accuracy.md)
 

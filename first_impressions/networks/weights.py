@@ -37,17 +37,6 @@ def load_state(module: nn.Module, state: dict, source: str | os.PathLike) -> Non
         raise UserError(f"{source}: does not fit this network: {textwrap.shorten(reason, 300)}") from None
 
 
-def _imagenet_weights(backbone_name):
-    import torchvision
-
-    weights = torchvision.models.get_model_weights(backbone_name)["IMAGENET1K_V1"]
-    try:
-        return weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
-    except (URLError, OSError, RuntimeError) as error:
-        raise UserError(f"--weights imagenet: {weights.url} cannot be downloaded ({error}); give --weights with the "
-                        "path of a downloaded file, or --weights none to start from random numbers") from None
-
-
 def load_backbone_weights(backbone: nn.Module, kind: "Backbone", weights: str) -> None:  # noqa: F821
     """Fill a backbone of a kind with the weights that --weights names: imagenet, dlib, none or the path of a state
     dict. Raises UserError for missing or unfit ones."""
@@ -59,7 +48,14 @@ def load_backbone_weights(backbone: nn.Module, kind: "Backbone", weights: str) -
     if weights == "dlib":
         state = read_face_weights().state_dict()
     elif weights == "imagenet":
-        state = _imagenet_weights(kind.name)
+        import torchvision
+
+        file = torchvision.models.get_model_weights(kind.name)["IMAGENET1K_V1"]
+        try:
+            state = file.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
+        except (URLError, OSError, RuntimeError) as error:
+            raise UserError(f"--weights imagenet: {file.url} cannot be downloaded ({error}); give --weights with the "
+                            "path of a downloaded file, or --weights none to start from random numbers") from None
     else:
         state = load_file(weights, "a state dict saved by torch.save")
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):

@@ -7,8 +7,7 @@ faces changed are computed. Deleting the file costs only time. With a Ray cluste
 records come back; all machines must then see the data folder under one path.
 
 SQLite rather than LMDB, HDF5 or zarr: it comes with every Python, a kill at any moment leaves the last commit whole,
-several processes may read while one writes, which LMDB does not do on network disks, and reading takes 1.4 times as
-long as from a memory map.
+and several processes may read while one writes, which LMDB does not do on network disks.
 """
 import contextlib
 import hashlib

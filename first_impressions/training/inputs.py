@@ -112,7 +112,7 @@ def make_samples(network: PersonalityNetwork, dataset: Dataset, machine: Machine
 
 @torch.inference_mode()
 def score_rows(network: PersonalityNetwork, samples: FaceChips | ClipFeatures, alone: bool = False,
-               batch_size: int = 256, title: str | None = None) -> np.ndarray:
+               title: str | None = None) -> np.ndarray:
     """Return float32 scores N x 5 in [0, 1] of the N rows of samples: clips or faces, as the samples have them.
 
     Rows that cannot be read are NaN. Faces are scored with their mirror images. alone: score one face of each clip
@@ -120,7 +120,7 @@ def score_rows(network: PersonalityNetwork, samples: FaceChips | ClipFeatures, a
     """
     network.eval()
     scores = np.full((len(samples), len(TRAITS)), np.nan, dtype=np.float32)
-    batches = list(BatchSampler(samples.usable.tolist(), batch_size, drop_last=False))
+    batches = list(BatchSampler(samples.usable.tolist(), 256, drop_last=False))
     with progress_bar(total=len(samples.usable), desc=title, unit="row", disable=None if title else True) as bar:
         for rows, inputs in samples.batches(network, batches):
             if len(rows):

@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import numpy as np
 import pandas
@@ -21,7 +20,6 @@ from first_impressions.common.command_line import UserError, counted, progress_b
 from first_impressions.common.constants import TRAITS
 from first_impressions.common.device import is_main_process, rank, send, world_size
 from first_impressions.data.chips import epoch_batches
-from first_impressions.data.splits import Split
 from first_impressions.evaluation.metrics import basic_figures, scores_of_clips
 from first_impressions.networks.losses import LOSSES
 from first_impressions.networks.network import PersonalityNetwork, load_network_state
@@ -44,11 +42,9 @@ def warmup_cosine(total_steps: int, warmup: float) -> Callable[[int], float]:
 
 
 def parameter_groups(network: PersonalityNetwork, settings: Settings) -> list[dict]:
-    """Return the optimiser's parameter groups: the heads with lr, the trained stages with smaller learning rates.
-
-    The last stage learns with lr x backbone_lr_factor, each stage before it with layer_decay times the next one's rate.
-    Biases and normalisation layers (one-dimensional) are not decayed.
-    """
+    """Return the optimiser's parameter groups: the heads learn with lr, the last trained stage with lr x
+    backbone_lr_factor, each stage before it with layer_decay times the next one's rate. Biases and normalisation layers
+    (one-dimensional) are not decayed."""
     parts = [("heads", network.heads, settings.lr)]
     for distance, stage in enumerate(reversed(network.trained)):
         rate = settings.lr * settings.backbone_lr_factor * settings.layer_decay ** distance
@@ -78,28 +74,17 @@ class TrainingState:
     history: list = field(default_factory=list)     # the record of each epoch
     best: dict | None = None            # of the best epoch: epoch, accuracy, network
 
-    PLAIN: ClassVar = ("epoch", "step", "loss_sum", "loss_count", "history", "best")
-
     def state_dict(self) -> dict:
         """Return the state as tensors and plain data."""
-        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
-                **{name: getattr(self, name) for name in self.PLAIN}, "loss_sum": float(self.loss_sum)}
+        return {**vars(self), "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(), "loss_sum": float(self.loss_sum)}
 
     def load_state_dict(self, saved: dict) -> None:
         """Take over what state_dict returned, but for the network's own weights, which are loaded before."""
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scheduler.load_state_dict(saved["scheduler"])
-        for name in self.PLAIN:
+        for name in ("epoch", "step", "loss_sum", "loss_count", "history", "best"):
             setattr(self, name, saved[name])
-
-
-def start_at_the_mean(network: PersonalityNetwork, split: Split) -> None:
-    """Initialise each head's bias so that it predicts the mean label of the training clips."""
-    means = torch.tensor([split.labels[trait].mean() for trait in TRAITS], dtype=torch.float32).clamp(0.01, 0.99)
-    with torch.no_grad():
-        for head in network.heads:
-            head[-1].bias.copy_(torch.logit(means))
 
 
 def fit_frozen_parts(network: PersonalityNetwork, samples: Samples, settings: Settings, seed: int) -> None:
@@ -140,7 +125,11 @@ def start_training(network: PersonalityNetwork, samples: Samples, plan: Plan,
     if saved:
         load_network_state(network, saved["network"], "the saved state of training")
     else:
-        start_at_the_mean(network, samples.split)
+        # Each head begins by predicting the mean label of the training clips.
+        means = torch.tensor([samples.split.labels[trait].mean() for trait in TRAITS], dtype=torch.float32)
+        with torch.no_grad():
+            for head in network.heads:
+                head[-1].bias.copy_(torch.logit(means.clamp(0.01, 0.99)))
         if network.frozen:
             fit_frozen_parts(network, samples, settings, plan.seed)
     state = TrainingState(network, optimizer, scheduler)
