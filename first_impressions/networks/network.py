@@ -166,19 +166,15 @@ class PersonalityNetwork(nn.Module):
         descriptors = features[:, features.shape[1] - self.kind.descriptor_size:]
         return torch.cat([self.projection(features), descriptors], dim=1)
 
-    def scores_of_heads(self, projected: torch.Tensor) -> torch.Tensor:
-        """Return the scores of all K heads, K x B x 5 float32, of what represent returns."""
-        if self.standardise is None:
-            inputs = projected[:, :self.projection.axes.shape[1]] / self.projection.scale
-        else:
-            inputs = self.standardise(projected)
-        with self._mixed_precision(inputs.device):
-            return torch.stack([torch.sigmoid(head(inputs).float()) for head in self.heads])
-
     def forward(self, inputs: torch.Tensor, of_each_head: bool = False) -> torch.Tensor:
         """Return the scores B x 5, or with of_each_head what is trained: the scores of all K heads, K x B x 5."""
         projected = inputs if inputs.ndim == 2 else self.represent(self.features(inputs))
-        scores = self.scores_of_heads(projected)
+        if self.standardise is None:
+            components = projected[:, :self.projection.axes.shape[1]] / self.projection.scale
+        else:
+            components = self.standardise(projected)
+        with self._mixed_precision(components.device):
+            scores = torch.stack([torch.sigmoid(head(components).float()) for head in self.heads])
         if of_each_head:
             return scores
         scores = scores.mean(0)

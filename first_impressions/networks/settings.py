@@ -129,10 +129,8 @@ def read_config(path: str | os.PathLike, option: str = "--config") -> dict:
     file, for unknown keys or damage."""
     try:
         config = read_json(path)
-    except OSError as error:
-        raise UserError(f"{option} {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{option} {path}: is not JSON ({error})") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{option} {path}: cannot be read as JSON ({getattr(error, 'strerror', error)})") from None
     if not isinstance(config, dict):
         raise UserError(f"{option} {path}: is not a dictionary of settings")
     unknown = sorted(config.keys() - set(SETTING_NAMES) - {"batch_size", "model", *RUN_OPTIONS})

@@ -47,8 +47,7 @@ def load_training_and_validation(data_dir: str | Path, final_run: bool, val_spli
                         "training clips, FINAL_RUN true on none")
     validation = splits.load_split(data_dir, "valid", speaker_regex) if has_validation else None
     if final_run or val_split == "speaker":
-        training = splits.join_splits(training, validation) if validation else training
-        validation = None
+        training, validation = (splits.join_splits(training, validation) if validation else training), None
     if not final_run and val_split == "speaker":
         training, validation = splits.split_by_speaker(training, HELD_OUT, seed)
     if validation is not None:
