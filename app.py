@@ -10,7 +10,6 @@ Results are never written to disk.
 """
 import first_impressions.common.startup  # noqa: F401  (before torch)
 
-# isort: split
 import contextlib
 import os
 import secrets

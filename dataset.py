@@ -18,7 +18,6 @@ From Python, for a network and a loop of your own:
 """
 import first_impressions.common.startup  # noqa: F401  (before torch)
 
-# isort: split
 import itertools
 import shlex
 from collections.abc import Callable

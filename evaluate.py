@@ -15,7 +15,6 @@ experiments, named alike as above, their figures together in runs/final_seed/eva
 """
 import first_impressions.common.startup  # noqa: F401  (before torch)
 
-# isort: split
 import argparse
 import os
 import shlex

@@ -16,7 +16,6 @@ it.
 """
 import first_impressions.common.startup  # noqa: F401  (before torch)
 
-# isort: split
 import dataclasses
 import io
 import json

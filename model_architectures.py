@@ -10,7 +10,6 @@ From Python, a new network and a trained one:
 """
 import first_impressions.common.startup  # noqa: F401  (before torch)
 
-# isort: split
 import difflib
 import os
 

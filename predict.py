@@ -16,7 +16,6 @@ a row with its problem. docs/evaluation_and_prediction.md explains every column.
 """
 import first_impressions.common.startup  # noqa: F401  (before torch)
 
-# isort: split
 import contextlib
 import itertools
 import math

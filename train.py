@@ -17,7 +17,6 @@ false), checkpoint_previous.pt, MODEL_CARD.md and TensorBoard's event files.
 """
 import first_impressions.common.startup  # noqa: F401  (before torch)
 
-# isort: split
 import argparse
 import contextlib
 import dataclasses

@@ -17,7 +17,6 @@ trial), search_args.json, and search/<trial>/ with each trial's TensorBoard logs
 # ruff: noqa: E402  (config comes before the other imports, since users edit it)
 import first_impressions.common.startup  # noqa: F401  (before Ray)
 
-# isort: split
 import numpy as np  # noqa: F401  (for a config of your own: tune.sample_from(lambda _: 2 ** np.random.randint(2, 9)))
 from ray import tune
 

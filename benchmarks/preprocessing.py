@@ -22,7 +22,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pre-processing"))
 
 import first_impressions.common.startup  # noqa: F401  (before torch)
 
-# isort: split
 import av
 import cv2
 import dlib

@@ -26,7 +26,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import first_impressions.common.startup  # noqa: F401  (before torch)
 
-# isort: split
 import pandas
 import torch
 from made_up import BYTES_A_CLIP, FACES_A_CLIP, made_up_samples, write_file

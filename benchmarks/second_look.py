@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import first_impressions.common.startup  # noqa: F401  (before torch)
 
-# isort: split
 import av
 import cv2
 import numpy as np

@@ -34,7 +34,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import first_impressions.common.startup  # noqa: F401  (before torch)
 
-# isort: split
 import av
 import cv2
 import numpy as np

@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import first_impressions.common.startup  # noqa: F401  (before torch)
 
-# isort: split
 from face_options import add_face_options, crop_settings, next_command, noted_settings
 from first_impressions.common.command_line import UserError, make_parser, run_script
 from first_impressions.common.constants import FOUND_BY_CNN, NO_FACE, PICTURE_SUFFIXES, face_name

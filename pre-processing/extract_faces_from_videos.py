@@ -22,7 +22,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import first_impressions.common.startup  # noqa: F401  (before torch)
 
-# isort: split
 from clip_options import add_clip_options, run_on_clips
 from face_options import add_face_options, crop_settings, next_command, noted_settings
 from first_impressions.common.command_line import make_parser, run_script

@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import first_impressions.common.startup  # noqa: F401  (before torch)
 
-# isort: split
 from clip_options import add_clip_options, run_on_clips
 from first_impressions.common.command_line import make_parser, printable, run_script
 from first_impressions.extraction.frames import FrameSettings, extract_frames

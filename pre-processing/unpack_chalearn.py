@@ -25,7 +25,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import first_impressions.common.startup  # noqa: F401  (before torch)
 
-# isort: split
 import pybit7z
 
 from first_impressions.common.command_line import UserError, counted, make_parser, printable, run_script, stop_status
