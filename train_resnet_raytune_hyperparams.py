@@ -41,7 +41,6 @@ config = {
     "noise": tune.choice([0.2, 0.3, 0.5]),
 }
 
-# isort: split
 import argparse
 import contextlib
 import dataclasses
