@@ -77,11 +77,12 @@ class FaceResNet29(nn.Module):
     def forward(self, pictures):
         """Return what the heads see of a view, B x 4224: the maps of the stages (32 x 35 x 35, 64 x 17 x 17,
         128 x 8 x 8, 256 x 4 x 4, 256 x 2 x 2), averaged as FACE_GRIDS says, and dlib's descriptor of 128 numbers."""
-        maps, pooled = functional.max_pool2d(functional.relu(self.stem(pictures)), 3, 2), []
-        for stage, grid in zip((self.stage1, self.stage2, self.stage3, self.stage4, self.stage5), FACE_GRIDS):
-            maps = stage(maps)
-            pooled.append(functional.adaptive_avg_pool2d(maps, grid).flatten(1))
-        return torch.cat([*pooled, self.descriptor(maps.mean((2, 3)))], dim=1)
+        maps = [functional.max_pool2d(functional.relu(self.stem(pictures)), 3, 2)]
+        for stage in (self.stage1, self.stage2, self.stage3, self.stage4, self.stage5):
+            maps.append(stage(maps[-1]))
+        # After all stages: the order in which gradients are added up decides on their last bits.
+        pooled = [functional.adaptive_avg_pool2d(some, grid).flatten(1) for some, grid in zip(maps[1:], FACE_GRIDS)]
+        return torch.cat([*pooled, self.descriptor(maps[-1].mean((2, 3)))], dim=1)
 
 
 def _packed(number):
