@@ -32,7 +32,7 @@ from first_impressions.common.command_line import (
 from first_impressions.common.device import add_device_options
 from first_impressions.common.experiment import PRETRAINED
 from first_impressions.common.files import private_folder
-from first_impressions.extraction.frames import FrameSettings
+from first_impressions.extraction.frames import FrameSettings, add_frame_options
 from first_impressions.prediction import page
 from first_impressions.prediction.scoring import FRAMES, WHOLE_UP_TO, Scorer, files_below, load_scorer, score_files
 from first_impressions.prediction.tables import ALL_COLUMNS, FRAME_COLUMNS, table_of
@@ -62,7 +62,7 @@ def prepare_environment(folder: Path) -> None:
 class App:
     """The network and the limits."""
     scorer: Scorer
-    frames: int
+    frames: FrameSettings
     workers: int
     most_bytes: int
     most_seconds: int
@@ -72,8 +72,8 @@ class App:
         """Yield (progress, results) as HTML, first empty and then after each file."""
         entries, rows, faces, scored = [], [], [], 0
         yield page.parts.progress(0, len(paths), 0), ""
-        settings = self.scorer.face_settings(FrameSettings(self.frames, piece=PIECE, whole_up_to=WHOLE_UP_TO),
-                                             find_all=every_face, keep_picture=True, most_seconds=self.most_seconds)
+        settings = self.scorer.face_settings(self.frames, find_all=every_face, keep_picture=True,
+                                             most_seconds=self.most_seconds)
         items = ((path, self.refusal(path)) for path in paths)
         with contextlib.closing(score_files(self.scorer, items, settings, min(self.workers, len(paths)))) as answers:
             for scores in answers:
@@ -179,8 +179,7 @@ def parse_args(argv=None):
                         help="name of a folder in --runs-dir (default: pretrained, which comes with the suite)")
     parser.add_argument("--runs-dir", default="runs", help="folder of the experiments")
     parser.add_argument("--port", type=whole_number_between(1, 65535), default=7860, help="of the page")
-    parser.add_argument("--frames", type=positive_int, default=FRAMES,
-                        help="frames drawn from a clip, or from each piece of a long one")
+    add_frame_options(parser, FRAMES)
     parser.add_argument("--max-megabytes", type=positive_int, default=200, help="largest file that is scored")
     parser.add_argument("--max-minutes", type=positive_int, default=15, help="longest clip that is scored")
     parser.add_argument("--max-files", type=positive_int, default=50, help="most files that are scored at once")
@@ -203,7 +202,8 @@ def main(argv=None):
             raise UserError(f"the page needs Gradio ({error}): run make app, or pip install -r requirements-app.txt"
                             ) from None
         scorer = load_scorer(args.experiment, args.runs_dir, args.precision, args.device)
-        app = App(scorer, args.frames, args.workers, args.max_megabytes * 10**6, args.max_minutes * 60, args.max_files)
+        frames = FrameSettings.from_options(args, piece=PIECE, whole_up_to=WHOLE_UP_TO)
+        app = App(scorer, frames, args.workers, args.max_megabytes * 10**6, args.max_minutes * 60, args.max_files)
         token = secrets.token_urlsafe()
         blocks = launch(app, args.port, token)
         print(f"Open http://{HOST}:{args.port}/?token={token} in a browser.\n"

@@ -27,11 +27,12 @@ from torch import nn
 
 from first_impressions.common.command_line import UserError, make_parser, run_script
 from first_impressions.common.constants import TRAITS
-from first_impressions.common.experiment import EXPORTED_FILES, experiment_folder
+from first_impressions.common.experiment import TO_GIVE_AWAY, experiment_folder
 from first_impressions.common.files import atomic_write, check_output_file
 from first_impressions.networks.checkpoint import Checkpoint, read_experiment
 from first_impressions.networks.network import PersonalityNetwork, build_network
 
+EXPORTED_FILES = {"onnx": "model.onnx", "torch": "model.pt2", "checkpoint": TO_GIVE_AWAY}
 DESCRIPTORS = ("contains descriptors of the training clips' faces, by which people can be recognised; for a model to "
                "publish, train with --memory centres or --memory none")
 MOST_SINGLE = 20_000    # numbers of a tensor that keeps single precision: little to gain from halves

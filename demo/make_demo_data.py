@@ -49,9 +49,8 @@ from first_impressions.common.command_line import (
     run_script,
     usable_cores,
 )
+from first_impressions.common.constants import TRAITS
 
-# As in conventions.py; this script needs nothing of the suite.
-TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
 WIDTH, HEIGHT = 480, 360
 FRAMES_PER_SECOND = 15
 # With its macroblock tree, or with several threads, x264 writes other bytes in each run.
@@ -112,7 +111,7 @@ def paint_portrait(scores, speaker, seed):
     portrait: float32 512 x 512 x 3 in [0, 1], RGB; shape: factors of the face's width and height; face_centre: x and y
     in pixels.
     """
-    openness, conscientiousness, extraversion, agreeableness, neuroticism = scores
+    openness, conscientiousness, extraversion, agreeableness, neuroticism, *_ = scores
     look = np.random.default_rng([seed, 1, speaker])
     portrait = data.astronaut().astype(np.float32) / 255
     face_centre, cheek = FACE_CENTRE, CHEEKS[0]

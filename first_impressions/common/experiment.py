@@ -21,11 +21,10 @@ TRAINING_RECORD, SEARCH_RECORD = "args.json", "search_args.json"
 TRAINING_TABLE = "training.csv"     # one row per epoch
 CHECKPOINTS = "checkpoint_*.pt"
 MODEL_CARD = "MODEL_CARD.md"
-EXPORTED_FILES = {"onnx": "model.onnx", "torch": "model.pt2", "checkpoint": "model.pt"}     # of export.py's --format
-TO_GIVE_AWAY = EXPORTED_FILES["checkpoint"]
+TO_GIVE_AWAY = "model.pt"
 # What train.py, evaluate.py and export.py write into the folder.
 TRAINING_FILES = (TRAINING_RECORD, TRAINING_TABLE, CHECKPOINTS, "events.out.tfevents.*", "evaluation_*",
-                  *EXPORTED_FILES.values(), MODEL_CARD)
+                  "model.*", MODEL_CARD)
 # The tests set the variable to save after every step.
 SECONDS_BETWEEN_CHECKPOINTS = float(os.environ.get("SECONDS_BETWEEN_CHECKPOINTS", 30))
 NEW = ".new"

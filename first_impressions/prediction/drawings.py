@@ -88,26 +88,27 @@ def draw_heat_maps(network: PersonalityNetwork, scores: FileScores) -> np.ndarra
 
 
 def overlay(chip: np.ndarray, maps: np.ndarray, labels: list[str], note: str = "") -> np.ndarray:
-    """Return a picture: the chip and its five maps over it, labels below the six, a note, and a legend of the colours.
+    """Return a picture: the chip and its maps over it, labels below all of them, a note, and a legend of the colours.
 
     chip: uint8 RGB 3 x H x W. maps: float 5 x H x W in [0, 1].
     """
     import matplotlib
 
-    chip = chip.transpose(1, 2, 0)
+    chip, width = chip.transpose(1, 2, 0), len(labels)
     grey = cv2.cvtColor(chip, cv2.COLOR_RGB2GRAY)[:, :, None]  # so that every colour is the map's
     colours = matplotlib.colormaps["inferno"]
     panels = [(0.45 * grey + 0.55 * colours(heat, bytes=True)[:, :, :3]).astype(np.uint8) for heat in maps]
     strip = np.concatenate([chip, *panels], axis=1)
-    figure = _figure(6 * FACE_SIZE, CAPTIONS_HEIGHT, len(chip) / FACE_SIZE)
+    figure = _figure(width * FACE_SIZE, CAPTIONS_HEIGHT, len(chip) / FACE_SIZE)
     for number, label in enumerate(labels):
-        figure.text((number + 0.03) / 6, 0.65, label)
-    figure.text(0.03 / 6, 0.2, note)
-    figure.text(1.03 / 6, 0.2, "colour: how much more a place raises this score than all scores on average, from none")
-    bar = figure.add_axes([4.03 / 6, 0.2, 0.5 / 6, 0.2])
+        figure.text((number + 0.03) / width, 0.65, label)
+    figure.text(0.03 / width, 0.2, note)
+    figure.text(1.03 / width, 0.2,
+                "colour: how much more a place raises this score than all scores on average, from none")
+    bar = figure.add_axes([4.03 / width, 0.2, 0.5 / width, 0.2])
     bar.imshow(np.linspace(0, 1, 256)[None], cmap=colours, aspect="auto")
     bar.set_axis_off()
-    figure.text(4.6 / 6, 0.2, "to the most in this map")
+    figure.text(4.6 / width, 0.2, "to the most in this map")
     return np.concatenate([strip, _picture_of(figure)])
 
 
