@@ -105,7 +105,7 @@ class PersonalityNetwork(nn.Module):
         kind = self.kind = architecture.kind
         self.backbone = kind.build()
         if kind.classifier:
-            setattr(self.backbone, kind.classifier, nn.Identity())
+            self.backbone.set_submodule(kind.classifier, nn.Identity())
         self.trained, self.frozen = architecture.trained, architecture.frozen
         width = kind.features_per_view * len(kind.views)
         components = min(settings.components, width)
