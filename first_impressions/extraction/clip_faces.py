@@ -140,8 +140,8 @@ def extract_clip_faces(path: str, face_dir: str, frames: FrameSettings, crop: Cr
 class FaceSettings(CropSettings):
     """How faces become chips, and which faces of which frames are taken.
 
-    keep_picture: also return a picture of a frame with a face; min_confidence: faces with a lower score of the detector
-    are left out, None: none; most_seconds: longer clips are refused, None: none.
+    keep_picture: also return a picture of a frame with a face; min_confidence: less confident faces are
+    left out, None: none; most_seconds: longer clips are refused, None: none.
     """
     frames: FrameSettings
     keep_picture: bool = False
@@ -151,8 +151,8 @@ class FaceSettings(CropSettings):
 
 class Face(NamedTuple):
     """A face: the index of its frame, the frame's time in seconds (0 for a picture, NaN if the clip does not tell),
-    the number of its person from 1, its box in pixels of the frame, the detector's score and name, and where its JPEG
-    begins and ends in the file of chips."""
+    the number of its person from 1, its box in pixels of the frame, the detector's confidence and name, and where its
+    JPEG begins and ends in the file of chips."""
     frame: int
     seconds: float
     person: int

@@ -28,10 +28,10 @@ PYRAMID_STEP = 6 / 5
 SAME_FACE = 0.4     # overlap of two boxes of one face, at least
 # The CNN detector takes 5 microseconds a pixel: pictures are brought to this many, but not enlarged by more than
 # CNN_ENLARGEMENT. It finds faces of CNN_SMALLEST pixels. Of 60 portraits without a face for the HOG detector it found
-# one in 47 at 155,000 pixels, in 43 at a quarter of these. Faces with a lower score than CNN_SCORE are not taken.
+# one in 47 at 155,000 pixels, in 43 at a quarter of these. Weaker faces than CNN_CONFIDENCE are not taken.
 CNN_PIXELS = 150_000
 CNN_ENLARGEMENT = 2.5
-CNN_SCORE = 0.6
+CNN_CONFIDENCE = 0.6
 CNN_SMALLEST = 40
 
 
@@ -74,11 +74,11 @@ class Box(NamedTuple):
 class FoundFace(NamedTuple):
     """A face in a picture.
 
-    box: in pixels of the picture; detector: "hog" or "cnn"; confidence: the score of the HOG detector at the scale
-    where the face was found, how far it lies above the detector's threshold (King 2015, Max-Margin Object Detection,
+    box: in pixels of the picture; detector: "hog" or "cnn"; confidence: that of the HOG detector at the scale
+    at which the face was found, how far it lies above the detector's threshold (King 2015, Max-Margin Object Detection,
     https://arxiv.org/abs/1502.00046). It has no unit and is not a probability. Usual are 0.3 to 2.4, the median is 1.2
-    (9 in 10 of 200 frames of 20 clips); below 0 are faces that two scales found at one place. The scores of the CNN
-    detector are CNN_SCORE to 1.1.
+    (9 in 10 of 200 frames of 20 clips); below 0 are faces that two scales found at one place. Those of the CNN
+    detector are CNN_CONFIDENCE to 1.1.
     """
     box: Box
     confidence: float
@@ -96,7 +96,7 @@ def _box(rectangle):
 
 
 # Pictures are uint8, grey H x W or RGB H x W x 3, C-contiguous; the faces found come the largest first, of equally
-# large ones the one with the highest score.
+# large ones the most confident one.
 
 @functools.cache  # once in a process
 def _hog_detector():
@@ -108,21 +108,21 @@ def _cnn_detector():
     return dlib.cnn_face_detection_model_v1(str(packaged_model("mmod_human_face_detector.dat")))
 
 
-def find_hog(picture: np.ndarray, least_score: float, scale: float = 1.0) -> list[FoundFace]:
+def find_hog(picture: np.ndarray, threshold: float, scale: float = 1.0) -> list[FoundFace]:
     """Return the faces of SMALLEST_BOX pixels and more, their edges multiplied by scale, that dlib's detector of
     frontal faces finds: a linear filter on histograms of gradients (HOG), over a pyramid of scales."""
     heartbeat()
-    boxes, scores, _ = _hog_detector().run(picture, 0, least_score)
+    boxes, scores, _ = _hog_detector().run(picture, 0, threshold)
     return _largest_first(FoundFace(_box(box).scaled(scale), score) for box, score in zip(boxes, scores))
 
 
 def find_finest(picture: np.ndarray, width: float = 0.0) -> list[FoundFace]:
     """Return the faces of at least a width in pixels that the HOG detector has at full size with one upsampling.
 
-    They have the same scores and boxes (at a width, rarely a pixel off), the larger ones in a quarter of the time: the
-    picture is made smaller as dlib does it, and only the larger faces of its pyramid are searched. Boxes come in steps
-    of PYRAMID_STEP. So in a picture made smaller in another way the other one of two faces of nearly one size may be
-    the larger.
+    Confidences and boxes are the same (at a width, rarely a pixel off); the larger faces take a quarter of the time:
+    the picture is made smaller as dlib does it, and only the larger faces of its pyramid are searched. Boxes come in
+    steps of PYRAMID_STEP. So in a picture made smaller in another way the other one of two faces of nearly one size may
+    be the larger.
     """
     heartbeat()
     scale = max(1.0, max(picture.shape[:2]) / FINEST_SIDE)
@@ -147,7 +147,7 @@ def find_finest(picture: np.ndarray, width: float = 0.0) -> list[FoundFace]:
 
 
 def find_small(picture: np.ndarray) -> list[FoundFace]:
-    """Return the faces of a picture that are too small for find_finest without upsampling, with their scores in the
+    """Return the faces of a picture that are too small for find_finest without upsampling, as confident as in the
     picture at twice the size; none if that has an upsampling."""
     scale = max(1.0, max(picture.shape[:2]) / FINEST_SIDE)
     if 2 * max(picture.shape[:2]) <= FINEST_SIDE:
@@ -174,7 +174,7 @@ def find_cnn(picture: np.ndarray) -> list[FoundFace]:
     if min(picture.shape[:2]) * factor < CNN_SMALLEST:  # smaller ones are not valid input for the network
         return []
     return _largest_first(FoundFace(_box(face.rect).scaled(1 / factor), face.confidence, "cnn")
-                          for face in _cnn_detector()(resized(picture, factor), 0) if face.confidence >= CNN_SCORE)
+                          for face in _cnn_detector()(resized(picture, factor), 0) if face.confidence >= CNN_CONFIDENCE)
 
 
 def _largest_first(faces):

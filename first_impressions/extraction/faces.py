@@ -38,24 +38,23 @@ OTHER_PICTURE_SUFFIXES = frozenset([".dng", ".heics", ".heifs", ".jp2", ".jxl"])
 EIGHT_BIT_MODES = frozenset(["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB"])  # of Pillow
 HEIC_BRANDS = frozenset([b"avif", b"avis", b"heic", b"heim", b"heis", b"heix", b"hevc", b"hevx", b"mif1", b"msf1"])
 
-# Longest side in pixels of the pictures searched one after the other, whether in colour, and the score from which a
-# face found there ends the search. dlib's smallest face is 80 pixels wide: at a coarse scale a smaller one gets a low
-# score and a box that is too large, so low scores are settled at a finer scale. Grey takes two thirds of the time of
+# Longest side in pixels of the pictures searched one after the other, whether in colour, and the confidence from which
+# a face found there ends the search. dlib's smallest face is 80 pixels wide: at a coarse scale a smaller one gets a low
+# confidence and a box that is too large, so it is settled at a finer scale. Grey takes two thirds of the time of
 # colour. Two weak faces at one place at two scales are one clear face; that spares the last, slow search. Chosen on 600
-# frames of 20 clips: where dlib's detector at full size with one upsampling has a face, the largest here is the same
-# one.
+# frames of 20 clips: if dlib's detector at full size with one upsampling has a face, the largest here is the same one.
 COARSE_SEARCHES = ((320, False, 0.5), (480, False, 0.3), (640, True, 0.15))
-WEAK_SCORE = -0.2
+WEAK_CONFIDENCE = -0.2
 # The part of a picture that is searched around a place where a face is expected: how many times as wide as the face,
 # and how wide in pixels the face becomes in it (the detector's smallest face is 80). Chosen on 600 frames of 20 clips.
 REGION = 1.6
 FACE_WIDTH = 88
-# Beside a face of at least CLEAR_SCORE one with a lower score counts if it is also seen at another scale: in one of
-# these widths with at least this score. A patch of cloth that the detector takes for a face has 0 to 0.2 at one scale
-# and at most 0.21 in these; the true faces of 20 clips with a low score beside a clear one have 0.5 and more.
-CLEAR_SCORE = 0.5
+# Beside a face of at least CLEAR_CONFIDENCE a weaker one counts if it is also seen at another scale: in one of these
+# widths with at least SEEN_AGAIN_CONFIDENCE. A patch of cloth that the detector takes for a face has 0 to 0.2 at one
+# scale and at most 0.21 in these; the true faces of 20 clips that are weak beside a clear one have 0.5 and more.
+CLEAR_CONFIDENCE = 0.5
 OTHER_WIDTHS = (84, 96, 80, 88, 92, 100, 108)
-SEEN_AGAIN_SCORE = 0.3
+SEEN_AGAIN_CONFIDENCE = 0.3
 TURNED_SIDE = 960   # longest side in pixels of the pictures that are turned; faces of a twelfth of it are found
 MOST_FRAMES = 3     # of a clip are looked at again: the first ones of the draw, which stay the same if more are drawn
 NEAR_STEP = 1.25    # two boxes that differ by no more than this factor may be of faces of one size: a step, rounded
@@ -111,12 +110,12 @@ def search_faces(picture: np.ndarray, finest_width: float = 0.0) -> tuple[list[F
     finest_width: that of the smallest faces that are worth the slow search."""
     longest, weak = max(picture.shape[:2]), []
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-    for side, in_colour, least_score in COARSE_SEARCHES:
+    for side, in_colour, threshold in COARSE_SEARCHES:
         if side > longest:
             break
         scale = longest / side
-        found = detectors.find_hog(resized(picture if in_colour else grey, 1 / scale), WEAK_SCORE, scale)
-        if found and max(face.confidence for face in found) >= least_score:
+        found = detectors.find_hog(resized(picture if in_colour else grey, 1 / scale), WEAK_CONFIDENCE, scale)
+        if found and max(face.confidence for face in found) >= threshold:
             # A weak one beside a clear one is noise, mostly.
             clear = true_faces(picture, [face for face in found if face.confidence >= 0])
             return clear, [face for face in found if face.confidence < 0], SMALLEST_BOX * scale
@@ -130,13 +129,13 @@ def search_faces(picture: np.ndarray, finest_width: float = 0.0) -> tuple[list[F
 
 
 def true_faces(picture: np.ndarray, faces: list[FoundFace], known: Container[FoundFace] = ()) -> list[FoundFace]:
-    """Return the faces without those that have a low score beside a clear one and are not seen at another scale, the
+    """Return the faces without weak ones beside a clear one that are not seen at another scale, the
     largest first: by their boxes, and if these are within a step of the largest by the landmarks. known: faces that are
     kept anyway."""
-    if max((face.confidence for face in faces), default=0.0) >= CLEAR_SCORE:
-        faces = [face for face in faces if face in known or face.confidence >= CLEAR_SCORE or any(
+    if max((face.confidence for face in faces), default=0.0) >= CLEAR_CONFIDENCE:
+        faces = [face for face in faces if face in known or face.confidence >= CLEAR_CONFIDENCE or any(
             near.box.overlap(face.box) > SAME_FACE for width in OTHER_WIDTHS
-            for near in faces_near(picture, face.box, width, SEEN_AGAIN_SCORE))]
+            for near in faces_near(picture, face.box, width, SEEN_AGAIN_CONFIDENCE))]
     if len(faces) < 2:
         return faces
     widest = max(face.box.width for face in faces)
@@ -145,7 +144,7 @@ def true_faces(picture: np.ndarray, faces: list[FoundFace], known: Container[Fou
     return sorted(faces, key=sizes.get, reverse=True)
 
 
-def faces_near(picture: np.ndarray, box: Box, width: int = FACE_WIDTH, least_score: float = 0.0) -> list[FoundFace]:
+def faces_near(picture: np.ndarray, box: Box, width: int = FACE_WIDTH, threshold: float = 0.0) -> list[FoundFace]:
     """Return the faces around a box, the largest first: one fast search, in grey, in which a face as large as the box
     is `width` pixels wide."""
     (x, y), reach = box.centre, round(REGION * box.width / 2)
@@ -155,14 +154,14 @@ def faces_near(picture: np.ndarray, box: Box, width: int = FACE_WIDTH, least_sco
         return []
     scale = width / box.width
     region = resized(cv2.cvtColor(region, cv2.COLOR_RGB2GRAY), scale)
-    return [face._replace(box=face.box.moved(left, top)) for face in detectors.find_hog(region, least_score, 1 / scale)]
+    return [face._replace(box=face.box.moved(left, top)) for face in detectors.find_hog(region, threshold, 1 / scale)]
 
 
 def faces_from_width(picture: np.ndarray, width: float) -> list[FoundFace]:
-    """Return what may be a face of at least a width in pixels, also with a doubtful score, the largest first: one fast
+    """Return what may be a face of at least a width in pixels, also a doubtful one, the largest first: one fast
     search, in grey."""
     scale = max(width / SMALLEST_BOX, 0.5, max(picture.shape[:2]) / detectors.FINEST_SIDE)
-    return detectors.find_hog(resized(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), 1 / scale), WEAK_SCORE, scale)
+    return detectors.find_hog(resized(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), 1 / scale), WEAK_CONFIDENCE, scale)
 
 
 def look_again(picture: np.ndarray, detector: str) -> tuple[list[FoundFace], str]:
@@ -178,7 +177,7 @@ def look_again(picture: np.ndarray, detector: str) -> tuple[list[FoundFace], str
     for quarters in (1, 2, 3) if min(small.shape) >= SMALLEST_BOX else ():
         turned, turned_small = (np.ascontiguousarray(np.rot90(side, -quarters)) for side in (picture, small))
         found = detectors.find_hog(turned_small, 0.0, 1 / scale)
-        if any(face.confidence >= CLEAR_SCORE for face in found) or (found and detector == "auto" and any(
+        if any(face.confidence >= CLEAR_CONFIDENCE for face in found) or (found and detector == "auto" and any(
                 face.box.overlap(seen.box) > SAME_FACE for face in detectors.find_cnn(turned) for seen in found)):
             return [], (f"{NO_FACE}; one is found if the picture is turned by {90 * quarters} degrees clockwise: "
                         "turn the file")
