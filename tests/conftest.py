@@ -141,8 +141,9 @@ def run(monkeypatch, tmp_path, capfd):
 
 
 def listen_to_ctrl_c():
-    """For preexec_fn: a test suite that was started in the background hands down that Ctrl-C is ignored."""
+    """For preexec_fn: a test suite that was started in the background, or by nohup, hands down what is ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -225,6 +225,7 @@ def test_scores_are_kept_when_the_terminal_closes(trained, tmp_path):
     fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
 
     def take_terminal():
+        listen_to_ctrl_c()
         os.setsid()
         fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
 

@@ -10,6 +10,7 @@ SQLite rather than LMDB, HDF5 or zarr: it comes with every Python, a kill at any
 and several processes may read while one writes, which LMDB does not do on network disks.
 """
 import contextlib
+import errno
 import hashlib
 import os
 import sqlite3
@@ -152,8 +153,11 @@ class StoredFeatures:
                 with database:
                     database.execute("BEGIN")
                     yield database
-        except sqlite3.OperationalError as error:   # no room on the disk, no permission, no locks
-            raise OSError(f"{self.path}: {error}; --cache off keeps no features") from None
+        except sqlite3.OperationalError as error:
+            if "disk is full" in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path)) from None
+            # No permission, or no locks.
+            raise UserError(f"{self.path}: {error}; --cache off keeps no features") from None
 
     def find(self, wanted: list[tuple[bytes, str]], mend: bool = False) -> np.ndarray:
         """Look for the records of clips, (name, stamp) each, and keep where they are; return bool C, True for found.
