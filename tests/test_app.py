@@ -23,6 +23,7 @@ import pytest
 import app
 from conftest import REPOSITORY, listen_to_ctrl_c, run_script_in
 from first_impressions.common.constants import TRAITS
+from first_impressions.extraction.frames import FrameSettings
 from first_impressions.prediction.scoring import load_scorer
 from make_media import portrait, write_clip
 
@@ -168,7 +169,8 @@ def test_a_long_recording_is_scored_in_pieces(trained, tmp_path):
     face = portrait(256)
     write_clip(tmp_path / "talk.mp4", 76, (256, 256), lambda index, width, height: face,
                times=[1000 * index for index in range(76)])
-    shared = app.App(load_scorer("one", trained), 1, 1, most_bytes=10**9, most_seconds=900, most_files=1)
+    frames = FrameSettings(1, piece=app.PIECE, whole_up_to=app.WHOLE_UP_TO)
+    shared = app.App(load_scorer("one", trained), frames, 1, most_bytes=10**9, most_seconds=900, most_files=1)
     *_, (progress, results) = shared.score([str(tmp_path / "talk.mp4")], every_face=False)
     assert "1 of 1 file scored" in progress and "the mean over its pieces of 15 seconds" in results
     table = base64.b64decode(results.partition("base64,")[2].partition('"')[0]).decode()
@@ -247,7 +249,7 @@ def test_files_are_deleted_after_an_hour(monkeypatch, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     scorer = SimpleNamespace(network=None, checkpoint=SimpleNamespace(neuroticism_is_stability=False))
-    shared = app.App(scorer, 1, 1, most_bytes=1000, most_seconds=1, most_files=1)
+    shared = app.App(scorer, FrameSettings(1), 1, most_bytes=1000, most_seconds=1, most_files=1)
     blocks = app.launch(shared, port, "secret")
     try:
         path = upload(port, "secret")

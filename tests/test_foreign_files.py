@@ -20,6 +20,7 @@ import extract_faces_from_videos
 import extract_frames_from_videos
 import predict
 from first_impressions.common.constants import CLIP_SUFFIXES, TRAITS
+from first_impressions.extraction.frames import FrameSettings
 from first_impressions.prediction.scoring import load_scorer
 from make_media import read_frames, write_clip
 from read_back import overlap, rows_of
@@ -89,7 +90,7 @@ def test_every_way_in_finds_the_same_faces(scores, tmp_path, run):
 def test_the_page_scores_foreign_files(long_run):
     names = FILES if long_run else FILES[::3]
     paths = [str(FOREIGN / name) for name in names]
-    page = app.App(load_scorer("pretrained", "runs"), 10, 2, 10**9, 10**6, 50)
+    page = app.App(load_scorer("pretrained", "runs"), FrameSettings(10), 2, 10**9, 10**6, 50)
     *_, (progress, results) = page.score(paths, False)
     assert "Not scored" not in results and results.count("<img") >= 2 * len(names)
 

@@ -20,6 +20,7 @@ import extract_faces_from_videos
 import extract_frames_from_videos
 import predict
 from conftest import signals_kept
+from first_impressions.extraction.frames import FrameSettings
 from first_impressions.extraction.packets import list_packets
 from first_impressions.prediction.scoring import load_scorer
 from fuzz_media import mutate
@@ -181,7 +182,7 @@ def test_every_way_finds_the_same_faces(gallery):
 def test_the_page_scores_them(gallery, long_run):
     media = gallery.media if long_run else gallery.media[::8]
     paths = [str(gallery.path(medium)) for medium in media]
-    page = app.App(load_scorer("pretrained", "runs"), FEW, 2, 10**9, 10**6, 500)
+    page = app.App(load_scorer("pretrained", "runs"), FrameSettings(FEW), 2, 10**9, 10**6, 500)
     *_, (progress, results) = page.score(paths, False)
     for medium in media:
         entry = results[results.index(medium.file):].split("</article>")[0]

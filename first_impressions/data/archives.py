@@ -144,15 +144,20 @@ class Unpacker:
             self.made += 1
         self.bar.update(item.size())
 
+    def _require_space(self, item):
+        if shutil.disk_usage(self.data_dir).free < item.size() + RESERVE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(self.data_dir))
+
     @contextlib.contextmanager
     def _extracted(self, reader, item):
         """Yield the path that a member was written to, its checksum checked; remove what is left there."""
-        if shutil.disk_usage(self.data_dir).free < item.size() + RESERVE:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(self.data_dir))
+        self._require_space(item)
         with tempfile.TemporaryDirectory(suffix=".tmp", dir=self.data_dir / SCRATCH) as folder:
             try:
                 reader.extract_to(folder, [item.index()])
             except pybit7z.BitException as error:
+                shutil.rmtree(folder, ignore_errors=True)
+                self._require_space(item)   # somebody else may have filled the disk meanwhile
                 raise UserError(f"damaged ({error}); download the archive again") from None
             yield next(Path(folder).iterdir())  # named after the member, as far as the disk allows such names
 
