@@ -9,6 +9,7 @@
 that the test itself started.
 """
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -31,6 +32,10 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, or
 
 # Before anything imports torch: the tests start several processes at once, which share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if sys.platform == "linux":
+    # PR_CAPBSET_DROP, CAP_SYS_NICE: Chromium, started by root, gives itself and the tests real-time priority, and can
+    # starve the whole machine for ever.
+    ctypes.CDLL(None).prctl(24, 23)
 
 
 def pytest_addoption(parser):
