@@ -89,7 +89,7 @@ from model_architectures import ARCHITECTURES, architecture_named
 
 ROOM_NEEDED = 1_000_000  # bytes; with less than that on the disk an error of Ray's is one of the disk
 TRIALS_DIR, OLD_SEARCH = "search", ".search.old"
-RESULTS = ("trials.csv", "best_config.json")
+TRIALS_TABLE, BEST_CONFIG = "trials.csv", "best_config.json"
 
 
 def short_name(trial) -> str:
@@ -119,9 +119,9 @@ def trial_table(results: tune.ResultGrid, num_epochs: int) -> pandas.DataFrame:
 
 def write_results(folder: Path, results: tune.ResultGrid, table: pandas.DataFrame, space: dict, found: dict) -> None:
     """Write trials.csv, best_config.json with what was found, and TensorBoard's table of what varied."""
-    with atomic_write(folder / "trials.csv") as partial:
+    with atomic_write(folder / TRIALS_TABLE) as partial:
         table.to_csv(partial, index=False)
-    with atomic_write(folder / "best_config.json") as partial:
+    with atomic_write(folder / BEST_CONFIG) as partial:
         partial.write_text(json.dumps(found, indent=2) + "\n")
     varying = [key for key, value in space.items() if hasattr(value, "sample") or isinstance(value, dict)]
     for result in results:
@@ -161,7 +161,7 @@ def print_results(args: argparse.Namespace, table: pandas.DataFrame, splits: tup
     frozen = architecture_named(args.model).frozen
     batch_size = min(int(best["batch_size"]), sum(number_of_samples(split, frozen) for split in splits))
     words = ["python", "train.py", args.num_epochs, "final", args.model, "true", batch_size, "--config",
-             place / "best_config.json"]
+             place / BEST_CONFIG]
     print(f"next: {shlex.join(map(str, words))}{folder_options(args)}")
     return True
 
@@ -174,7 +174,7 @@ def settle_trials(folder: Path) -> None:
     if not old.is_dir():
         return
     if list((folder / TRIALS_DIR).glob(f"*/{experiment.TRAINING_TABLE}")):
-        for name in RESULTS:
+        for name in (TRIALS_TABLE, BEST_CONFIG):
             (folder / name).unlink(missing_ok=True)
     else:
         shutil.rmtree(folder / TRIALS_DIR, ignore_errors=True)
@@ -191,7 +191,7 @@ def prepare_folder(folder: Path, record: dict, args: argparse.Namespace) -> bool
         return tune.Tuner.can_restore(str(folder / TRIALS_DIR))
     if args.resume:
         print(f"note: {folder} contains no search yet; a new one is started", file=sys.stderr)
-    for name in (TRIALS_DIR, experiment.SEARCH_RECORD) if (folder / experiment.SEARCH_RECORD).exists() else ():
+    for name in (TRIALS_DIR, experiment.SEARCH_RECORD):
         if (folder / name).exists():
             (folder / OLD_SEARCH).mkdir(exist_ok=True)
             os.replace(folder / name, folder / OLD_SEARCH / name)

@@ -126,6 +126,12 @@ def test_search_asks_ray_before_it_touches_the_old_search(run, chip_data, tmp_pa
     assert contents(folder) == before
 
 
+def test_a_search_does_not_mix_with_trials_whose_record_is_gone(tmp_path):
+    (tmp_path / "search" / "trial_00007").mkdir(parents=True)
+    assert not search.prepare_folder(tmp_path, {"used": "new"}, SimpleNamespace(resume=False))
+    assert not (tmp_path / "search").exists()
+
+
 @pytest.mark.parametrize("has_result", [False, True])
 def test_a_killed_search_has_replaced_the_old_one_only_with_a_result(tmp_path, has_result):
     old = ("search_args.json", "trials.csv", "best_config.json", "search/trial_00000/training.csv")
