@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 from first_impressions.common.command_line import VERSION, UserError
 from first_impressions.common.constants import TRAITS
 from first_impressions.common.device import Machine
-from first_impressions.common.experiment import PRETRAINED, SUITE, TO_GIVE_AWAY, experiment_folder
+from first_impressions.common.experiment import CHECKPOINTS, PRETRAINED, SUITE, TO_GIVE_AWAY, experiment_folder
 from first_impressions.common.files import atomic_write
 from first_impressions.networks.network import Architecture, PersonalityNetwork, build_network, load_network_state
 from first_impressions.networks.settings import Settings, Share
@@ -151,7 +151,7 @@ def find_checkpoint(experiment_dir: str | os.PathLike) -> Path:
             return experiment_dir / name
     if experiment_dir.name == PRETRAINED:
         return SUITE / PRETRAINED / TO_GIVE_AWAY
-    others = sorted({path.parent.name for path in experiment_dir.parent.glob("*/checkpoint_*.pt")})
+    others = sorted({path.parent.name for path in experiment_dir.parent.glob(f"*/{CHECKPOINTS}")})
     near = difflib.get_close_matches(experiment_dir.name, [*others, PRETRAINED], 1)
     problem = "contains no checkpoint" if experiment_dir.is_dir() else "no such experiment"
     raise UserError(f"{experiment_dir}: {problem}; " + (f"did you mean {near[0]}? " if near else "")
