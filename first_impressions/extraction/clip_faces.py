@@ -76,9 +76,11 @@ def find_clip_faces(path: str, packets: Packets, frames: FrameSettings, crop: Cr
         faces_in.update((index, search(index, picture)) for index, picture in portion)
         for index, picture in portion:
             yield FrameFaces(index, picture, faces_in[index], "" if faces_in[index] else NO_FACE)
+    if not faces_in or any(faces_in.values()):
+        return
     drawn = frames.choose(clip, packets)
     again = choose_frames(clip, drawn, MOST_FRAMES, frames.seed)
-    if not faces_in or any(faces_in.values()) or any(index in with_face for index in drawn - again):
+    if any(index in with_face for index in drawn - again):
         return
     pictures = list(read_frames(path, packets, again))
     # A run that was killed may have left some of the chips of a second look.
