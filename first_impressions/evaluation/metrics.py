@@ -36,7 +36,7 @@ def _with_mean(values):
     return pandas.concat([values.mean(axis=1).rename("mean"), values], axis=1)
 
 
-def _accuracies(labels, predictions):
+def accuracies_of_clips(labels: pandas.DataFrame, predictions: pandas.DataFrame) -> pandas.DataFrame:
     """Return 1 - |error| of each clip of the labels, columns ROWS."""
     return _with_mean(1 - (labels[list(TRAITS)] - predictions.loc[labels.index, list(TRAITS)]).abs())
 
@@ -45,7 +45,7 @@ def basic_figures(labels: pandas.DataFrame, predictions: pandas.DataFrame) -> pa
     """Return accuracy (1 - mean |error|) and pearson of two DataFrames of the same clips: DataFrame, index ROWS. If
     predictions or labels of a trait are constant, its r is NaN, and so is the mean: a network that has given up a trait
     must not look better for it."""
-    return pandas.DataFrame({"accuracy": _accuracies(labels, predictions).mean(),
+    return pandas.DataFrame({"accuracy": accuracies_of_clips(labels, predictions).mean(),
                              "pearson": _column_measures(labels, predictions)["pearson"]}, index=list(ROWS))
 
 
@@ -140,7 +140,8 @@ def figure_table(labels: pandas.DataFrame, predictions: pandas.DataFrame, consta
     three over speakers (accuracy_low, accuracy_high and so on), and the columns of _column_measures.
     """
     labels, speakers = labels[list(TRAITS)], speakers.loc[labels.index]
-    of_clips = {"accuracy": _accuracies(labels, predictions), "constant": _with_mean(1 - (labels - constant).abs())}
+    of_clips = {"accuracy": accuracies_of_clips(labels, predictions),
+                "constant": _with_mean(1 - (labels - constant).abs())}
     of_clips["gain"] = of_clips["accuracy"] - of_clips["constant"]
     of_clips["bias"] = _with_mean(predictions.loc[labels.index, list(TRAITS)] - labels)
     columns = {"clips": len(labels), "speakers": speakers.nunique()}
@@ -164,7 +165,7 @@ def compare(labels: pandas.DataFrame, ours: list[pandas.DataFrame], theirs: list
     clips = functools.reduce(pandas.Index.intersection, [some.index for some in (*ours, *theirs)], labels.index)
     if clips.empty:
         raise UserError("--compare: the two have no clip in common")
-    accuracies = {name: [_accuracies(labels.loc[clips], some) for some in side]
+    accuracies = {name: [accuracies_of_clips(labels.loc[clips], some) for some in side]
                   for name, side in (("first", ours), ("second", theirs))}
     first, second = (sum(side) / len(side) for side in accuracies.values())
     difference, speakers = first - second, speakers.loc[clips]

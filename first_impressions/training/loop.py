@@ -20,7 +20,7 @@ from first_impressions.common.command_line import UserError, counted, progress_b
 from first_impressions.common.constants import TRAITS
 from first_impressions.common.device import is_main_process, rank, send, world_size
 from first_impressions.data.chips import epoch_batches
-from first_impressions.evaluation.metrics import basic_figures, scores_of_clips
+from first_impressions.evaluation.metrics import accuracies_of_clips, basic_figures, scores_of_clips
 from first_impressions.networks.losses import LOSSES
 from first_impressions.networks.network import PersonalityNetwork, load_network_state
 from first_impressions.networks.principal_components import MOST_ROWS
@@ -169,7 +169,7 @@ def validate(network: PersonalityNetwork, samples: Samples, loss: str, constant:
     readable = ~np.isnan(scores).any(axis=1)
     figures = {"loss_valid": float(LOSSES[loss](torch.from_numpy(scores[readable]), samples.targets[readable]))}
     table = basic_figures(labels, clips)
-    table["gain"] = table["accuracy"] - basic_figures(labels, 0 * labels + constant)["accuracy"]
+    table["gain"] = table["accuracy"] - accuracies_of_clips(labels, 0 * labels + constant).mean()
     for figure in ("accuracy", "gain", "pearson"):
         figures.update(table[figure].add_prefix(f"{figure}_").to_dict())
     return figures
